@@ -1,0 +1,88 @@
+# Ambit. `make` or `make help` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# The toolchain of go.mod, also where the environment pins another one.
+export GOTOOLCHAIN := $(shell awk '$$1 == "toolchain" {print $$2}' go.mod)
+export GOFLAGS := -buildvcs=false
+export CGO_ENABLED := 0
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X github.com/ambit-mesh/ambit/internal/daemon.Version=$(VERSION)
+
+KUBECTL := bin/kubectl
+CLUSTER := bin/cluster
+
+##@ The two commands
+
+demo: cluster images-load bin/ambit ## The main job, on a real three-node cluster made on this machine; leaves it up
+	go run ./e2e/demo
+
+test: setup fresh lint test-unit test-e2e ## Everything: generated code, lint, unit and kernel tests, end to end on a real cluster
+# Not part of it, each with a target of its own: test-cluster (the test bed itself), bench.
+
+##@ Build
+
+bin/ambit: FORCE ## The command-line tool
+	go build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cli
+
+images: ## Container images as OCI tars in .tmp/images, without a Docker daemon
+	go run ./deploy/images -version '$(VERSION)' -out .tmp/images
+
+generate: setup ## Regenerate all generated code: protobuf, CRDs, BPF objects
+	go run ./api/gen
+	go tool controller-gen object paths=./api/v1alpha1 crd paths=./api/v1alpha1 output:crd:dir=deploy/manifests/crds
+	go generate ./bpf
+
+##@ Check
+
+fresh: generate ## Prove that the committed generated code is what the sources give
+	@git diff --exit-code -- api deploy/manifests/crds bpf || { echo 'generated code is stale: run make generate and commit the result'; exit 1; }
+
+lint: ## gofmt, vet
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "not gofmt-clean: $$unformatted"; exit 1; }
+	go vet ./...
+	go vet -tags e2e ./e2e/...
+
+test-unit: setup ## Unit tests, and kernel tests in network namespaces (root)
+	go test ./...
+
+test-e2e: cluster images-load bin/ambit ## End to end, on the cluster
+	go test -tags e2e -count=1 -timeout 40m ./e2e
+
+test-cluster: setup ## The test bed's own life cycle: up, reboot, crash half-way, down
+	cd e2e/cluster && go test -tags cluster -count=1 -timeout 30m ./...
+
+##@ Cluster
+
+cluster: setup $(CLUSTER) ## A real three-node Kubernetes on this machine
+	$(CLUSTER) build
+	$(CLUSTER) up
+
+images-load: images $(CLUSTER) ## Import the images into every node
+	$(CLUSTER) load .tmp/images/*.tar
+
+cluster-down: $(CLUSTER) ## Remove the cluster, and all that it left on the machine
+	$(CLUSTER) down
+
+cluster-reboot: $(CLUSTER) ## A power cut: make cluster-reboot NODE=n2
+	$(CLUSTER) reboot $(NODE)
+
+$(CLUSTER): FORCE
+	cd e2e/cluster && go build -o ../../$(CLUSTER) .
+
+##@ Machine
+
+PACKAGES := clang-14 llvm-14 libbpf-dev linux-libc-dev iproute2 tcpdump
+
+setup: ## Install the Debian or Ubuntu packages that the other targets need
+	@missing=$$(for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
+	if [ -n "$$missing" ]; then apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; fi
+
+help: ## This list
+	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-zA-Z\/_-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+FORCE:
+.PHONY: FORCE demo test images generate fresh lint test-unit test-e2e test-cluster cluster images-load cluster-down cluster-reboot setup help
