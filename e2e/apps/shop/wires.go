@@ -1,0 +1,56 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+)
+
+// Ports of the wires role: plain TCP behaviours that a faithful tunnel carries.
+const (
+	portEcho     = ":7001" // every byte comes back
+	portChecksum = ":7002" // reads until the client's half-close, answers with count and SHA-256
+	portReset    = ":7003" // reads one byte, then resets
+	portHang     = ":7004" // the server closes its half at once, then counts what it reads
+)
+
+// serveWires is a server of TCP behaviours, and a web server on :8080.
+func serveWires(ctx context.Context) error {
+	for port, serve := range map[string]func(net.Conn){
+		portEcho:     func(c net.Conn) { io.Copy(c, c) },
+		portChecksum: checksum,
+		portReset: func(c net.Conn) {
+			io.ReadFull(c, make([]byte, 1))
+			c.(*net.TCPConn).SetLinger(0)
+		},
+		portHang: func(c net.Conn) {
+			c.(*net.TCPConn).CloseWrite()
+			io.Copy(io.Discard, c)
+		},
+	} {
+		listener, err := net.Listen("tcp", port)
+		if err != nil {
+			return err
+		}
+		defer listener.Close()
+		go accept(listener, serve)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("/healthz", healthz)
+	mux.HandleFunc("/whoami", whoami)
+	mux.HandleFunc("/bytes", sendBytes)
+	return serveHTTP(ctx, env("LISTEN", ":8080"), mux)
+}
+
+func checksum(c net.Conn) {
+	hash := sha256.New()
+	n, err := io.Copy(hash, c)
+	if err != nil {
+		return
+	}
+	fmt.Fprintf(c, "%d %s\n", n, hex.EncodeToString(hash.Sum(nil)))
+}
