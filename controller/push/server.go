@@ -1,0 +1,169 @@
+// Package push serves published resources to proxies: incremental aggregated
+// discovery (delta ADS), the configuration protocol of the field's data planes.
+//
+//	server.go        publications, and which proxies acknowledged them
+//	connection.go    one proxy: its stream, and a goroutine that sends to it
+//	subscription.go  one type on one connection: what is wanted, held, in flight
+//	set.go           an immutable set of resources, its indexes and differences
+//
+// A proxy subscribes to a type in full (`*`, or an empty first request) or to
+// single keys, by name or by alias. A publication wakes every connection; each
+// works out for itself what its proxy lacks. At most one response per type is
+// unacknowledged on a connection, so changes that come meanwhile coalesce and a
+// slow proxy costs its own progress only.
+//
+// Invariants: nothing is sent before the first publication; what a proxy said
+// it has is not sent again; an acknowledged publication N means that the proxy
+// works with N or newer, and a rejection never counts as one; only
+// authenticated proxies are answered.
+//
+// Making resources is translate's job, authenticating a caller the CA's.
+package push
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ambit-mesh/ambit/controller/resource"
+)
+
+// MaxRequestBytes is what a gRPC server has to accept for a proxy to resume with
+// the versions of all it holds: about 64 bytes a resource, for 500,000.
+const MaxRequestBytes = 32 << 20
+
+// Peer is who is at the other end of a stream, as proven, not as claimed.
+type Peer struct {
+	Namespace      string
+	ServiceAccount string
+	PodName        string
+	PodUID         string
+	Node           string
+}
+
+// Authenticator proves who opened a stream.
+type Authenticator interface {
+	Authenticate(ctx context.Context) (Peer, error)
+}
+
+// ProxyKey names a connected proxy.
+type ProxyKey struct {
+	Node string
+	Pod  string
+}
+
+// Config of a [Server].
+type Config struct {
+	// Authenticator of streams; required.
+	Authenticator Authenticator
+	// Namespace and ServiceAccount of the proxies that may subscribe.
+	Namespace      string
+	ServiceAccount string
+
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+}
+
+// Server implements the aggregated discovery service. Register it with
+// discovery.RegisterAggregatedDiscoveryServiceServer.
+type Server struct {
+	discovery.UnimplementedAggregatedDiscoveryServiceServer
+
+	// fixed after New
+	config  Config
+	logger  *slog.Logger
+	metrics *metrics
+	closed  chan struct{}
+	close   func()
+
+	world atomic.Pointer[world]
+
+	publishing sync.Mutex // one Publish at a time
+
+	mu          sync.Mutex
+	connections map[*connection]struct{} // guarded by mu
+}
+
+// New makes a server that has published nothing yet.
+func New(config Config) *Server {
+	s := &Server{
+		config:      config,
+		logger:      config.Logger,
+		metrics:     newMetrics(config.Registerer),
+		closed:      make(chan struct{}),
+		connections: make(map[*connection]struct{}),
+	}
+	s.close = sync.OnceFunc(func() { close(s.closed) })
+	return s
+}
+
+// Publish makes resources the ones that proxies are to have, and returns the
+// number of that publication. Publishing what is published already changes
+// nothing, and returns the number it has.
+func (s *Server) Publish(resources resource.Resources) uint64 {
+	s.publishing.Lock()
+	defer s.publishing.Unlock()
+
+	previous := s.world.Load()
+	next := newWorld(previous, resources)
+	if next == previous {
+		return previous.publication
+	}
+	s.world.Store(next)
+	s.metrics.published(next)
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.connections {
+		c.wakeUp()
+	}
+	return next.publication
+}
+
+// Publication is the number of the latest publication, 0 before the first.
+func (s *Server) Publication() uint64 {
+	if w := s.world.Load(); w != nil {
+		return w.publication
+	}
+	return 0
+}
+
+// AckedBy returns the connected proxies that have not acknowledged a publication
+// of addresses yet: for any other, what it works with is that one or newer. A
+// proxy that lacked nothing counts as having acknowledged; one that rejected a
+// response does not, until what it rejected was replaced by something accepted.
+func (s *Server) AckedBy(publication uint64) (behind []ProxyKey) {
+	for _, c := range s.snapshot() {
+		if !c.hasAcked(resource.Address, publication) {
+			behind = append(behind, c.key())
+		}
+	}
+	return behind
+}
+
+// Connected returns the proxies with an open stream.
+func (s *Server) Connected() []ProxyKey {
+	var keys []ProxyKey
+	for _, c := range s.snapshot() {
+		keys = append(keys, c.key())
+	}
+	return keys
+}
+
+// Close ends all streams, and refuses new ones. Proxies connect to another replica.
+func (s *Server) Close() { s.close() }
+
+// snapshot returns the open connections, ordered by node and pod.
+func (s *Server) snapshot() []*connection {
+	s.mu.Lock()
+	connections := slices.Collect(maps.Keys(s.connections))
+	s.mu.Unlock()
+	slices.SortFunc(connections, func(a, b *connection) int { return a.compare(b) })
+	return connections
+}
