@@ -1,0 +1,91 @@
+package relay
+
+import (
+	"errors"
+	"net"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+var errGone = errors.New("peer is gone")
+
+// tcpClose is TCP_CLOSE of the kernel's enum in net/tcp_states.h.
+const tcpClose = 7
+
+// end is one side of a connection.
+type end struct {
+	// Fixed after newEnd. tcp and raw are nil for a stream.
+	conn  Conn
+	tcp   *net.TCPConn
+	raw   syscall.RawConn
+	blame Reason
+
+	finReceived, finSent, splicing atomic.Bool
+}
+
+func newEnd(c Conn, blame Reason) *end {
+	e := &end{conn: c, blame: blame}
+	if tcp, ok := c.(*net.TCPConn); ok {
+		// SyscallConn fails only on a nil connection.
+		if raw, err := tcp.SyscallConn(); err == nil {
+			e.tcp, e.raw = tcp, raw
+		}
+	}
+	return e
+}
+
+// closeWrite ends our half. That an end which has sent all it had is gone
+// before our FIN is not an error: nobody is left to miss it.
+func (e *end) closeWrite() error {
+	e.finSent.Store(true)
+	if err := e.conn.CloseWrite(); err != nil && !e.finReceived.Load() {
+		return err
+	}
+	return nil
+}
+
+// reset tells the peer that the connection failed: RST or RST_STREAM.
+func (e *end) reset() {
+	Reset(e.conn)
+}
+
+// Reset closes one end so that its peer sees a failure and not an end of data.
+func Reset(c net.Conn) {
+	switch c := c.(type) {
+	case *net.TCPConn:
+		c.SetLinger(0) // Close then sends RST and drops what is queued
+	case interface{ Reset() error }:
+		c.Reset()
+	}
+	c.Close()
+}
+
+// gone says whether the kernel has given this connection up though we have not
+// ended our half: its peer reset it, or stopped answering.
+func (e *end) gone() bool {
+	if e.raw == nil || e.finSent.Load() {
+		return false
+	}
+	var state uint8
+	e.raw.Control(func(fd uintptr) {
+		if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
+			state = info.State
+		}
+	})
+	return state == tcpClose
+}
+
+// interruptSplice makes a splice that reads from this end return and count.
+func (e *end) interruptSplice() {
+	if e.splicing.Load() {
+		e.tcp.SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
+// resume lets reads block again after interruptSplice.
+func (e *end) resume() {
+	e.tcp.SetReadDeadline(time.Time{})
+}

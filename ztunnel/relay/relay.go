@@ -1,0 +1,169 @@
+// Package relay moves the bytes of one connection between its two ends.
+//
+//	relay.go  Copy: both directions, how a connection ends, cutting
+//	pump.go   one direction: small reads, bulk, splice
+//	end.go    one end: half-close, reset, is the peer gone
+//
+// TCP is carried faithfully. A half that closes closes that half on the other
+// side and no more: a server may go on sending long after its client's last
+// byte. A reset, or a write that finds its end gone, resets the other side. The
+// two directions never wait for each other.
+//
+// Invariants: when Copy returns, both ends are closed and every goroutine it
+// started has ended; an idle connection holds no large buffer and no pipe.
+//
+// Logging and counting are conns' job: Copy reports to a [Meter].
+package relay
+
+import (
+	"context"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Conn is one end of a connection: a *net.TCPConn, or a tunnel's stream, which
+// then also has `Reset() error`.
+type Conn interface {
+	net.Conn
+	// CloseWrite sends the end of our half (FIN, END_STREAM).
+	CloseWrite() error
+}
+
+// Meter learns of bytes while they move. It is called from two goroutines.
+type Meter interface {
+	Moved(toServer, toClient int64)
+}
+
+// Reason says how a connection ended.
+type Reason string
+
+const (
+	// Closed: both halves ended in order.
+	Closed Reason = "closed"
+	// ClientReset: the client's end was reset or failed.
+	ClientReset Reason = "client_reset"
+	// ServerReset: the server's end was reset or failed.
+	ServerReset Reason = "server_reset"
+	// Cut: the context ended first.
+	Cut Reason = "cut"
+)
+
+// Result is what one connection carried, in bytes, and how it ended. Err is nil
+// exactly if Reason is Closed.
+type Result struct {
+	ToServer, ToClient int64
+	Reason             Reason
+	Err                error
+}
+
+// inspectEvery is how often an open connection is looked at for what no read or
+// write would tell: a peer that reset after its FIN or while the other side
+// stalls, and bytes spliced but not yet counted. It bounds how long such a
+// connection is kept, and at 10,000 idle connections costs a thousand cheap
+// timers a second.
+const inspectEvery = 10 * time.Second
+
+// Copy carries client and server to each other until both halves are closed,
+// either is reset, or ctx ends, which resets both. It closes both ends.
+func Copy(ctx context.Context, client, server Conn, meter Meter) Result {
+	return carry(ctx, client, server, meter, inspectEvery)
+}
+
+func carry(ctx context.Context, client, server Conn, meter Meter, inspectEvery time.Duration) Result {
+	s := &session{
+		inspectEvery: inspectEvery,
+		client:       newEnd(client, ClientReset),
+		server:       newEnd(server, ServerReset),
+		meter:        meter,
+		reason:       Closed,
+	}
+	stopCut := context.AfterFunc(ctx, func() { s.fail(Cut, context.Cause(ctx)) })
+	defer stopCut()
+	s.mu.Lock()
+	s.inspector = time.AfterFunc(inspectEvery, s.inspect)
+	s.mu.Unlock()
+
+	var wg sync.WaitGroup
+	wg.Go(func() { s.pump(s.client, s.server, &s.toServer) })
+	s.pump(s.server, s.client, &s.toClient)
+	wg.Wait()
+	return s.finish()
+}
+
+type session struct {
+	// Fixed at the start.
+	inspectEvery   time.Duration
+	client, server *end
+	meter          Meter
+
+	toServer, toClient atomic.Int64
+
+	mu sync.Mutex
+	// Guarded by mu.
+	reason    Reason
+	err       error
+	ended     bool
+	inspector *time.Timer
+}
+
+// fail ends the connection abnormally: the first reason stays, both ends are
+// reset, and both pumps wake.
+func (s *session) fail(reason Reason, err error) {
+	s.mu.Lock()
+	first := !s.ended
+	if first {
+		s.ended, s.reason, s.err = true, reason, err
+	}
+	s.mu.Unlock()
+	if first {
+		s.client.reset()
+		s.server.reset()
+	}
+}
+
+// inspect looks for an end whose peer is gone, has splices report what they
+// moved, and comes back later.
+func (s *session) inspect() {
+	s.mu.Lock()
+	ended := s.ended
+	if !ended {
+		s.inspector.Reset(s.inspectEvery)
+	}
+	s.mu.Unlock()
+	if ended {
+		return
+	}
+	for _, e := range []*end{s.client, s.server} {
+		if e.gone() {
+			s.fail(e.blame, errGone)
+			return
+		}
+		e.interruptSplice()
+	}
+}
+
+func (s *session) finish() Result {
+	s.mu.Lock()
+	s.ended = true
+	s.inspector.Stop()
+	res := Result{Reason: s.reason, Err: s.err}
+	s.mu.Unlock()
+	s.client.conn.Close()
+	s.server.conn.Close()
+	res.ToServer, res.ToClient = s.toServer.Load(), s.toClient.Load()
+	return res
+}
+
+func (s *session) count(moved *atomic.Int64, n int64) {
+	if n == 0 {
+		return
+	}
+	moved.Add(n)
+	if moved == &s.toServer {
+		s.meter.Moved(n, 0)
+	} else {
+		s.meter.Moved(0, n)
+	}
+}
