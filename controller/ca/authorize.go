@@ -1,0 +1,126 @@
+package ca
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	coreinformers "k8s.io/client-go/informers/core/v1"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/ambit-mesh/ambit/internal/spiffe"
+)
+
+// TunnelServiceAccount is the only account that may ask for other identities.
+const TunnelServiceAccount = "ztunnel"
+
+// byNode is the name of the index of pods by the node they run on.
+const byNode = "ambit-node"
+
+// Pods knows the cluster's pods.
+type Pods struct {
+	indexer cache.Indexer
+}
+
+// NewPods reads from an informer and adds an index to it; call it before the
+// informer starts.
+func NewPods(informer coreinformers.PodInformer) (*Pods, error) {
+	err := informer.Informer().AddIndexers(cache.Indexers{byNode: func(object any) ([]string, error) {
+		pod, ok := object.(*corev1.Pod)
+		if !ok || pod.Spec.NodeName == "" {
+			return nil, nil
+		}
+		return []string{pod.Spec.NodeName}, nil
+	}})
+	if err != nil {
+		return nil, fmt.Errorf("index pods by node: %w", err)
+	}
+	return &Pods{indexer: informer.Informer().GetIndexer()}, nil
+}
+
+// Pod returns a pod by name.
+func (p *Pods) Pod(namespace, name string) (*corev1.Pod, bool) {
+	object, found, err := p.indexer.GetByKey(namespace + "/" + name)
+	if err != nil || !found {
+		return nil, false
+	}
+	pod, ok := object.(*corev1.Pod)
+	return pod, ok
+}
+
+// PodsOnNode returns the pods that are bound to a node, terminal ones included.
+func (p *Pods) PodsOnNode(node string) []*corev1.Pod {
+	objects, err := p.indexer.ByIndex(byNode, node)
+	if err != nil {
+		return nil
+	}
+	pods := make([]*corev1.Pod, 0, len(objects))
+	for _, object := range objects {
+		if pod, ok := object.(*corev1.Pod); ok {
+			pods = append(pods, pod)
+		}
+	}
+	return pods
+}
+
+const (
+	// informerLag is how long a question about a pod waits for the pod to
+	// become known here: its node may hear of it earlier.
+	informerLag = time.Second
+	// informerLook is how often it looks.
+	informerLook = 20 * time.Millisecond
+)
+
+// authorize says whether a peer may have an identity. The error is the reason
+// why not, for the log.
+func (s *Server) authorize(ctx context.Context, peer Peer, identity spiffe.ID) error {
+	if identity == peer.Identity(s.cfg.Authority.TrustDomain()) {
+		return nil
+	}
+	if identity.TrustDomain != s.cfg.Authority.TrustDomain() {
+		return fmt.Errorf("trust domain %q is not this mesh's", identity.TrustDomain)
+	}
+	if peer.Namespace != s.cfg.SystemNamespace || peer.ServiceAccount != TunnelServiceAccount {
+		return errors.New("only ztunnel may ask for another identity")
+	}
+	reason := s.mayImpersonate(peer, identity)
+	for deadline := time.After(informerLag); reason != nil; reason = s.mayImpersonate(peer, identity) {
+		select {
+		case <-ctx.Done():
+			return reason
+		case <-deadline:
+			return reason
+		case <-time.After(informerLook):
+		}
+	}
+	return nil
+}
+
+// mayImpersonate says why a ztunnel may not have an identity, nil if it may.
+func (s *Server) mayImpersonate(peer Peer, identity spiffe.ID) error {
+	caller, found := s.cfg.Pods.Pod(peer.Namespace, peer.PodName)
+	switch {
+	case !found:
+		return errors.New("the calling pod is not known")
+	case string(caller.UID) != peer.PodUID:
+		return fmt.Errorf("the calling pod's UID is %s now", caller.UID)
+	case caller.Spec.ServiceAccountName != peer.ServiceAccount:
+		return fmt.Errorf("the calling pod's service account is %s", caller.Spec.ServiceAccountName)
+	case caller.Spec.NodeName != peer.Node:
+		return fmt.Errorf("the calling pod runs on node %s", caller.Spec.NodeName)
+	case terminal(caller):
+		return errors.New("the calling pod has ended")
+	}
+	for _, pod := range s.cfg.Pods.PodsOnNode(peer.Node) {
+		if pod.Namespace == identity.Namespace && pod.Spec.ServiceAccountName == identity.ServiceAccount && !terminal(pod) {
+			return nil
+		}
+	}
+	return fmt.Errorf("no pod on node %s has it", peer.Node)
+}
+
+func terminal(pod *corev1.Pod) bool {
+	return pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
+}

@@ -1,0 +1,32 @@
+// Package ca is the mesh's certificate authority: it keeps the root, knows who
+// asks, and signs what they may have.
+//
+//	rootstore.go     the root in its Secret: create once, never overwrite
+//	rootwatch.go     what becomes of that Secret later, and the ConfigMap that bootstraps trust
+//	root.go          the root itself, and what makes a stored one acceptable
+//	authenticate.go  a projected token -> Peer, by TokenReview
+//	authorize.go     Peer and requested identity -> yes, or the reason why not
+//	request.go       what a certificate signing request may contain
+//	issue.go         sign a workload's certificate
+//	serving.go       the controller's own certificate
+//	server.go        the gRPC service over all of that
+//
+// Invariants:
+//   - A root that exists is never replaced. A Secret that is malformed, expired
+//     or holds another key than its certificate's is a [Problem] for a person to
+//     solve, and no certificate is issued meanwhile. A Secret that vanished while
+//     its root is still published is [RootLost], unless a running controller has
+//     the root in memory: then the same root is put back.
+//   - Nothing of a certificate but its public key comes from the request: the one
+//     URI name is the identity that was authorised.
+//   - Everyone gets a certificate for its own identity only, except ztunnel, and
+//     that one only for identities of pods on its own node.
+//   - A caller learns that it was refused, never why; the log has the reason.
+//
+// To change the root of a running mesh by hand, stop the controller, delete the
+// Secret and the ConfigMap, and start it: deleting them under a running
+// controller only makes it put them back.
+//
+// Pushing the trust bundle to data planes is push's job; rotating roots is not
+// done here.
+package ca
