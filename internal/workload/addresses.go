@@ -1,0 +1,127 @@
+package workload
+
+import "net/netip"
+
+// addressEdit is the tables of the Address type while a delta is applied. They
+// are made only for deltas of that type: their shards are worth saving.
+type addressEdit struct {
+	*edit
+	workloads       *tableEdit[string, *Workload]
+	services        *tableEdit[string, *Service]
+	workloadsByAddr *indexEdit[netip.Addr, *Workload]
+	servicesByAddr  *indexEdit[netip.Addr, *Service]
+	endpoints       *indexEdit[string, *Workload]
+}
+
+func (e *edit) applyAddresses(d Delta) (rejected []Rejection) {
+	a := addressEdit{
+		edit:            e,
+		workloads:       e.next.workloads.edit(),
+		services:        e.next.services.edit(),
+		workloadsByAddr: e.next.workloadsByAddr.edit(),
+		servicesByAddr:  e.next.servicesByAddr.edit(),
+		endpoints:       e.next.endpoints.edit(),
+	}
+	for _, name := range d.Removed {
+		a.settle(Resource{Name: name}, d.Type, nil, nil)
+		a.replaceWorkload(name, nil)
+		a.replaceService(name, nil)
+	}
+	for _, r := range d.Upserts {
+		w, s, addrs, err := unpackAddress(r)
+		if rejected = append(rejected, a.settle(r, d.Type, addrs, err)...); err != nil {
+			continue
+		}
+		// A name that was the other kind before is no longer.
+		a.replaceWorkload(r.Name, w)
+		a.replaceService(r.Name, s)
+	}
+	if e.changed {
+		a.finish()
+	}
+	return rejected
+}
+
+// replaceWorkload makes w, or nothing, what name stands for among workloads.
+func (a *addressEdit) replaceWorkload(name string, w *Workload) {
+	var was, is digest
+	old, known := a.workloads.get(name)
+	if known {
+		was = old.digest
+	}
+	if w != nil {
+		is = w.digest
+	}
+	if !a.replaced(was, is) {
+		return
+	}
+	if known {
+		a.unlinkWorkload(old)
+		a.workloads.remove(name)
+	}
+	if w != nil {
+		a.workloads.set(name, w)
+		a.linkWorkload(w)
+	}
+}
+
+func (a *addressEdit) linkWorkload(w *Workload) {
+	if identifies(w) {
+		for _, addr := range w.Addresses {
+			a.workloadsByAddr.set(addr, w)
+		}
+	}
+	for service := range w.Services {
+		a.endpoints.set(service, w)
+	}
+}
+
+func (a *addressEdit) unlinkWorkload(w *Workload) {
+	if identifies(w) {
+		for _, addr := range w.Addresses {
+			a.workloadsByAddr.remove(addr, w.UID)
+		}
+	}
+	for service := range w.Services {
+		a.endpoints.remove(service, w.UID)
+	}
+}
+
+// identifies tells whether w's addresses stand for w: not those of another
+// network, nor those that it shares with its node.
+func identifies(w *Workload) bool { return w.Network == "" && !w.HostNetwork }
+
+// replaceService makes s, or nothing, what name stands for among services.
+func (a *addressEdit) replaceService(name string, s *Service) {
+	var was, is digest
+	old, known := a.services.get(name)
+	if known {
+		was = old.digest
+	}
+	if s != nil {
+		is = s.digest
+	}
+	if !a.replaced(was, is) {
+		return
+	}
+	if known {
+		for _, addr := range old.Addresses {
+			a.servicesByAddr.remove(addr, name)
+		}
+		a.services.remove(name)
+	}
+	if s != nil {
+		a.services.set(name, s)
+		for _, addr := range s.Addresses {
+			a.servicesByAddr.set(addr, s)
+		}
+	}
+}
+
+func (a *addressEdit) finish() {
+	a.next.workloads = a.workloads.next
+	a.next.services = a.services.next
+	a.next.workloadsByAddr = a.workloadsByAddr.finish()
+	a.next.servicesByAddr = a.servicesByAddr.finish()
+	a.next.endpoints = a.endpoints.finish()
+}

@@ -1,0 +1,240 @@
+// Package workload is the mesh as a data plane sees it: workloads, services and
+// what goes with them, parsed once from the wire and kept in immutable snapshots.
+//
+//	model.go                  the structs: addresses as netip, identities as spiffe.ID
+//	parse.go                  one resource of the wire -> one struct, or an error that names the field
+//	store.go                  applies deltas, publishes a Snapshot
+//	snapshot.go               what readers ask
+//	table.go index.go         maps whose copy costs as much as what changed, not as what they hold
+//
+// Invariants: a Snapshot and everything reached from it never changes. A
+// resource that cannot be read leaves its former state in place and is
+// remembered: its addresses are refused by route, never taken for unknown ones.
+// What a field's unknown value would mean is never guessed.
+//
+// Getting resources from a controller is feed's job, choosing endpoints route's.
+package workload
+
+import (
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/ambit-mesh/ambit/internal/spiffe"
+)
+
+// Type URLs of the resources that make up a mesh.
+const (
+	AddressType       = "type.googleapis.com/istio.workload.Address"
+	AuthorizationType = "type.googleapis.com/istio.security.Authorization"
+	TrustBundleType   = "type.googleapis.com/ambit.mesh.TrustBundle"
+	ConfigType        = "type.googleapis.com/ambit.mesh.Config"
+)
+
+// Types lists all of them, in the order in which a client asks for them: what
+// other types are judged by comes first.
+var Types = [...]string{ConfigType, TrustBundleType, AuthorizationType, AddressType}
+
+const (
+	// ConfigName is the name of the one Config resource.
+	ConfigName = "mesh"
+	// SessionAffinityExtension is the name of the Extension with a SessionAffinity.
+	SessionAffinityExtension = "ambit.mesh/session-affinity"
+	// DefaultTrustDomain stands for a trust domain that was left out.
+	DefaultTrustDomain = "cluster.local"
+	// DefaultServiceAccount stands for a service account that was left out.
+	DefaultServiceAccount = "default"
+)
+
+// PodUID is the primary key of the workload that a pod is.
+func PodUID(clusterID, namespace, name string) string {
+	return clusterID + "//Pod/" + namespace + "/" + name
+}
+
+// ServiceKey is the primary key of a service.
+func ServiceKey(namespace, hostname string) string { return namespace + "/" + hostname }
+
+// AddressKey is the alias key of whatever has an address in the local network.
+func AddressKey(addr netip.Addr) string { return "/" + normal(addr).String() }
+
+// ParseAddressKey is the inverse of AddressKey. Keys of other networks are not
+// understood.
+func ParseAddressKey(key string) (netip.Addr, bool) {
+	text, ok := strings.CutPrefix(key, "/")
+	if !ok {
+		return netip.Addr{}, false
+	}
+	addr, err := netip.ParseAddr(text)
+	return normal(addr), err == nil
+}
+
+// normal is the form in which addresses are compared: IPv4 as four bytes, no zone.
+func normal(addr netip.Addr) netip.Addr { return addr.Unmap().WithZone("") }
+
+// Protocol is how a workload is reached.
+type Protocol uint8
+
+const (
+	// Plain: plain TCP to its own port.
+	Plain Protocol = iota
+	// HBONE: through a mutual TLS tunnel to port 15008, nothing else.
+	HBONE
+)
+
+func (p Protocol) String() string {
+	if p == HBONE {
+		return "HBONE"
+	}
+	return "NONE"
+}
+
+// Workload is one instance that has addresses and an identity: a pod, or an
+// endpoint that is none.
+type Workload struct {
+	UID       string
+	Name      string
+	Namespace string
+	// Addresses are unique, IPv4 as four bytes.
+	Addresses []netip.Addr
+	Network   string
+	ClusterID string
+	Node      string
+	Locality  Locality
+	// HostNetwork: the addresses are the node's and identify nobody.
+	HostNetwork bool
+
+	Protocol Protocol
+	// NativeTunnel: it speaks HBONE itself, no node tunnel stands before it.
+	NativeTunnel bool
+	Identity     spiffe.ID
+
+	// Healthy is false when no health-aware service may use it.
+	Healthy bool
+	// Services has the ports by the keys of the services that use it now.
+	Services map[string][]Port
+	// Weight is its share among the endpoints of a service; 0 means no traffic.
+	Weight uint32
+
+	// Waypoint, if not nil, is where traffic to it must pass.
+	Waypoint *Gateway
+	// Authorizations names the selector policies that apply to it.
+	Authorizations []string
+
+	// Canonical name and revision, Kind and Owner are for metrics and logs.
+	CanonicalName     string
+	CanonicalRevision string
+	// Kind of the controller that made it: deployment, cronjob, pod, job.
+	Kind  string
+	Owner string
+
+	digest digest
+}
+
+// Address of the workload in the family of addr.
+func (w *Workload) Address(family netip.Addr) (netip.Addr, bool) {
+	want := normal(family).Is4()
+	for _, a := range w.Addresses {
+		if a.Is4() == want {
+			return a, true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// Target is the workload's own port for a port of a service.
+func (w *Workload) Target(serviceKey string, servicePort uint16) (uint16, bool) {
+	for _, p := range w.Services[serviceKey] {
+		if p.Service == servicePort {
+			return p.Target, true
+		}
+	}
+	return 0, false
+}
+
+// Locality is where a workload runs; empty parts are unknown.
+type Locality struct {
+	Region, Zone, Subzone string
+}
+
+// Port of a service, TCP.
+type Port struct {
+	Service uint16
+	// Target is the endpoint's port; 0 on a Service whose target port has a
+	// name, which only its endpoints know.
+	Target uint16
+	// App is what the port speaks, as far as declared: HTTP11, HTTP2, GRPC,
+	// TCP, TLS, or empty.
+	App string
+}
+
+// Gateway is where a waypoint is found.
+type Gateway struct {
+	// ServiceKey, or else Address.
+	ServiceKey string
+	Address    netip.Addr
+	HBONEPort  uint16
+}
+
+// Mode is how strictly locality decides between endpoints.
+type Mode uint8
+
+const (
+	// AnyLocality: all endpoints are equal.
+	AnyLocality Mode = iota
+	// Strict: only endpoints that match every scope.
+	Strict
+	// Failover: the endpoints that match the most scopes, counted from the first.
+	Failover
+)
+
+// Scope is one thing that a source and an endpoint can have in common.
+type Scope uint8
+
+// The scopes, from the protocol.
+const (
+	Region Scope = iota + 1
+	Zone
+	Subzone
+	Node
+	Cluster
+	Network
+)
+
+// Service is a name and addresses that stand for many workloads.
+type Service struct {
+	// Key is ServiceKey(Namespace, Hostname).
+	Key       string
+	Name      string
+	Namespace string
+	Hostname  string
+	// Addresses are unique; none for a headless service.
+	Addresses []netip.Addr
+	Ports     []Port
+	// Identities are accepted besides those of the endpoints.
+	Identities []spiffe.ID
+
+	// Waypoint, if not nil, is where traffic to it must pass. With several,
+	// it is the first.
+	Waypoint *Gateway
+
+	Mode   Mode
+	Scopes []Scope
+	// AllowUnhealthy: endpoints are used whatever their health.
+	AllowUnhealthy bool
+	// Affinity, if not 0: a client's connections stay with one endpoint.
+	Affinity time.Duration
+	// NamespaceOnly: only clients of its own namespace may use it.
+	NamespaceOnly bool
+
+	digest digest
+}
+
+// Port of the service by its number.
+func (s *Service) Port(number uint16) (Port, bool) {
+	for _, p := range s.Ports {
+		if p.Service == number {
+			return p, true
+		}
+	}
+	return Port{}, false
+}

@@ -1,0 +1,189 @@
+package workload
+
+import (
+	"crypto/x509"
+	"encoding/hex"
+	"iter"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/ambit-mesh/ambit/api/security"
+)
+
+// Snapshot is the mesh at one moment. It never changes; lists that it returns
+// belong to it and must not be changed either.
+type Snapshot struct {
+	workloads       *table[string, *Workload]
+	workloadsByAddr index[netip.Addr, *Workload]
+	services        *table[string, *Service]
+	servicesByAddr  index[netip.Addr, *Service]
+	endpoints       index[string, *Workload]
+
+	authorizations map[string]authorization
+	bundles        map[string]bundle
+	config         meshConfig
+
+	rejected map[string]Rejection
+	partial  bool
+	digest   digest
+	// changed is closed when the next snapshot has been published.
+	changed chan struct{}
+}
+
+type authorization struct {
+	policy *security.Authorization
+	digest digest
+}
+
+type bundle struct {
+	roots  []*x509.Certificate
+	digest digest
+}
+
+type meshConfig struct {
+	trustDomain string
+	clusterID   string
+	podRanges   []netip.Prefix
+	digest      digest
+}
+
+func emptySnapshot() *Snapshot {
+	return &Snapshot{
+		workloads:       newTable[string, *Workload](),
+		workloadsByAddr: newIndex[netip.Addr, *Workload](),
+		services:        newTable[string, *Service](),
+		servicesByAddr:  newIndex[netip.Addr, *Service](),
+		endpoints:       newIndex[string, *Workload](),
+		config:          meshConfig{trustDomain: DefaultTrustDomain},
+		changed:         make(chan struct{}),
+	}
+}
+
+// Changed is closed once a newer snapshot has been published.
+func (s *Snapshot) Changed() <-chan struct{} { return s.changed }
+
+// WorkloadByUID finds a workload by its primary key.
+func (s *Snapshot) WorkloadByUID(uid string) (*Workload, bool) { return s.workloads.get(uid) }
+
+// WorkloadByAddr finds the workload that an address identifies: one of the
+// local network that does not share its node's address. While two claim the
+// address, the one that needs a tunnel wins: taking the other one's word would
+// send to it in plaintext.
+func (s *Snapshot) WorkloadByAddr(addr netip.Addr) (*Workload, bool) {
+	claims := s.workloadsByAddr.get(normal(addr))
+	if len(claims) == 0 {
+		return nil, false
+	}
+	for _, w := range claims {
+		if w.Protocol == HBONE {
+			return w, true
+		}
+	}
+	return claims[0], true
+}
+
+// Service finds a service by its primary key, namespace/hostname.
+func (s *Snapshot) Service(key string) (*Service, bool) { return s.services.get(key) }
+
+// ServiceByAddr finds the service that has an address. If several share it,
+// it is the one with the lowest key: use ServicesByAddr where the port matters.
+func (s *Snapshot) ServiceByAddr(addr netip.Addr) (*Service, bool) {
+	claims := s.servicesByAddr.get(normal(addr))
+	if len(claims) == 0 {
+		return nil, false
+	}
+	return claims[0], true
+}
+
+// ServicesByAddr lists the services that have an address, sorted by key:
+// external addresses may be shared.
+func (s *Snapshot) ServicesByAddr(addr netip.Addr) []*Service {
+	return s.servicesByAddr.get(normal(addr))
+}
+
+// Endpoints lists the workloads that a service uses, sorted by uid.
+func (s *Snapshot) Endpoints(serviceKey string) []*Workload { return s.endpoints.get(serviceKey) }
+
+// Workloads yields all of them, in no order.
+func (s *Snapshot) Workloads() iter.Seq2[string, *Workload] { return s.workloads.all() }
+
+// Services yields all of them, in no order.
+func (s *Snapshot) Services() iter.Seq2[string, *Service] { return s.services.all() }
+
+// Authorization finds a policy by its name, namespace/name.
+func (s *Snapshot) Authorization(name string) (*security.Authorization, bool) {
+	a, ok := s.authorizations[name]
+	return a.policy, ok
+}
+
+// Authorizations lists the names of all policies, sorted.
+func (s *Snapshot) Authorizations() []string {
+	return slices.Sorted(maps.Keys(s.authorizations))
+}
+
+// TrustDomain of the mesh; the default one while none is known.
+func (s *Snapshot) TrustDomain() string { return s.config.trustDomain }
+
+// ClusterID of the mesh; empty while none is known.
+func (s *Snapshot) ClusterID() string { return s.config.clusterID }
+
+// TrustBundle is the roots of the mesh's own trust domain; none while unknown.
+func (s *Snapshot) TrustBundle() []*x509.Certificate { return s.bundles[s.config.trustDomain].roots }
+
+// InPodRange tells whether pods get addresses like this one.
+func (s *Snapshot) InPodRange(addr netip.Addr) bool {
+	addr = normal(addr)
+	return slices.ContainsFunc(s.config.podRanges, func(p netip.Prefix) bool { return p.Contains(addr) })
+}
+
+// PodRanges lists what InPodRange looks at.
+func (s *Snapshot) PodRanges() []netip.Prefix { return s.config.podRanges }
+
+// Partial tells that the snapshot holds only what was asked for: any address
+// that it does not know may still be one of the mesh.
+func (s *Snapshot) Partial() bool { return s.partial }
+
+// RejectedByAddr finds a resource of this address that could not be read. What
+// the address stands for is then unknown, and must not be guessed.
+func (s *Snapshot) RejectedByAddr(addr netip.Addr) (Rejection, bool) {
+	if len(s.rejected) == 0 {
+		return Rejection{}, false
+	}
+	addr = normal(addr)
+	for _, r := range s.rejected {
+		if slices.Contains(r.Addresses, addr) {
+			return r, true
+		}
+	}
+	return Rejection{}, false
+}
+
+// Rejected lists the resources that could not be read, sorted by type and name.
+func (s *Snapshot) Rejected() []Rejection {
+	out := make([]Rejection, 0, len(s.rejected))
+	for _, key := range slices.Sorted(maps.Keys(s.rejected)) {
+		out = append(out, s.rejected[key])
+	}
+	return out
+}
+
+// Count of the resources of a type.
+func (s *Snapshot) Count(typeURL string) int {
+	switch typeURL {
+	case AddressType:
+		return s.workloads.len + s.services.len
+	case AuthorizationType:
+		return len(s.authorizations)
+	case TrustBundleType:
+		return len(s.bundles)
+	case ConfigType:
+		if s.config.digest != (digest{}) {
+			return 1
+		}
+	}
+	return 0
+}
+
+// Version is a hash of the contents: the same on every node that knows the same.
+func (s *Snapshot) Version() string { return hex.EncodeToString(s.digest.bytes()) }
