@@ -1,0 +1,288 @@
+// Package bpf holds the programs that redirect pods' connections, and is the only door to them from Go.
+//
+// One C file decides one thing:
+//
+//	connect.c  which connect(2) is ztunnel's to carry        a cgroup, once a node
+//	permit.c   which connections may pass a pod's listeners  a cgroup, once a node
+//	steer.c    which listener takes a new connection         a network namespace, once a pod
+//
+// They meet in the maps of maps.h. [Load] creates these, or takes those that an earlier process pinned, and loads what a
+// node needs once; [Node.LoadSteer] loads a pod's program. Every run of a program ends in a verdict, which
+// [Node.Verdicts] counts under the name that the C gives it.
+//
+// Attaching and pinning links, sockets, routes and the order of it all are redirect's job. The objects are generated with
+// the clang and the headers of Debian 12 (clang-14, llvm-14, libbpf-dev, linux-libc-dev) and need no kernel headers to run.
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+)
+
+//go:generate -command bpf2go go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -cflags "-Wall -Wextra -Werror -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu"
+//go:generate bpf2go -type number -type listener -type own -type verdict -type addr -type enrolment -type flow connect connect.c
+//go:generate bpf2go -no-global-types permit permit.c
+//go:generate bpf2go -no-global-types steer steer.c
+
+// Numbers that the programs and their users share.
+const (
+	// Mark is on every captured socket, and on the sockets by which ztunnel delivers under a client's address.
+	Mark = int(connectNumberMARK)
+	// PortHBONE is the port at which other ztunnels reach a pod.
+	PortHBONE = uint16(connectNumberPORT_HBONE)
+	// MaxPods is how many pods of one node can be captured at a time.
+	MaxPods = int(connectNumberMAX_PODS)
+	// MaxUID is the longest pod UID in bytes.
+	MaxUID = int(connectNumberUID_SIZE) - 1
+)
+
+// A Listener is what a listening socket of a pod is for.
+type Listener uint32
+
+const (
+	Outbound  = Listener(connectListenerLISTENER_OUTBOUND)
+	Plaintext = Listener(connectListenerLISTENER_PLAINTEXT)
+	HBONE     = Listener(connectListenerLISTENER_HBONE)
+)
+
+// An Own says what ztunnel made a socket for.
+type Own uint32
+
+const (
+	// Tunnel sockets are never captured, and stopped by the listeners of captured pods like anyone's.
+	Tunnel = Own(connectOwnOWN_TUNNEL)
+	// Delivery sockets pass the listeners of the captured pod that they connect to.
+	Delivery = Own(connectOwnOWN_DELIVERY)
+)
+
+// An Enrolment is a captured pod. At most one address of each family; the zero Addr for none.
+type Enrolment struct {
+	UID        string
+	IPv4, IPv6 netip.Addr
+}
+
+// Steering is what a pod's steer program is loaded with.
+type Steering struct {
+	IPv4, IPv6 netip.Addr
+	// Slot is the pod's place among the listeners: below MaxPods, one pod at a time.
+	Slot uint32
+	// Ports are what the pod's listeners are bound to, by Listener. Nobody gets to them by asking for these ports.
+	Ports [3]uint16
+}
+
+// A Node is what all captured pods of a node share. Its methods may be called concurrently.
+type Node struct {
+	Connect4, Connect6, Permit *ebpf.Program
+
+	maps     map[string]*ebpf.Map
+	steer    *ebpf.CollectionSpec
+	verdicts []string // by number
+}
+
+// Load loads the node's programs. The maps that outlive the process are taken from, or pinned to, the folder pins of a
+// BPF file system. hostCookie identifies the network namespace whose connections pass the pods' listeners.
+func Load(pins string, hostCookie uint64) (_ *Node, err error) {
+	connect, err := loadConnect()
+	if err != nil {
+		return nil, err
+	}
+	permit, err := loadPermit()
+	if err != nil {
+		return nil, err
+	}
+	steer, err := loadSteer()
+	if err != nil {
+		return nil, err
+	}
+	verdicts, err := verdictNames(connect.Types)
+	if err != nil {
+		return nil, err
+	}
+	maps, err := loadMaps(connect, pins)
+	if err != nil {
+		return nil, fmt.Errorf("load maps: %w", err)
+	}
+	n := &Node{maps: maps, steer: steer, verdicts: verdicts}
+	defer func() {
+		if err != nil {
+			n.Close()
+		}
+	}()
+	if err := permit.Variables[permitVarHostCookie].Set(hostCookie); err != nil {
+		return nil, fmt.Errorf("set %s: %w", permitVarHostCookie, err)
+	}
+	var programs struct {
+		connectPrograms
+		permitPrograms
+	}
+	options := &ebpf.CollectionOptions{MapReplacements: maps}
+	if err := connect.LoadAndAssign(&programs.connectPrograms, options); err != nil {
+		return nil, fmt.Errorf("load connect: %w", err)
+	}
+	n.Connect4, n.Connect6 = programs.ConnectConnect4, programs.ConnectConnect6
+	if err := permit.LoadAndAssign(&programs.permitPrograms, options); err != nil {
+		return nil, fmt.Errorf("load permit: %w", err)
+	}
+	n.Permit = programs.PermitSockops
+	return n, nil
+}
+
+// loadMaps creates every mesh_ map, or takes it from its pin. The listeners are not pinned: they end with the process.
+func loadMaps(spec *ebpf.CollectionSpec, pins string) (map[string]*ebpf.Map, error) {
+	maps := &ebpf.CollectionSpec{Maps: map[string]*ebpf.MapSpec{}, ByteOrder: spec.ByteOrder}
+	for _, name := range []string{
+		connectMapMeshEnrolled, connectMapMeshListeners, connectMapMeshOwn,
+		connectMapMeshPermits, connectMapMeshPods, connectMapMeshVerdicts,
+	} {
+		m := spec.Maps[name].Copy()
+		if name != connectMapMeshListeners {
+			m.Pinning = ebpf.PinByName
+		}
+		maps.Maps[name] = m
+	}
+	c, err := ebpf.NewCollectionWithOptions(maps, ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: pins}})
+	if err != nil {
+		return nil, err
+	}
+	return c.Maps, nil
+}
+
+// Close lets go of the programs and maps. What is attached or pinned stays.
+func (n *Node) Close() {
+	for _, p := range []*ebpf.Program{n.Connect4, n.Connect6, n.Permit} {
+		if p != nil {
+			p.Close()
+		}
+	}
+	for _, m := range n.maps {
+		m.Close()
+	}
+}
+
+// LoadSteer loads one pod's program. The caller closes it.
+func (n *Node) LoadSteer(s Steering) (*ebpf.Program, error) {
+	if s.Slot >= uint32(MaxPods) {
+		return nil, fmt.Errorf("load steer: slot %d of %d", s.Slot, MaxPods)
+	}
+	spec := n.steer.Copy()
+	var ports [connectNumberSLOT_SIZE]uint16
+	copy(ports[:], s.Ports[:])
+	for name, value := range map[string]any{
+		steerVarSelf4:    addrOf(s.IPv4),
+		steerVarSelf6:    addrOf(s.IPv6),
+		steerVarSlot:     s.Slot,
+		steerVarOwnPorts: ports,
+	} {
+		if err := spec.Variables[name].Set(value); err != nil {
+			return nil, fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	var programs steerPrograms
+	if err := spec.LoadAndAssign(&programs, &ebpf.CollectionOptions{MapReplacements: n.maps}); err != nil {
+		return nil, fmt.Errorf("load steer: %w", err)
+	}
+	return programs.SteerSkLookup, nil
+}
+
+// SetListener makes the listening socket fd a listener of the pod in slot.
+func (n *Node) SetListener(slot uint32, kind Listener, fd int) error {
+	key := slot*uint32(connectNumberSLOT_SIZE) + uint32(kind)
+	return n.maps[connectMapMeshListeners].Put(key, uint64(fd))
+}
+
+// Tag makes the socket fd one of ztunnel's own.
+func (n *Node) Tag(fd int, own Own) error {
+	return n.maps[connectMapMeshOwn].Put(uint32(fd), uint32(own))
+}
+
+// Enrol begins to capture what the namespace of this cookie connects to.
+func (n *Node) Enrol(cookie uint64, e Enrolment) error {
+	if len(e.UID) > MaxUID {
+		return fmt.Errorf("pod UID of %d bytes, %d at most", len(e.UID), MaxUID)
+	}
+	value := connectEnrolment{Self4: addrOf(e.IPv4), Self6: addrOf(e.IPv6)}
+	copy(value.Uid[:], e.UID)
+	return n.maps[connectMapMeshEnrolled].Put(cookie, value)
+}
+
+// Withdraw ends what Enrol began. To withdraw what is not enrolled is no error.
+func (n *Node) Withdraw(cookie uint64) error {
+	return ignoreMissing(n.maps[connectMapMeshEnrolled].Delete(cookie))
+}
+
+// Enrolled returns the captured pods by the cookies of their namespaces.
+func (n *Node) Enrolled() (map[uint64]Enrolment, error) {
+	enrolled := map[uint64]Enrolment{}
+	var cookie uint64
+	var value connectEnrolment
+	entries := n.maps[connectMapMeshEnrolled].Iterate()
+	for entries.Next(&cookie, &value) {
+		uid := value.Uid[:]
+		for i, b := range uid {
+			if b == 0 {
+				uid = uid[:i]
+				break
+			}
+		}
+		enrolled[cookie] = Enrolment{UID: string(uid), IPv4: value.Self4.netip(), IPv6: value.Self6.netip()}
+	}
+	return enrolled, entries.Err()
+}
+
+// AddPod makes ip an address of the captured pod whose namespace has this cookie: only what permit lets reaches it past
+// its listeners.
+func (n *Node) AddPod(ip netip.Addr, cookie uint64) error {
+	return n.maps[connectMapMeshPods].Put(addrOf(ip), cookie)
+}
+
+// RemovePod ends what AddPod began, unless the address has passed to another namespace since.
+func (n *Node) RemovePod(ip netip.Addr, cookie uint64) error {
+	var owner uint64
+	pods := n.maps[connectMapMeshPods]
+	if err := pods.Lookup(addrOf(ip), &owner); err != nil {
+		return ignoreMissing(err)
+	}
+	if owner != cookie {
+		return nil
+	}
+	return ignoreMissing(pods.Delete(addrOf(ip)))
+}
+
+// Pods returns the addresses of captured pods, with the cookies of their namespaces.
+func (n *Node) Pods() (map[netip.Addr]uint64, error) {
+	pods := map[netip.Addr]uint64{}
+	var ip connectAddr
+	var cookie uint64
+	entries := n.maps[connectMapMeshPods].Iterate()
+	for entries.Next(&ip, &cookie) {
+		pods[ip.netip()] = cookie
+	}
+	return pods, entries.Err()
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil
+	}
+	return err
+}
+
+// addrOf lays an address out as the programs read it: 16 bytes in network byte order, all zero for none.
+func addrOf(ip netip.Addr) (a connectAddr) {
+	if ip.IsValid() {
+		*(*[16]byte)(unsafe.Pointer(&a.Word)) = ip.As16()
+	}
+	return a
+}
+
+func (a connectAddr) netip() netip.Addr {
+	ip := netip.AddrFrom16(*(*[16]byte)(unsafe.Pointer(&a.Word)))
+	if ip == netip.IPv6Unspecified() {
+		return netip.Addr{}
+	}
+	return ip.Unmap()
+}

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: GPL-2.0 OR Apache-2.0
+
+//go:build ignore
+
+/* Outbound: which connect(2) is ztunnel's to carry.
+ *
+ * Runs for every TCP and UDP connect below the cgroup it is attached to. A captured socket gets a mark; a rule in its
+ * namespace routes what is marked to lo, where steer hands it to the outbound listener. The application sees nothing of
+ * it: no address is rewritten.
+ */
+#include "maps.h"
+
+#define ALLOW 1
+#define DENY 0 /* connect(2) returns EPERM */
+
+static __always_inline int end(enum verdict verdict, int answer)
+{
+	count(verdict);
+	return answer;
+}
+
+/* A socket bound to an address of a family other than the destination's fails in connect(2) anyway. */
+static __always_inline bool source_is_foreign(struct bpf_sock *sk, const struct addr *self)
+{
+	struct addr source = {};
+
+	if (sk->family == AF_INET) {
+		if (!sk->src_ip4)
+			return false;
+		addr_from4(&source, sk->src_ip4);
+	} else {
+		source.word[0] = sk->src_ip6[0];
+		source.word[1] = sk->src_ip6[1];
+		source.word[2] = sk->src_ip6[2];
+		source.word[3] = sk->src_ip6[3];
+		if (addr_is_none(&source) || (addr_is4(&source) && source.word[3] == 0))
+			return false;
+	}
+	return !addr_equal(&source, self);
+}
+
+static __always_inline int connect_decide(struct bpf_sock_addr *ctx, const struct addr *destination)
+{
+	__u64 cookie = bpf_get_netns_cookie(ctx);
+	struct enrolment *pod = bpf_map_lookup_elem(&mesh_enrolled, &cookie);
+	char no_device[4] = {};
+	__u32 mark = MARK;
+	struct bpf_sock *sk;
+	struct addr *self;
+
+	if (!pod)
+		return end(VERDICT_CONNECT_NOT_ENROLLED, ALLOW);
+	if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_MULTIPATH_TCP)
+		return end(VERDICT_CONNECT_NOT_TCP, ALLOW);
+	sk = ctx->sk;
+	if (!sk)
+		return end(VERDICT_CONNECT_DENIED_NO_SOCKET, DENY);
+	if (bpf_sk_storage_get(&mesh_own, sk, 0, 0))
+		return end(VERDICT_CONNECT_OWN, ALLOW);
+	if (addr_is_loopback(destination) || addr_equal(destination, &pod->self4) ||
+	    addr_equal(destination, &pod->self6))
+		return end(VERDICT_CONNECT_LOCAL, ALLOW);
+	if (addr_is_link_local6(destination))
+		return end(VERDICT_CONNECT_LINK_LOCAL, ALLOW);
+
+	/* Without an address of its own there is no local route for this family, and the mark would lead nowhere. */
+	self = addr_is4(destination) ? &pod->self4 : &pod->self6;
+	if (addr_is_none(self))
+		return end(VERDICT_CONNECT_DENIED_NO_ADDRESS, DENY);
+	/* steer knows an outbound connection by its source: any other would not reach ztunnel. */
+	if (source_is_foreign(sk, self))
+		return end(VERDICT_CONNECT_DENIED_FOREIGN_SOURCE, DENY);
+	/* A socket bound to a device ignores the route that the mark selects. */
+	if (sk->bound_dev_if && bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTODEVICE, no_device, sizeof(no_device)))
+		return end(VERDICT_CONNECT_DENIED_UNBIND, DENY);
+	if (bpf_setsockopt(ctx, SOL_SOCKET, SO_MARK, &mark, sizeof(mark)))
+		return end(VERDICT_CONNECT_DENIED_MARK, DENY);
+	return end(VERDICT_CONNECT_CAPTURED, ALLOW);
+}
+
+SEC("cgroup/connect4")
+int connect_connect4(struct bpf_sock_addr *ctx)
+{
+	struct addr destination;
+
+	addr_from4(&destination, ctx->user_ip4);
+	return connect_decide(ctx, &destination);
+}
+
+SEC("cgroup/connect6")
+int connect_connect6(struct bpf_sock_addr *ctx)
+{
+	struct addr destination;
+
+	destination.word[0] = ctx->user_ip6[0];
+	destination.word[1] = ctx->user_ip6[1];
+	destination.word[2] = ctx->user_ip6[2];
+	destination.word[3] = ctx->user_ip6[3];
+	return connect_decide(ctx, &destination);
+}
+
+/* No map names these types; a variable keeps them in the BTF, from which their Go twins are generated. */
+const enum number *number_in_btf __attribute__((unused));
+const enum listener *listener_in_btf __attribute__((unused));
+
+char _license[] SEC("license") = "GPL";

@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/* The maps. Each object declares all of them; Go creates them once and hands them to every program. */
+#pragma once
+
+#include "mesh.h"
+
+/* A captured pod. An absent address is all zero. */
+struct enrolment {
+	struct addr self4;
+	struct addr self6;
+	__u8 uid[UID_SIZE]; /* for user space alone: which pod this namespace belongs to */
+};
+_Static_assert(sizeof(struct enrolment) == 32 + UID_SIZE, "no padding in a pinned map");
+
+/* A TCP connection as its initiator sees it: ports in network byte order. */
+struct flow {
+	struct addr source;
+	struct addr destination;
+	__u16 source_port;
+	__u16 destination_port;
+};
+_Static_assert(sizeof(struct flow) == 36, "no padding in a key");
+
+/* Network namespace cookie -> pod whose connects are captured. Written by Go: the last step of enrolling, the first of
+ * letting go. Pinned. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_PODS);
+	__type(key, __u64);
+	__type(value, struct enrolment);
+} mesh_enrolled SEC(".maps");
+
+/* Address of a captured pod -> cookie of its namespace. Written by Go. Two addresses a pod. Pinned. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 2 * MAX_PODS);
+	__type(key, struct addr);
+	__type(value, __u64);
+} mesh_pods SEC(".maps");
+
+/* Socket -> enum own. Written by Go on sockets it holds, which pods cannot do; ends with the socket. Pinned. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, enum own);
+} mesh_own SEC(".maps");
+
+/* Connection that may reach the application past the pod's listeners -> nanoseconds since boot at which it was
+ * opened. Written by permit. It matters during the handshake only, so the least recently used may go: one entry for
+ * each connection of the node to its own pods. Pinned. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct flow);
+	__type(value, __u64);
+} mesh_permits SEC(".maps");
+
+/* slot * SLOT_SIZE + enum listener -> listening socket. Written by Go, emptied by the kernel when a socket closes.
+ * Not pinned: sockets do not outlive the process, and without them steer drops. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SOCKMAP);
+	__uint(max_entries, MAX_PODS *SLOT_SIZE);
+	__type(key, __u32);
+	__type(value, __u64);
+} mesh_listeners SEC(".maps");
+
+/* enum verdict -> how often. Written by every program. Pinned, and so with room for verdicts to come. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 64);
+	__type(key, enum verdict);
+	__type(value, __u64);
+} mesh_verdicts SEC(".maps");
+_Static_assert(VERDICT_COUNT <= 64, "every verdict has a counter");
+
+static __always_inline void count(enum verdict verdict)
+{
+	__u64 *value = bpf_map_lookup_elem(&mesh_verdicts, &verdict);
+
+	if (value)
+		*value += 1;
+}

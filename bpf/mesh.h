@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/* What every decision shares: numbers, verdicts, addresses. */
+#pragma once
+
+#include <stdbool.h>
+#include <linux/bpf.h>
+#include <linux/in.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+/* <sys/socket.h> is user space's; these values are the kernel's ABI. */
+#define AF_INET 2
+#define AF_INET6 10
+#define SOL_SOCKET 1
+#define SO_BINDTODEVICE 25
+#define SO_MARK 36
+#define IPPROTO_MULTIPATH_TCP 262
+
+/* Numbers that C and Go must agree on. */
+enum number {
+	/* The mark on a captured socket, and on one that delivers to the app. Matched in full, never masked. */
+	MARK = 0x539,
+	/* Where other ztunnels connect. */
+	PORT_HBONE = 15008,
+	/* Pods of one node: Kubernetes recommends 110, the largest installations run 500. */
+	MAX_PODS = 1024,
+	/* Listeners of one pod in mesh_listeners: enum listener, and one to spare. */
+	SLOT_SIZE = 4,
+	/* Longest pod UID that is remembered, its terminating zero included. */
+	UID_SIZE = 64,
+};
+
+/* A pod's entry in mesh_listeners is slot * SLOT_SIZE + one of these. */
+enum listener {
+	LISTENER_OUTBOUND = 0,
+	LISTENER_PLAINTEXT = 1,
+	LISTENER_HBONE = 2,
+};
+
+/* Value in mesh_own: what ztunnel made the socket for. */
+enum own {
+	OWN_NONE = 0,
+	/* To another node, another pod, or outside: never captured again, never let past a pod's listeners. */
+	OWN_TUNNEL = 1,
+	/* To the application of the pod whose namespace it is in: let past that pod's listeners. */
+	OWN_DELIVERY = 2,
+};
+
+/* How each run of each program ended: index into mesh_verdicts. Append only: the counters are pinned. */
+enum verdict {
+	VERDICT_CONNECT_NOT_ENROLLED = 0,
+	VERDICT_CONNECT_NOT_TCP = 1,
+	VERDICT_CONNECT_OWN = 2,
+	VERDICT_CONNECT_LOCAL = 3,
+	VERDICT_CONNECT_LINK_LOCAL = 4,
+	VERDICT_CONNECT_CAPTURED = 5,
+	VERDICT_CONNECT_DENIED_NO_SOCKET = 6,
+	VERDICT_CONNECT_DENIED_NO_ADDRESS = 7,
+	VERDICT_CONNECT_DENIED_FOREIGN_SOURCE = 8,
+	VERDICT_CONNECT_DENIED_UNBIND = 9,
+	VERDICT_CONNECT_DENIED_MARK = 10,
+	VERDICT_PERMIT_OTHER_CALLBACK = 11,
+	VERDICT_PERMIT_NOT_OURS = 12,
+	VERDICT_PERMIT_NOT_ENROLLED = 13,
+	VERDICT_PERMIT_TUNNEL_PORT = 14,
+	VERDICT_PERMIT_GRANTED = 15,
+	VERDICT_PERMIT_REFUSED = 16,
+	VERDICT_PERMIT_WITHDRAWN = 17,
+	VERDICT_STEER_NOT_TCP = 18,
+	VERDICT_STEER_LOCAL = 19,
+	VERDICT_STEER_FOREIGN = 20,
+	VERDICT_STEER_PERMITTED = 21,
+	VERDICT_STEER_OUTBOUND = 22,
+	VERDICT_STEER_PLAINTEXT = 23,
+	VERDICT_STEER_HBONE = 24,
+	VERDICT_STEER_DROPPED_OWN_PORT = 25,
+	VERDICT_STEER_DROPPED_NO_LISTENER = 26,
+	VERDICT_STEER_DROPPED_ASSIGN = 27,
+	VERDICT_COUNT = 28,
+};
+
+/* An IPv6 address, or an IPv4 one as ::ffff:a.b.c.d, in network byte order. All zero: no address. */
+struct addr {
+	__u32 word[4];
+};
+_Static_assert(sizeof(struct addr) == 16, "an address has 16 bytes");
+
+static __always_inline void addr_from4(struct addr *a, __u32 ip4)
+{
+	a->word[0] = 0;
+	a->word[1] = 0;
+	a->word[2] = bpf_htonl(0xffff);
+	a->word[3] = ip4;
+}
+
+static __always_inline bool addr_equal(const volatile struct addr *a, const volatile struct addr *b)
+{
+	return a->word[0] == b->word[0] && a->word[1] == b->word[1] && a->word[2] == b->word[2] &&
+	       a->word[3] == b->word[3];
+}
+
+static __always_inline bool addr_is4(const volatile struct addr *a)
+{
+	return a->word[0] == 0 && a->word[1] == 0 && a->word[2] == bpf_htonl(0xffff);
+}
+
+static __always_inline bool addr_is_none(const volatile struct addr *a)
+{
+	return a->word[0] == 0 && a->word[1] == 0 && a->word[2] == 0 && a->word[3] == 0;
+}
+
+/* 127.0.0.0/8 and ::1, and the unspecified addresses, which connect(2) takes for the local host. */
+static __always_inline bool addr_is_loopback(const volatile struct addr *a)
+{
+	if (addr_is4(a))
+		return a->word[3] == 0 || (a->word[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
+	return a->word[0] == 0 && a->word[1] == 0 && a->word[2] == 0 &&
+	       (a->word[3] == 0 || a->word[3] == bpf_htonl(1));
+}
+
+/* fe80::/10. */
+static __always_inline bool addr_is_link_local6(const volatile struct addr *a)
+{
+	return (a->word[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+}
