@@ -122,6 +122,10 @@ func (s *Snapshot) Authorizations() []string {
 	return slices.Sorted(maps.Keys(s.authorizations))
 }
 
+// Configured tells whether the mesh's Config is known. Without it nobody can
+// say which addresses are outside the mesh.
+func (s *Snapshot) Configured() bool { return s.config.digest != (digest{}) }
+
 // TrustDomain of the mesh; the default one while none is known.
 func (s *Snapshot) TrustDomain() string { return s.config.trustDomain }
 
@@ -178,7 +182,7 @@ func (s *Snapshot) Count(typeURL string) int {
 	case TrustBundleType:
 		return len(s.bundles)
 	case ConfigType:
-		if s.config.digest != (digest{}) {
+		if s.Configured() {
 			return 1
 		}
 	}

@@ -204,7 +204,7 @@ func (e *edit) applyBundles(d Delta) (rejected []Rejection) {
 // are not known yet would pass for addresses outside the mesh.
 func (e *edit) applyConfig(d Delta) (rejected []Rejection) {
 	for _, name := range d.Removed {
-		if name == ConfigName && e.next.config.digest != (digest{}) {
+		if name == ConfigName && e.next.Configured() {
 			rejected = append(rejected, e.settle(Resource{Name: name}, d.Type, nil, errors.New("removed, but a mesh needs it"))...)
 		}
 	}

@@ -1,0 +1,102 @@
+package feed
+
+import (
+	"sync"
+
+	"github.com/ambit-mesh/ambit/internal/workload"
+)
+
+// resources are what the controller sent and did not remove, as it sent it: for
+// the versions that a new stream begins with, and for the disk.
+type resources struct {
+	// dirty tells the saver that something changed.
+	dirty chan struct{}
+
+	mu sync.Mutex
+	// good resources by type and name: those that the store works with.
+	good map[string]map[string]workload.Resource
+	// rejected ones, which a later version of this program may be able to read.
+	rejected map[string]map[string]workload.Resource
+}
+
+func newResources() *resources {
+	rs := &resources{
+		dirty:    make(chan struct{}, 1),
+		good:     map[string]map[string]workload.Resource{},
+		rejected: map[string]map[string]workload.Resource{},
+	}
+	for _, t := range workload.Types {
+		rs.good[t] = map[string]workload.Resource{}
+		rs.rejected[t] = map[string]workload.Resource{}
+	}
+	return rs
+}
+
+// apply follows what the store did with a delta.
+func (rs *resources) apply(delta workload.Delta, rejections []workload.Rejection) {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	good, rejected := rs.good[delta.Type], rs.rejected[delta.Type]
+	if good == nil {
+		return
+	}
+	bad := make(map[string]bool, len(rejections))
+	for _, r := range rejections {
+		bad[r.Name] = true
+	}
+	for _, name := range delta.Removed {
+		if !bad[name] {
+			delete(good, name)
+			delete(rejected, name)
+		}
+	}
+	for _, r := range delta.Upserts {
+		if bad[r.Name] {
+			rejected[r.Name] = r
+			continue
+		}
+		good[r.Name] = r
+		delete(rejected, r.Name)
+	}
+	select {
+	case rs.dirty <- struct{}{}:
+	default:
+	}
+}
+
+// versions of what is known of a type. Rejected resources are left out, so that
+// the controller sends them again.
+func (rs *resources) versions(typeURL string) map[string]string {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	versions := make(map[string]string, len(rs.good[typeURL]))
+	for name, r := range rs.good[typeURL] {
+		if r.Version != "" {
+			versions[name] = r.Version
+		}
+	}
+	return versions
+}
+
+func (rs *resources) names(typeURL string) []string {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	names := make([]string, 0, len(rs.good[typeURL]))
+	for name := range rs.good[typeURL] {
+		names = append(names, name)
+	}
+	return names
+}
+
+// list returns all resources of a type, good ones first.
+func (rs *resources) list(typeURL string) []workload.Resource {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	list := make([]workload.Resource, 0, len(rs.good[typeURL])+len(rs.rejected[typeURL]))
+	for _, from := range []map[string]workload.Resource{rs.good[typeURL], rs.rejected[typeURL]} {
+		for _, r := range from {
+			list = append(list, r)
+		}
+	}
+	return list
+}

@@ -1,0 +1,39 @@
+package route
+
+import "fmt"
+
+// Reason why a connection is refused: one word, the same in errors, logs and metrics.
+type Reason string
+
+const (
+	// UnknownSource: the connecting pod is not known.
+	UnknownSource Reason = "UnknownSource"
+	// Loop: the destination is the mesh itself, or the pod's own loopback.
+	Loop Reason = "Loop"
+	// UnknownPort: the service has no such port.
+	UnknownPort Reason = "UnknownPort"
+	// NoEndpoint: the service has no endpoint that may be used.
+	NoEndpoint Reason = "NoEndpoint"
+	// NotVisible: the service is not for clients of other namespaces.
+	NotVisible Reason = "NotVisible"
+	// WaypointUnsupported: the destination is behind a waypoint, and going
+	// there without it would leave out its policy.
+	WaypointUnsupported Reason = "WaypointUnsupported"
+	// NotConfigured: the mesh's configuration is not known yet, so nobody can
+	// say what is outside of it.
+	NotConfigured Reason = "NotConfigured"
+	// Unreadable: the destination's configuration could not be read.
+	Unreadable Reason = "Unreadable"
+)
+
+// Refusal is why a connection has no way.
+type Refusal struct {
+	Reason Reason
+	Detail string
+}
+
+func (r *Refusal) Error() string { return string(r.Reason) + ": " + r.Detail }
+
+func refuse(reason Reason, format string, args ...any) *Refusal {
+	return &Refusal{Reason: reason, Detail: fmt.Sprintf(format, args...)}
+}

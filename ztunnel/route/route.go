@@ -1,0 +1,193 @@
+// Package route decides where a connection that a local pod opens goes.
+//
+//	Decide(source, destination, snapshot) -> upstream, or a refusal with its reason
+//	balance.go                               which endpoint of a service
+//
+// In this order:
+//  1. an unknown source, a loopback destination: refused
+//  2. the source's own address: the source itself
+//  3. an address of a service: one endpoint of the service, or refused
+//  4. an address of a workload: that workload
+//  5. an address whose resource could not be read, any while the mesh's
+//     configuration is missing: refused
+//  6. an address that may belong to the mesh for all we know: to be asked for
+//  7. anything else is outside the mesh and reached as it is
+//
+// A workload is reached by a tunnel if it takes tunnels, on the same node by
+// the short way, and by plain TCP only if it takes none.
+//
+// Invariants: Decide is pure: the same request, snapshot and picks give the
+// same answer. What belongs to the mesh is never reached in another way than
+// published; where that is not possible or not understood, the answer is a
+// refusal.
+//
+// Opening connections is outbound's job, asking the controller feed's, policy
+// the destination's.
+package route
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/ambit-mesh/ambit/internal/spiffe"
+	"github.com/ambit-mesh/ambit/internal/workload"
+)
+
+// Ports that the mesh listens on in every captured pod.
+const (
+	OutboundPort  = 15001
+	PlaintextPort = 15006
+	HBONEPort     = 15008
+)
+
+// Kind is how a connection goes on.
+type Kind uint8
+
+const (
+	// Tunnel: open a tunnel to Via, whose peer must have one of Identities,
+	// and ask it for Address.
+	Tunnel Kind = iota + 1
+	// Local: Workload is captured on this node; Address is its own.
+	Local
+	// Plaintext: connect to Address as it is.
+	Plaintext
+	// Ask: whether Address belongs to the mesh is not known yet. Ask the
+	// controller for it and decide again.
+	Ask
+)
+
+func (k Kind) String() string {
+	switch k {
+	case Tunnel:
+		return "Tunnel"
+	case Local:
+		return "Local"
+	case Plaintext:
+		return "Plaintext"
+	case Ask:
+		return "Ask"
+	}
+	return fmt.Sprintf("Kind(%d)", uint8(k))
+}
+
+// Request is a connection that wants a way.
+type Request struct {
+	// Source is the pod that opens it; nil if unknown.
+	Source *workload.Workload
+	// Destination as the pod addressed it.
+	Destination netip.AddrPort
+	// Asked: the controller was asked for Destination, and there is nothing
+	// of the mesh.
+	Asked bool
+}
+
+// Upstream is where a connection goes.
+type Upstream struct {
+	Kind Kind
+	// Address is the real target, an endpoint's address and port.
+	Address netip.AddrPort
+	// Via is where the tunnel is opened to; only of a Tunnel.
+	Via netip.AddrPort
+	// Identities that the tunnel's peer may have; only of a Tunnel, never empty.
+	Identities []spiffe.ID
+	// Service that was addressed, and Workload that was chosen; nil if none is known.
+	Service  *workload.Service
+	Workload *workload.Workload
+}
+
+// Picker returns a random number in [0, n); n is at least 1. math/rand/v2.Uint64N is one.
+type Picker func(n uint64) uint64
+
+// Decide finds the way for r. Its error is always a *Refusal.
+func Decide(r Request, snapshot *workload.Snapshot, pick Picker) (Upstream, error) {
+	dst := netip.AddrPortFrom(r.Destination.Addr().Unmap(), r.Destination.Port())
+	if r.Source == nil {
+		return Upstream{}, refuse(UnknownSource, "nothing is known about the pod that connects to %s", dst)
+	}
+	if !dst.IsValid() || dst.Addr().IsLoopback() || dst.Addr().IsUnspecified() {
+		return Upstream{}, refuse(Loop, "%s is inside the pod itself", dst)
+	}
+	if slices.Contains(r.Source.Addresses, dst.Addr()) && !r.Source.HostNetwork {
+		return toWorkload(r.Source, r.Source, dst, nil)
+	}
+	if services := snapshot.ServicesByAddr(dst.Addr()); len(services) > 0 {
+		return toService(r.Source, services, dst, snapshot, pick)
+	}
+	if w, ok := snapshot.WorkloadByAddr(dst.Addr()); ok {
+		return toWorkload(r.Source, w, dst, nil)
+	}
+	if rejection, ok := snapshot.RejectedByAddr(dst.Addr()); ok {
+		return Upstream{}, refuse(Unreadable, "what %s stands for could not be read: %v", dst.Addr(), rejection)
+	}
+	if !snapshot.Configured() {
+		return Upstream{}, refuse(NotConfigured, "whether %s is outside the mesh is not known yet", dst.Addr())
+	}
+	if !r.Asked && (snapshot.Partial() || snapshot.InPodRange(dst.Addr())) {
+		return Upstream{Kind: Ask, Address: dst}, nil
+	}
+	return Upstream{Kind: Plaintext, Address: dst}, nil
+}
+
+// toService goes to an endpoint of the service that has the destination's port:
+// several may share an external address.
+func toService(source *workload.Workload, services []*workload.Service, dst netip.AddrPort, snapshot *workload.Snapshot, pick Picker) (Upstream, error) {
+	i := slices.IndexFunc(services, func(s *workload.Service) bool {
+		_, ok := s.Port(dst.Port())
+		return ok
+	})
+	if i < 0 {
+		return Upstream{}, refuse(UnknownPort, "service %s has no port %d", services[0].Key, dst.Port())
+	}
+	service := services[i]
+	switch {
+	case service.NamespaceOnly && source.Namespace != service.Namespace:
+		return Upstream{}, refuse(NotVisible, "service %s is only for its own namespace, not for %s", service.Key, source.Namespace)
+	case service.Waypoint != nil:
+		return Upstream{}, refuse(WaypointUnsupported, "service %s is behind a waypoint", service.Key)
+	}
+	endpoint, target, ok := balance(source, service, dst, snapshot.Endpoints(service.Key), pick)
+	if !ok {
+		return Upstream{}, refuse(NoEndpoint, "service %s has no usable endpoint for port %d", service.Key, dst.Port())
+	}
+	return toWorkload(source, endpoint, target, service)
+}
+
+// toWorkload goes to w at target, an address of its own, the way that w is published with.
+func toWorkload(source, w *workload.Workload, target netip.AddrPort, service *workload.Service) (Upstream, error) {
+	self := w.UID == source.UID
+	up := Upstream{Address: target, Service: service, Workload: w}
+	if (self || w.Protocol == workload.HBONE) && meshPort(target.Port()) {
+		return Upstream{}, refuse(Loop, "port %d of %s is the mesh's own", target.Port(), w.UID)
+	}
+	if w.Waypoint != nil && !self {
+		return Upstream{}, refuse(WaypointUnsupported, "workload %s is behind a waypoint", w.UID)
+	}
+	switch {
+	case self:
+		up.Kind = Local
+	case w.Protocol != workload.HBONE:
+		up.Kind = Plaintext
+	case capturedBeside(source, w):
+		up.Kind = Local
+	default:
+		up.Kind = Tunnel
+		up.Via = netip.AddrPortFrom(target.Addr(), HBONEPort)
+		up.Identities = []spiffe.ID{w.Identity}
+		if service != nil {
+			up.Identities = append(up.Identities, service.Identities...)
+		}
+	}
+	return up, nil
+}
+
+// capturedBeside tells whether w's traffic is in the hands of the same node
+// tunnel: not that of a workload with a tunnel of its own, such as a waypoint.
+func capturedBeside(source, w *workload.Workload) bool {
+	return w.Node != "" && w.Node == source.Node && w.ClusterID == source.ClusterID &&
+		!w.NativeTunnel && !w.HostNetwork
+}
+
+func meshPort(port uint16) bool {
+	return port == OutboundPort || port == PlaintextPort || port == HBONEPort
+}
