@@ -71,7 +71,7 @@ cluster-reboot: $(CLUSTER) ## A power cut: make cluster-reboot NODE=n2
 	$(CLUSTER) reboot $(NODE)
 
 $(CLUSTER): FORCE
-	cd e2e/cluster && go build -o ../../$(CLUSTER) .
+	go build -C e2e/cluster -o $(CURDIR)/$(CLUSTER) .
 
 ##@ Machine
 

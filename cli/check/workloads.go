@@ -1,0 +1,112 @@
+package check
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/ambit-mesh/ambit/api/v1alpha1"
+	"github.com/ambit-mesh/ambit/cli/install"
+	"github.com/ambit-mesh/ambit/cli/kube"
+	"github.com/ambit-mesh/ambit/cli/workloads"
+)
+
+// problemsAnnotation of a node's heartbeat holds what the node reports to be
+// wrong with itself, one problem a line.
+const problemsAnnotation = "ambit.mesh/problems"
+
+func askHeartbeats(ctx context.Context, cluster *kube.Cluster) ([]Finding, error) {
+	nodes, err := cluster.Typed.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, err
+	}
+	leases, err := cluster.Typed.CoordinationV1().Leases(install.Namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, err
+	}
+	beats, err := workloads.Heartbeats(ctx, cluster)
+	if err != nil {
+		return nil, err
+	}
+	var findings []Finding
+	for _, node := range nodes.Items {
+		if f, bad := heartbeat(node, beats); bad {
+			findings = append(findings, f)
+		}
+	}
+	for _, lease := range leases.Items {
+		for _, problem := range strings.Split(lease.Annotations[problemsAnnotation], "\n") {
+			if problem != "" {
+				findings = append(findings, Finding{Level: Error, Object: "Node " + strings.TrimPrefix(lease.Name, "ztunnel-"), Reason: problem, Next: "mend the node; ztunnel tries again by itself"})
+			}
+		}
+	}
+	return findings, nil
+}
+
+func heartbeat(node corev1.Node, beats map[string]time.Time) (Finding, bool) {
+	last, known := beats[node.Name]
+	next := "kubectl -n ambit-system get pods -o wide --field-selector spec.nodeName=" + node.Name
+	if !known {
+		return Finding{Level: Error, Object: "Node " + node.Name, Reason: "its ztunnel has never been heard of", Next: next}, true
+	}
+	if age := time.Since(last); age > workloads.StaleAfter {
+		return Finding{
+			Level: Error, Object: "Node " + node.Name, Reason: fmt.Sprintf("its ztunnel was last heard of %s ago: the states of its workloads are stale", age.Round(time.Second)), Next: next,
+		}, true
+	}
+	return Finding{}, false
+}
+
+func askWorkloads(ctx context.Context, cluster *kube.Cluster) ([]Finding, error) {
+	list, err := workloads.List(ctx, cluster, "", time.Now())
+	if err != nil {
+		return nil, err
+	}
+	var findings []Finding
+	for _, w := range list {
+		level := Warning
+		switch w.Status.State {
+		case v1alpha1.StateCaptured, v1alpha1.StateNotEnrolled:
+			continue
+		case v1alpha1.StateFailed, v1alpha1.StateStale:
+			level = Error
+		}
+		reason := w.Status.Summary
+		if w.Status.Reason != "" {
+			reason = w.Status.Reason
+		}
+		findings = append(findings, Finding{
+			Level: level, Object: "Pod " + w.Namespace + "/" + w.Name, Reason: string(w.Status.State) + ": " + reason,
+			Next: "kubectl -n " + w.Namespace + " describe workloads.ambit.mesh " + w.Name,
+		})
+	}
+	return findings, nil
+}
+
+// askBareName finds out whose object `kubectl get workloads` shows.
+func askBareName(_ context.Context, cluster *kube.Cluster) ([]Finding, error) {
+	lists, err := cluster.Discovery.ServerPreferredResources()
+	if err != nil && len(lists) == 0 {
+		return nil, err
+	}
+	for _, list := range lists { // in the server's order of preference
+		for _, r := range list.APIResources {
+			if r.Name != "workloads" {
+				continue
+			}
+			if strings.HasPrefix(list.GroupVersion, "ambit.mesh/") {
+				return nil, nil
+			}
+			return []Finding{{
+				Level: Warning, Reason: "kubectl get workloads shows those of " + list.GroupVersion,
+				Next: "use kubectl get workloads.ambit.mesh, or ambit workloads",
+			}}, nil
+		}
+	}
+	return []Finding{{Level: Error, Reason: "the cluster serves no workloads.ambit.mesh: " + notInstalled, Next: "ambit install"}}, nil
+}

@@ -1,0 +1,198 @@
+// Command ambit installs Ambit, checks it, and shows what it observes.
+//
+//	ambit install     apply the manifests, wait until every node captures
+//	ambit uninstall   remove everything, on the nodes too
+//	ambit check       coded checks, each with its reason and next step
+//	ambit workloads   what the mesh observes of every pod
+//	ambit version     of this tool and of what the cluster runs
+//
+// It talks to the Kubernetes API alone, with the rights of its user.
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ambit-mesh/ambit/cli/check"
+	"github.com/ambit-mesh/ambit/cli/install"
+	"github.com/ambit-mesh/ambit/cli/kube"
+	"github.com/ambit-mesh/ambit/cli/term"
+	"github.com/ambit-mesh/ambit/cli/uninstall"
+	"github.com/ambit-mesh/ambit/cli/workloads"
+	"github.com/ambit-mesh/ambit/deploy"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	err := newRoot().ExecuteContext(ctx)
+	if err == nil {
+		return
+	}
+	if !errors.Is(err, check.ErrFailed) { // its findings are on the screen already
+		fmt.Fprintln(os.Stderr, "ambit:", err)
+	}
+	os.Exit(1)
+}
+
+// target is the cluster that a command is for.
+type target struct {
+	kubeconfig, context string
+}
+
+func (g *target) connect() (*kube.Cluster, error) {
+	return kube.Connect(g.kubeconfig, g.context)
+}
+
+func newRoot() *cobra.Command {
+	var g target
+	root := &cobra.Command{
+		Use: "ambit", Short: "An ambient service mesh for Kubernetes",
+		SilenceUsage: true, SilenceErrors: true,
+	}
+	root.PersistentFlags().StringVar(&g.kubeconfig, "kubeconfig", "", "kubeconfig file (default: KUBECONFIG, then ~/.kube/config)")
+	root.PersistentFlags().StringVar(&g.context, "context", "", "kubeconfig context")
+	root.AddCommand(newInstall(&g), newUninstall(&g), newCheck(&g), newWorkloads(&g), newVersion(&g))
+	return root
+}
+
+func valueFlags(cmd *cobra.Command, v *deploy.Values) {
+	*v = deploy.Defaults()
+	v.CNIBinDir, v.CNIConfDir = "", ""
+	flags := cmd.Flags()
+	flags.StringVar(&v.Repository, "repository", v.Repository, "first part of the images' names")
+	flags.StringVar(&v.Tag, "tag", v.Tag, "tag of the images")
+	flags.StringVar(&v.ClusterID, "cluster-id", v.ClusterID, "name of the cluster")
+	flags.StringVar(&v.TrustDomain, "trust-domain", v.TrustDomain, "trust domain of all identities")
+	flags.StringVar(&v.CNIBinDir, "cni-bin-dir", "", "folder of CNI plug-ins on the nodes (default: found from the distribution)")
+	flags.StringVar(&v.CNIConfDir, "cni-conf-dir", "", "folder of CNI configuration on the nodes (default: found from the distribution)")
+	flags.StringSliceVar(&v.ExcludedNamespaces, "exclude-namespaces", nil, "namespaces whose pods the CNI gate never holds, besides ambit-system and kube-system")
+	flags.StringVar(&v.LogFormat, "log-format", v.LogFormat, "text or json")
+	flags.StringVar(&v.LogLevel, "log-level", v.LogLevel, "debug, info, warn or error")
+}
+
+func newInstall(g *target) *cobra.Command {
+	var (
+		options install.Options
+		dryRun  bool
+		output  string
+	)
+	cmd := &cobra.Command{
+		Use: "install", Short: "Install or upgrade Ambit, and wait until every node captures", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if output != "" && output != "yaml" {
+				return fmt.Errorf("--output %q: only yaml is known", output)
+			}
+			if dryRun || output != "" {
+				cluster, err := g.connect()
+				if err != nil {
+					cluster = nil // rendering for a repository needs no cluster
+				}
+				return install.DryRun(cmd.Context(), cluster, options, cmd.OutOrStdout())
+			}
+			cluster, err := g.connect()
+			if err != nil {
+				return err
+			}
+			return install.Run(cmd.Context(), cluster, options, term.New(os.Stdout))
+		},
+	}
+	valueFlags(cmd, &options.Values)
+	cmd.Flags().DurationVar(&options.Wait, "wait", 3*time.Minute, "how long to wait for the controller, and again for the nodes")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "print the manifests and apply nothing")
+	cmd.Flags().StringVarP(&output, "output", "o", "", "yaml: print the manifests, as --dry-run does")
+	return cmd
+}
+
+func newUninstall(g *target) *cobra.Command {
+	var (
+		options uninstall.Options
+		yes     bool
+	)
+	cmd := &cobra.Command{
+		Use: "uninstall", Short: "Remove Ambit, on the nodes too; pods go on with plain networking", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cluster, err := g.connect()
+			if err != nil {
+				return err
+			}
+			if options.Values, err = install.WithFolders(cmd.Context(), cluster, options.Values); err != nil {
+				return err
+			}
+			options.Confirm = func() bool { return yes || confirmed() }
+			return uninstall.Run(cmd.Context(), cluster, options, term.New(os.Stdout))
+		},
+	}
+	valueFlags(cmd, &options.Values)
+	cmd.Flags().DurationVar(&options.Wait, "wait", 3*time.Minute, "how long to wait for each step")
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	return cmd
+}
+
+func confirmed() bool {
+	fmt.Print("Go on? [y/N] ")
+	answer, _ := bufio.NewReader(os.Stdin).ReadString('\n')
+	return strings.EqualFold(strings.TrimSpace(answer), "y")
+}
+
+func newCheck(g *target) *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use: "check", Short: "Check the cluster and the mesh: what is wrong, why, and what to do", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cluster, err := g.connect()
+			if err != nil {
+				return err
+			}
+			findings := check.Run(cmd.Context(), cluster)
+			switch output {
+			case "json":
+				if err := check.PrintJSON(cmd.OutOrStdout(), findings); err != nil {
+					return err
+				}
+			case "":
+				check.Print(term.New(os.Stdout), findings)
+			default:
+				return fmt.Errorf("--output %q: only json is known", output)
+			}
+			return check.Verdict(findings)
+		},
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "", "json")
+	return cmd
+}
+
+func newWorkloads(g *target) *cobra.Command {
+	var query workloads.Query
+	cmd := &cobra.Command{
+		Use: "workloads", Short: "What the mesh observes of every pod", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cluster, err := g.connect()
+			if err != nil {
+				return err
+			}
+			return workloads.Print(cmd.Context(), cluster, query, cmd.OutOrStdout())
+		},
+	}
+	cmd.Flags().StringVarP(&query.Namespace, "namespace", "n", "", "of one namespace (default: of all)")
+	cmd.Flags().StringVarP(&query.Output, "output", "o", "", "wide, json, yaml or name")
+	return cmd
+}
+
+func newVersion(g *target) *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Versions of this tool and of what the cluster runs", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return printVersion(cmd.Context(), g, cmd.OutOrStdout())
+		},
+	}
+}
