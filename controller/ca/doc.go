@@ -6,6 +6,7 @@
 //	root.go          the root itself, and what makes a stored one acceptable
 //	authenticate.go  a projected token -> Peer, by TokenReview
 //	authorize.go     Peer and requested identity -> yes, or the reason why not
+//	pods.go          which pods there are, and on which node
 //	request.go       what a certificate signing request may contain
 //	issue.go         sign a workload's certificate
 //	serving.go       the controller's own certificate

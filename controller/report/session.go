@@ -1,0 +1,73 @@
+package report
+
+import (
+	"k8s.io/apimachinery/pkg/types"
+
+	reportapi "github.com/ambit-mesh/ambit/api/report"
+)
+
+// session is one open stream of a node. The newest of a node counts.
+type session struct {
+	// Fixed.
+	node, podName, version string
+	// replaced is closed when a newer stream speaks for the node.
+	replaced chan struct{}
+	// wake has an element when releases are due.
+	wake chan struct{}
+
+	// Guarded by Registry.mu.
+	mentioned map[types.UID]struct{}
+	releases  []types.UID
+}
+
+// open begins a node's session and ends the one before.
+func (r *Registry) open(nodeName string, hello *reportapi.Hello) *session {
+	s := &session{
+		node: nodeName, podName: hello.GetPodName(), version: cut(hello.GetVersion()),
+		replaced: make(chan struct{}), wake: make(chan struct{}, 1), mentioned: map[types.UID]struct{}{},
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := r.nodeLocked(nodeName)
+	if n.session != nil {
+		close(n.session.replaced)
+	}
+	n.session, n.podName, n.version = s, s.podName, s.version
+	n.heartbeat = r.cfg.Now()
+	return s
+}
+
+// close ends a session. What the node said stays.
+func (r *Registry) close(s *session) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if n, ok := r.nodes[s.node]; ok && n.session == s {
+		n.session = nil
+	}
+}
+
+// release queues a Release; the caller holds Registry.mu.
+func (s *session) release(uid types.UID) {
+	s.releases = append(s.releases, uid)
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// due returns the releases to be sent now: those of pods that still ask.
+func (r *Registry) due(s *session) (due []types.UID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := r.nodeLocked(s.node)
+	if n.session != s {
+		return nil
+	}
+	for _, uid := range s.releases {
+		if w, asks := n.withdrawals[uid]; asks && w.released {
+			due = append(due, uid)
+		}
+	}
+	s.releases = nil
+	return due
+}
