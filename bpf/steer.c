@@ -26,6 +26,13 @@ static __always_inline bool is_self(const struct addr *a)
 	return !addr_is_none(a) && (addr_equal(a, &self4) || addr_equal(a, &self6));
 }
 
+/* Answered with a reset. An earlier program of the namespace may have selected a socket, which would win over SK_DROP. */
+static __always_inline int drop(struct bpf_sk_lookup *ctx, enum verdict verdict)
+{
+	bpf_sk_assign(ctx, 0, BPF_SK_LOOKUP_F_REPLACE);
+	return end(verdict, SK_DROP);
+}
+
 /* Leaves the connection to the namespace's own sockets. ztunnel's listeners are bound there too, and must not be reached
  * by asking for their ports: whoever gets to the outbound listener speaks in the pod's name. */
 static __always_inline int leave(struct bpf_sk_lookup *ctx, enum verdict verdict)
@@ -34,11 +41,11 @@ static __always_inline int leave(struct bpf_sk_lookup *ctx, enum verdict verdict
 
 	if (port == own_ports[LISTENER_OUTBOUND] || port == own_ports[LISTENER_PLAINTEXT] ||
 	    port == own_ports[LISTENER_HBONE])
-		return end(VERDICT_STEER_DROPPED_OWN_PORT, SK_DROP);
+		return drop(ctx, VERDICT_STEER_DROPPED_OWN_PORT);
 	return end(verdict, SK_PASS);
 }
 
-/* SK_DROP answers with a reset: no listener, no connection. */
+/* No listener, no connection. */
 static __always_inline int hand_to(struct bpf_sk_lookup *ctx, enum listener listener, enum verdict verdict)
 {
 	__u32 key = slot * SLOT_SIZE + listener;
@@ -46,11 +53,11 @@ static __always_inline int hand_to(struct bpf_sk_lookup *ctx, enum listener list
 	long failed;
 
 	if (!sk)
-		return end(VERDICT_STEER_DROPPED_NO_LISTENER, SK_DROP);
-	failed = bpf_sk_assign(ctx, sk, 0);
+		return drop(ctx, VERDICT_STEER_DROPPED_NO_LISTENER);
+	failed = bpf_sk_assign(ctx, sk, BPF_SK_LOOKUP_F_REPLACE);
 	bpf_sk_release(sk);
 	if (failed)
-		return end(VERDICT_STEER_DROPPED_ASSIGN, SK_DROP);
+		return drop(ctx, VERDICT_STEER_DROPPED_ASSIGN);
 	return end(verdict, SK_PASS);
 }
 
