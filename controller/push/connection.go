@@ -3,7 +3,6 @@ package push
 import (
 	"cmp"
 	"errors"
-	"fmt"
 	"io"
 	"slices"
 	"strings"
@@ -71,8 +70,7 @@ func (s *Server) admit(stream stream) (Peer, error) {
 	peer, err := s.config.Authenticator.Authenticate(stream.Context())
 	if err != nil {
 		s.metrics.refused.WithLabelValues("unauthenticated").Inc()
-		s.logger.Warn("stream refused", "error", err)
-		return Peer{}, status.Error(codes.Unauthenticated, "the caller's token was not accepted")
+		return Peer{}, err
 	}
 	if peer.Namespace != s.config.Namespace || peer.ServiceAccount != s.config.ServiceAccount {
 		s.metrics.refused.WithLabelValues("not_allowed").Inc()
@@ -144,7 +142,7 @@ func (c *connection) respond() error {
 	for _, r := range c.due(w) {
 		c.server.metrics.sending(r)
 		if err := c.stream.Send(r.message); err != nil {
-			return fmt.Errorf("send %s: %w", shortType(r.message.TypeUrl), err)
+			return err
 		}
 	}
 	return nil

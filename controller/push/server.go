@@ -47,7 +47,8 @@ type Peer struct {
 	Node           string
 }
 
-// Authenticator proves who opened a stream.
+// Authenticator proves who opened a stream. Its errors are gRPC statuses, and
+// logged by it.
 type Authenticator interface {
 	Authenticate(ctx context.Context) (Peer, error)
 }

@@ -119,7 +119,14 @@ func usable(s *service, all []*discoveryv1.EndpointSlice) []candidate {
 // rivalGroup is the candidates that are rivals, each once.
 type rivalGroup struct {
 	members []candidate
-	index   map[netip.AddrPort]int // of members, by address and target port
+	index   map[endpointKey]int // of members
+}
+
+// endpointKey tells endpoints apart: two pods may share an address.
+type endpointKey struct {
+	addr   netip.Addr
+	target uint32
+	ref    string // name of the object that the endpoint refers to
 }
 
 // groupCandidates sorts the endpoints of a service's TCP ports into rivals.
@@ -140,7 +147,7 @@ func groupCandidates(s *service, all []*discoveryv1.EndpointSlice) map[rivals]*r
 					key.node = *endpoint.NodeName
 				}
 				if groups[key] == nil {
-					groups[key] = &rivalGroup{index: make(map[netip.AddrPort]int)}
+					groups[key] = &rivalGroup{index: make(map[endpointKey]int)}
 				}
 				groups[key].add(candidate{slice: slice, endpoint: endpoint, addr: addr, port: port.Port})
 			}
@@ -152,7 +159,10 @@ func groupCandidates(s *service, all []*discoveryv1.EndpointSlice) map[rivals]*r
 // add a candidate. One that is in two slices for a moment counts once, as the
 // endpoint that stays rather than the one that terminates.
 func (g *rivalGroup) add(c candidate) {
-	key := netip.AddrPortFrom(c.addr, uint16(c.port.GetTargetPort()))
+	key := endpointKey{addr: c.addr, target: c.port.GetTargetPort()}
+	if c.endpoint.TargetRef != nil {
+		key.ref = c.endpoint.TargetRef.Name
+	}
 	i, exists := g.index[key]
 	if !exists {
 		g.index[key] = len(g.members)

@@ -1,0 +1,282 @@
+package translate
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/encoding/protojson"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes/scheme"
+	"sigs.k8s.io/yaml"
+
+	"github.com/ambit-mesh/ambit/controller/resource"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// capturedAnnotation marks the pods that their nodes reported captured.
+const capturedAnnotation = "test.ambit.mesh/captured"
+
+// Every file in testdata is a promise: Kubernetes objects in NAME.yaml, what
+// data planes are told in NAME.golden.
+func TestTranslate(t *testing.T) {
+	for _, name := range cases(t) {
+		t.Run(name, func(t *testing.T) {
+			resources, err := Translate(readInput(t, name))
+			if err != nil {
+				t.Errorf("problems: %v", err)
+			}
+			got := render(t, resources)
+			path := filepath.Join("testdata", name+".golden")
+			if *update {
+				if err := os.WriteFile(path, got, 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			want, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), string(got)); diff != "" {
+				t.Errorf("differs from %s (-want +got); `go test -update` if it is meant to:\n%s", path, diff)
+			}
+		})
+	}
+}
+
+// The order in which informers hand out objects must not show.
+func TestTranslateDoesNotDependOnOrder(t *testing.T) {
+	for _, name := range cases(t) {
+		t.Run(name, func(t *testing.T) {
+			in := readInput(t, name)
+			want := versions(t, in)
+			for seed := range uint64(50) {
+				shuffle(rand.New(rand.NewPCG(seed, 0)), &in)
+				if diff := cmp.Diff(want, versions(t, in)); diff != "" {
+					t.Fatalf("seed %d (-want +got):\n%s", seed, diff)
+				}
+			}
+		})
+	}
+}
+
+// The same content must have the same version in every replica, so the input
+// must not be changed by translating it either.
+func TestTranslateLeavesItsInputAlone(t *testing.T) {
+	for _, name := range cases(t) {
+		in, untouched := readInput(t, name), readInput(t, name)
+		if _, err := Translate(in); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(untouched, in); diff != "" {
+			t.Errorf("%s (-before +after):\n%s", name, diff)
+		}
+	}
+}
+
+// An object that cannot be expressed takes no other with it.
+func TestTranslateReportsWhatItLeavesOut(t *testing.T) {
+	in := readInput(t, "clusterip")
+	whole := versions(t, in)
+	broken := in.Pods[0].DeepCopy()
+	broken.Name, broken.UID = "broken", "broken"
+	broken.Labels = map[string]string{"app": "\xff"}
+	broken.Status.PodIPs = []corev1.PodIP{{IP: "10.244.9.9"}}
+	in.Pods = append(in.Pods, broken)
+
+	resources, err := Translate(in)
+	if err == nil || !strings.Contains(err.Error(), "Kubernetes//Pod/shop/broken") {
+		t.Errorf("error %v does not name the pod", err)
+	}
+	if diff := cmp.Diff(whole, versionsOf(resources)); diff != "" {
+		t.Errorf("the others changed:\n%s", diff)
+	}
+}
+
+func BenchmarkTranslate(b *testing.B) {
+	const pods, perService = 10_000, 20
+	in := Input{Config: config, Captured: map[types.UID]bool{}}
+	name, port := "http", int32(8080)
+	for i := range pods {
+		ip := fmt.Sprintf("10.%d.%d.%d", 1+i>>16, i>>8&255, i&255)
+		p := &corev1.Pod{}
+		p.Namespace, p.Name, p.UID = "shop", fmt.Sprintf("web-%d", i), types.UID(fmt.Sprint(i))
+		p.Status.PodIPs = []corev1.PodIP{{IP: ip}}
+		in.Pods = append(in.Pods, p)
+		in.Captured[p.UID] = true
+		service := fmt.Sprintf("web-%d", i/perService)
+		if i%perService == 0 {
+			s := &corev1.Service{}
+			s.Namespace, s.Name = "shop", service
+			s.Spec.ClusterIPs = []string{fmt.Sprintf("10.200.%d.%d", i>>8&255, i&255)}
+			s.Spec.Ports = []corev1.ServicePort{{Name: name, Port: 80}}
+			slice := &discoveryv1.EndpointSlice{Ports: []discoveryv1.EndpointPort{{Name: &name, Port: &port}}}
+			slice.Namespace, slice.Name = "shop", service
+			slice.Labels = map[string]string{discoveryv1.LabelServiceName: service}
+			in.Services, in.Slices = append(in.Services, s), append(in.Slices, slice)
+		}
+		slice := in.Slices[len(in.Slices)-1]
+		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
+			Addresses: []string{ip},
+			TargetRef: &corev1.ObjectReference{Kind: "Pod", Namespace: "shop", Name: p.Name},
+		})
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := Translate(in); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+var config = Config{TrustDomain: "cluster.local", ClusterID: "Kubernetes", ClusterDomain: "cluster.local"}
+
+func cases(t *testing.T) []string {
+	files, err := filepath.Glob("testdata/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no cases: %v", err)
+	}
+	for i, f := range files {
+		files[i] = strings.TrimSuffix(filepath.Base(f), ".yaml")
+	}
+	return files
+}
+
+// readInput reads the Kubernetes objects of a case.
+func readInput(t *testing.T, name string) Input {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("testdata", name+".yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := Input{Captured: make(map[types.UID]bool), Config: config}
+	for document := range bytes.SplitSeq(text, []byte("\n---\n")) {
+		object, _, err := scheme.Codecs.UniversalDeserializer().Decode(document, nil, nil)
+		if err != nil {
+			t.Fatalf("%s: %v in\n%s", name, err, document)
+		}
+		switch o := object.(type) {
+		case *corev1.Pod:
+			if o.UID == "" {
+				o.UID = types.UID(o.Namespace + "/" + o.Name)
+			}
+			in.Pods = append(in.Pods, o)
+			in.Captured[o.UID] = o.Annotations[capturedAnnotation] == "true"
+		case *corev1.Service:
+			in.Services = append(in.Services, o)
+		case *discoveryv1.EndpointSlice:
+			in.Slices = append(in.Slices, o)
+		case *corev1.Node:
+			in.Nodes = append(in.Nodes, o)
+		case *corev1.ConfigMap: // settings that are not Kubernetes objects
+			in.Roots = append(in.Roots, o.Data["root"])
+			in.Config.PodRanges = strings.Fields(o.Data["podRanges"])
+			in.Config.TrustDomain = o.Data["trustDomain"]
+		default:
+			t.Fatalf("%s: what is a %T?", name, o)
+		}
+	}
+	return in
+}
+
+// render resources as YAML, addresses spelled out, without versions: those
+// change with the library, and have a test of their own.
+func render(t *testing.T, resources resource.Resources) []byte {
+	t.Helper()
+	all := make(map[string]any)
+	for _, byName := range resources {
+		for name, r := range byName {
+			text, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(r.Message)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var content map[string]any
+			if err := json.Unmarshal(text, &content); err != nil {
+				t.Fatal(err)
+			}
+			spellAddresses(content)
+			if len(r.Aliases) > 0 {
+				content["(aliases)"] = r.Aliases
+			}
+			all[name] = content
+		}
+	}
+	text, err := yaml.Marshal(all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+// spellAddresses replaces raw addresses by readable ones.
+func spellAddresses(v any) {
+	spell := func(v any) any {
+		if raw, err := base64.StdEncoding.DecodeString(fmt.Sprint(v)); err == nil {
+			if addr, ok := netip.AddrFromSlice(raw); ok {
+				return addr.String()
+			}
+		}
+		return v
+	}
+	switch v := v.(type) {
+	case map[string]any:
+		for key, field := range v {
+			if list, ok := field.([]any); ok && key == "addresses" {
+				for i := range list {
+					list[i] = spell(list[i])
+				}
+			}
+			if key == "address" {
+				v[key] = spell(field)
+			}
+			spellAddresses(field)
+		}
+	case []any:
+		for _, element := range v {
+			spellAddresses(element)
+		}
+	}
+}
+
+func versions(t *testing.T, in Input) map[string]string {
+	t.Helper()
+	resources, err := Translate(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return versionsOf(resources)
+}
+
+func versionsOf(resources resource.Resources) map[string]string {
+	all := make(map[string]string)
+	for typeURL, byName := range resources {
+		for name, r := range byName {
+			all[typeURL+" "+name] = r.Version
+		}
+	}
+	return all
+}
+
+func shuffle(random *rand.Rand, in *Input) {
+	random.Shuffle(len(in.Pods), func(i, j int) { in.Pods[i], in.Pods[j] = in.Pods[j], in.Pods[i] })
+	random.Shuffle(len(in.Services), func(i, j int) { in.Services[i], in.Services[j] = in.Services[j], in.Services[i] })
+	random.Shuffle(len(in.Slices), func(i, j int) { in.Slices[i], in.Slices[j] = in.Slices[j], in.Slices[i] })
+	random.Shuffle(len(in.Nodes), func(i, j int) { in.Nodes[i], in.Nodes[j] = in.Nodes[j], in.Nodes[i] })
+	for _, s := range in.Slices {
+		random.Shuffle(len(s.Endpoints), func(i, j int) { s.Endpoints[i], s.Endpoints[j] = s.Endpoints[j], s.Endpoints[i] })
+		random.Shuffle(len(s.Ports), func(i, j int) { s.Ports[i], s.Ports[j] = s.Ports[j], s.Ports[i] })
+	}
+}
