@@ -1,0 +1,130 @@
+package redirect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/ambit-mesh/ambit/bpf"
+)
+
+// A Capture is a captured pod. Its methods may be called concurrently.
+//
+// A connection accepted from a listener has the original destination as its local address and the client as its remote
+// one; an IPv4 address comes as a mapped IPv6 one: Unmap both.
+type Capture struct {
+	Outbound  *net.TCPListener // what the pod connects to
+	Plaintext *net.TCPListener // what connects to the pod, at any port but that of HBONE
+	HBONE     *net.TCPListener // tunnels to the pod
+
+	// Fixed after Enroll.
+	redirect *Redirect
+	pod      Pod
+	ip4, ip6 netip.Addr // zero for none
+	slot     uint32
+	ports    [3]uint16 // that the listeners are bound to
+	steer    link.Link
+}
+
+const (
+	// After the last connection came in by steer, handshakes are still under way: they end within a round trip, and a
+	// retransmission, one second after the loss, is not worth waiting for.
+	handshakeTime = 100 * time.Millisecond
+	queuePause    = 5 * time.Millisecond
+)
+
+func (c *Capture) listeners() map[bpf.Listener]*net.TCPListener {
+	all := map[bpf.Listener]*net.TCPListener{bpf.Outbound: c.Outbound, bpf.Plaintext: c.Plaintext, bpf.HBONE: c.HBONE}
+	maps.DeleteFunc(all, func(_ bpf.Listener, l *net.TCPListener) bool { return l == nil })
+	return all
+}
+
+func (c *Capture) closeListeners() error {
+	var errs []error
+	for _, l := range c.listeners() {
+		if err := l.Close(); !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// StopOutbound lets what the pod connects to from now on go directly. Connections to the pod still come to the listeners.
+func (c *Capture) StopOutbound() error {
+	if err := c.redirect.node.Withdraw(c.pod.NetNS.Cookie()); err != nil {
+		return fmt.Errorf("let go of what pod %s connects to: %w", c.pod.UID, err)
+	}
+	return nil
+}
+
+// Release lets the pod go: new connections go directly from here on. It then waits, no longer than ctx, until the
+// connections that wait in the listeners are accepted, and closes the listeners. Connections that were accepted live on,
+// and Dial and DialApp still work.
+func (c *Capture) Release(ctx context.Context) error {
+	if err := c.StopOutbound(); err != nil {
+		return err
+	}
+	if err := c.steer.Unpin(); err != nil {
+		return fmt.Errorf("let go of what connects to pod %s: %w", c.pod.UID, err)
+	}
+	if err := c.steer.Close(); err != nil {
+		return fmt.Errorf("let go of what connects to pod %s: %w", c.pod.UID, err)
+	}
+	c.waitForQueues(ctx)
+	return c.forget()
+}
+
+func (c *Capture) waitForQueues(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	quiet := time.Now()
+	for ctx.Err() == nil && time.Since(quiet) < handshakeTime {
+		for _, l := range c.listeners() {
+			if queued(l) > 0 {
+				quiet = time.Now()
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(queuePause):
+		}
+	}
+}
+
+// queued is how many connections wait to be accepted from l; none if it is closed.
+func queued(l *net.TCPListener) (n uint32) {
+	_ = control(l, func(fd int) error {
+		state, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err == nil {
+			n = state.Unacked // of a listening socket: its queue
+		}
+		return err
+	})
+	return n
+}
+
+func (c *Capture) forget() error {
+	r := c.redirect
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	errs := []error{c.closeListeners()}
+	for _, ip := range valid(c.ip4, c.ip6) {
+		errs = append(errs, r.node.RemovePod(ip, c.pod.NetNS.Cookie()))
+	}
+	errs = append(errs, r.pins.removePod(c.pod.UID))
+	if r.captures[c.pod.UID] == c {
+		delete(r.captures, c.pod.UID)
+		r.slots[c.slot] = false
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("release pod %s: %w", c.pod.UID, err)
+	}
+	return nil
+}

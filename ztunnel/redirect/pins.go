@@ -1,0 +1,246 @@
+package redirect
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// layout is the version of what is pinned. It changes whenever a map's key, value or meaning does: processes of different
+// layouts leave each other's pins alone, and enforce side by side until every pod has been captured anew.
+const layout = "v1"
+
+// enrolledMap is the map of captured pods in every layout: namespace cookie (64 bits) -> anything.
+const enrolledMap = "mesh_enrolled"
+
+// steerPin is the only link of a pod.
+const steerPin = "steer"
+
+// pins is the folder of one layout:
+//
+//	maps/NAME        what all programs share
+//	links/NAME       the node's programs
+//	pods/UID/steer   a pod's program
+type pins string
+
+func (p pins) maps() string          { return filepath.Join(string(p), "maps") }
+func (p pins) links() string         { return filepath.Join(string(p), "links") }
+func (p pins) pods() string          { return filepath.Join(string(p), "pods") }
+func (p pins) pod(uid string) string { return filepath.Join(p.pods(), uid) }
+
+func (p pins) make() error {
+	for _, dir := range []string{p.maps(), p.links(), p.pods()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return explain("The folder for pins cannot be made.", err)
+		}
+	}
+	return nil
+}
+
+// uids lists the pods that have a folder.
+func (p pins) uids() ([]string, error) {
+	entries, err := os.ReadDir(p.pods())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list pinned pods: %w", err)
+	}
+	uids := make([]string, len(entries))
+	for i, e := range entries {
+		uids[i] = e.Name()
+	}
+	return uids, nil
+}
+
+// removePod ends what is pinned for a pod, which need not exist.
+func (p pins) removePod(uid string) error {
+	if err := os.RemoveAll(p.pod(uid)); err != nil {
+		return fmt.Errorf("remove pins of pod %s: %w", uid, err)
+	}
+	return nil
+}
+
+// replacePin puts l at path in one step, whatever was there.
+func replacePin(l link.Link, path string) error {
+	next := path + "-next"
+	if err := os.Remove(next); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove left-over pin: %w", err)
+	}
+	if err := l.Pin(next); err != nil {
+		return fmt.Errorf("pin link at %s: %w", path, err)
+	}
+	if err := os.Rename(next, path); err != nil {
+		return fmt.Errorf("pin link at %s: %w", path, err)
+	}
+	return nil
+}
+
+// adopt updates the link pinned at path to program, in one step, if it is attached where it should be. It returns nil if
+// there is no such link: none is pinned, or what it was attached to is another or gone.
+func adopt(path string, program *ebpf.Program, attachedTo func(*link.Info) bool) (link.Link, error) {
+	l, err := link.LoadPinnedLink(path, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("load pinned link %s: %w", path, err)
+	}
+	about, err := l.Info()
+	if err != nil {
+		l.Close()
+		return nil, fmt.Errorf("read pinned link %s: %w", path, err)
+	}
+	if !attachedTo(about) {
+		l.Close()
+		return nil, nil
+	}
+	if err := l.Update(program); err != nil {
+		l.Close()
+		if errors.Is(err, unix.ENOLINK) {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("update pinned link %s: %w", path, err)
+	}
+	return l, nil
+}
+
+// attachNode runs program for every process below cgroup, adopting the link that an earlier process pinned.
+func (p pins) attachNode(name, cgroup string, kind ebpf.AttachType, program *ebpf.Program) (link.Link, error) {
+	path := filepath.Join(p.links(), name)
+	var stat unix.Stat_t
+	if err := unix.Stat(cgroup, &stat); err != nil {
+		return nil, fmt.Errorf("stat cgroup %s: %w", cgroup, err)
+	}
+	l, err := adopt(path, program, func(about *link.Info) bool {
+		c := about.Cgroup()
+		return c != nil && c.CgroupId == stat.Ino
+	})
+	if l != nil || err != nil {
+		return l, err
+	}
+	l, err = link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: kind, Program: program})
+	if err != nil {
+		return nil, fmt.Errorf("attach %s to cgroup %s: %w", name, cgroup, err)
+	}
+	if err := replacePin(l, path); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// attachPod runs program for new connections in a network namespace, adopting the link that an earlier process pinned.
+func (p pins) attachPod(uid string, netns int, inode uint64, program *ebpf.Program) (_ link.Link, adopted bool, err error) {
+	path := filepath.Join(p.pod(uid), steerPin)
+	if err := os.MkdirAll(p.pod(uid), 0o700); err != nil {
+		return nil, false, fmt.Errorf("make folder for pins of pod %s: %w", uid, err)
+	}
+	l, err := adopt(path, program, func(about *link.Info) bool {
+		n := about.NetNs()
+		return n != nil && uint64(n.NetnsInode) == inode
+	})
+	if l != nil || err != nil {
+		return l, l != nil, err
+	}
+	attached, err := link.AttachNetNs(netns, program)
+	if err != nil {
+		return nil, false, fmt.Errorf("attach steer to network namespace of pod %s: %w", uid, err)
+	}
+	if err := replacePin(attached, path); err != nil {
+		attached.Close()
+		return nil, false, err
+	}
+	return attached, false, nil
+}
+
+// otherLayouts returns the pins that processes of other layouts left in dir.
+func otherLayouts(dir string) ([]pins, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("list pins: %w", err)
+	}
+	var others []pins
+	for _, e := range entries {
+		if e.IsDir() && e.Name() != layout && strings.HasPrefix(e.Name(), "v") {
+			others = append(others, pins(filepath.Join(dir, e.Name())))
+		}
+	}
+	return others, nil
+}
+
+// withdraw ends the capture of what one namespace connects to, in any layout.
+func (p pins) withdraw(cookie uint64) error {
+	enrolled, err := ebpf.LoadPinnedMap(filepath.Join(p.maps(), enrolledMap), nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("load %s of %s: %w", enrolledMap, p, err)
+	}
+	defer enrolled.Close()
+	if err := enrolled.Delete(cookie); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("withdraw namespace %d in %s: %w", cookie, p, err)
+	}
+	return nil
+}
+
+// withdrawAll is withdraw for every namespace.
+func (p pins) withdrawAll() error {
+	enrolled, err := ebpf.LoadPinnedMap(filepath.Join(p.maps(), enrolledMap), nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("load %s of %s: %w", enrolledMap, p, err)
+	}
+	defer enrolled.Close()
+	var cookies []uint64
+	var cookie uint64
+	value := make([]byte, enrolled.ValueSize())
+	entries := enrolled.Iterate()
+	for entries.Next(&cookie, &value) {
+		cookies = append(cookies, cookie)
+	}
+	if err := entries.Err(); err != nil {
+		return fmt.Errorf("list %s of %s: %w", enrolledMap, p, err)
+	}
+	for _, cookie := range cookies {
+		if err := enrolled.Delete(cookie); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("withdraw namespace %d in %s: %w", cookie, p, err)
+		}
+	}
+	return nil
+}
+
+// Remove takes every pin out of dir, of any layout, and lets all pods go: first what they connect to, then what connects
+// to them, then the node's programs. A ztunnel that still runs keeps the programs that it holds. Established connections
+// stay; those that a ztunnel carries are its own.
+func Remove(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("list pins: %w", err)
+	}
+	for _, e := range entries {
+		p := pins(filepath.Join(dir, e.Name()))
+		if err := p.withdrawAll(); err != nil {
+			return err
+		}
+		for _, part := range []string{p.pods(), p.links(), string(p)} {
+			if err := os.RemoveAll(part); err != nil {
+				return fmt.Errorf("remove pins: %w", err)
+			}
+		}
+	}
+	if err := os.Remove(dir); err != nil {
+		return fmt.Errorf("remove pins: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,301 @@
+// Package redirect brings pods' connections to ztunnel, inside the pods' network namespaces.
+//
+// [Open] prepares the node: programs at its cgroup root, pinned. [Redirect.Enroll] captures a pod, in this order:
+//
+//	check     the namespace bears the pod's addresses and is not the node's
+//	route     what bears the mark goes to lo, with the pod's address as source
+//	listen    three listeners in the namespace: outbound, plaintext, HBONE
+//	load      the pod's steer program and its addresses
+//	steer     attach: what connects to the pod comes to the listeners    (one step)
+//	enrol     what the pod connects to bears the mark from here on       (one step)
+//
+// Until steer all of it is inert. [Capture.Release] goes back: first enrol, then steer, then the listeners once their
+// queues are empty. Rule and route stay, inert: a delivered connection bears the mark as long as it lives, and without the
+// route it would leave by the wire.
+//
+// Invariants: established connections are never touched. What enforces is pinned: when the process is gone, connections to
+// and from captured pods are refused until the next process adopts the pins and puts listeners in, link by link, each in
+// one step. A pod's listeners, addresses and program are its own: no lookup can reach another pod's.
+//
+// Past the listeners go only connections that ztunnel delivers, and those of the node's own network namespace: all of its
+// processes, not the kubelet alone. UDP and other protocols are left alone, and so are link-local IPv6 addresses and
+// networks other than the pod's first.
+//
+// Which pod is captured when, and whose a namespace is, is the pods package's job; what happens on a connection is
+// outbound's and inbound's.
+package redirect
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/features"
+	"github.com/cilium/ebpf/link"
+
+	"github.com/ambit-mesh/ambit/bpf"
+)
+
+// Config says where things are on this node. Paths are as the process sees them.
+type Config struct {
+	// PinDir is the folder for pins: /sys/fs/bpf/ambit if empty. It is made if missing, in a BPF file system.
+	PinDir string
+	// CgroupPath is the root of the node's cgroup2 hierarchy; if empty it is found among the process's mounts.
+	CgroupPath string
+	// Procfs is a procfs with a writable sys/net: /proc if empty.
+	Procfs string
+	// HostNetNS is the node's network namespace: Procfs + "/1/ns/net" if empty.
+	HostNetNS string
+	Logger    *slog.Logger
+	// Probe asks the kernel for a program type: features.HaveProgramType if nil.
+	Probe func(ebpf.ProgramType) error
+}
+
+func (c Config) withDefaults() (Config, error) {
+	if c.PinDir == "" {
+		c.PinDir = "/sys/fs/bpf/ambit"
+	}
+	if c.Procfs == "" {
+		c.Procfs = "/proc"
+	}
+	if c.HostNetNS == "" {
+		c.HostNetNS = filepath.Join(c.Procfs, "1/ns/net")
+	}
+	if c.Probe == nil {
+		c.Probe = features.HaveProgramType
+	}
+	if c.CgroupPath == "" {
+		found, err := FindCgroup2("/proc/self/mountinfo")
+		if err != nil {
+			return c, err
+		}
+		c.CgroupPath = found
+	}
+	return c, nil
+}
+
+// A Redirect is the redirection of one node. Its methods may be called concurrently.
+type Redirect struct {
+	// Fixed after Open.
+	config     Config
+	logger     *slog.Logger
+	hostCookie uint64
+	pins       pins
+	node       *bpf.Node
+	links      []link.Link // held too: should the BPF file system go, the programs stay as long as the process
+
+	// Guarded by mu.
+	mu       sync.Mutex
+	captures map[string]*Capture // by UID
+	slots    [bpf.MaxPods]bool   // taken
+	adopted  map[string]*remains // by UID
+	others   []pins              // of other layouts, until no pod is left in them
+}
+
+// remains is what an earlier process left of a captured pod.
+type remains struct {
+	cookie uint64 // zero: it died before it captured, or pinned it in another layout
+	ips    []netip.Addr
+}
+
+// Open prepares the node and takes over what an earlier process pinned. A [Problem] is returned if the node lacks what
+// redirection needs.
+func Open(config Config) (_ *Redirect, err error) {
+	if config, err = config.withDefaults(); err != nil {
+		return nil, err
+	}
+	if err := errors.Join(checkKernel(config.Probe), checkBPFFS(config.PinDir), checkCgroup2(config.CgroupPath)); err != nil {
+		return nil, err
+	}
+	cookie, err := hostCookie(config.HostNetNS)
+	if err != nil {
+		return nil, err
+	}
+	r := &Redirect{
+		config:     config,
+		logger:     config.Logger,
+		hostCookie: cookie,
+		pins:       pins(filepath.Join(config.PinDir, layout)),
+		captures:   map[string]*Capture{},
+	}
+	if err := r.pins.make(); err != nil {
+		return nil, err
+	}
+	r.node, err = bpf.Load(r.pins.maps(), cookie)
+	if errors.Is(err, ebpf.ErrMapIncompatible) {
+		return nil, &Problem{
+			Code:   PinsUnusable,
+			Detail: fmt.Sprintf("The maps pinned in %s are not those of this version.", r.pins.maps()),
+			Fix:    "Remove that folder: the node's captured pods are not protected until ztunnel has captured them again.",
+			Err:    err,
+		}
+	}
+	if err != nil {
+		return nil, explain("The kernel does not let ztunnel load its BPF programs.", err)
+	}
+	defer func() {
+		if err != nil {
+			r.Close()
+		}
+	}()
+	if err := r.attach(); err != nil {
+		return nil, explain("The kernel does not let ztunnel attach its BPF programs.", err)
+	}
+	return r, r.takeStock()
+}
+
+// attach runs the node's programs: permit first, for no connection may be captured that nobody could deliver.
+func (r *Redirect) attach() error {
+	for _, p := range []struct {
+		name    string
+		kind    ebpf.AttachType
+		program *ebpf.Program
+	}{
+		{"permit", ebpf.AttachCGroupSockOps, r.node.Permit},
+		{"connect4", ebpf.AttachCGroupInet4Connect, r.node.Connect4},
+		{"connect6", ebpf.AttachCGroupInet6Connect, r.node.Connect6},
+	} {
+		l, err := r.pins.attachNode(p.name, r.config.CgroupPath, p.kind, p.program)
+		if err != nil {
+			return err
+		}
+		r.links = append(r.links, l)
+	}
+	return nil
+}
+
+// takeStock finds the pods that earlier processes captured, and drops addresses of those they did not finish with.
+func (r *Redirect) takeStock() error {
+	r.adopted = map[string]*remains{}
+	uids, err := r.pins.uids()
+	if err != nil {
+		return err
+	}
+	if r.others, err = otherLayouts(r.config.PinDir); err != nil {
+		return err
+	}
+	for _, other := range r.others {
+		more, err := other.uids()
+		if err != nil {
+			return err
+		}
+		uids = append(uids, more...)
+	}
+	for _, uid := range uids {
+		r.adopted[uid] = &remains{}
+	}
+	enrolled, err := r.node.Enrolled()
+	if err != nil {
+		return fmt.Errorf("list captured pods: %w", err)
+	}
+	for cookie, pod := range enrolled {
+		r.adopted[pod.UID] = &remains{cookie: cookie, ips: valid(pod.IPv4, pod.IPv6)}
+	}
+	pods, err := r.node.Pods()
+	if err != nil {
+		return fmt.Errorf("list addresses of captured pods: %w", err)
+	}
+	for ip, cookie := range pods {
+		if _, ok := enrolled[cookie]; !ok {
+			if err := r.node.RemovePod(ip, cookie); err != nil {
+				return fmt.Errorf("remove address %s: %w", ip, err)
+			}
+		}
+	}
+	return r.retireLocked()
+}
+
+func valid(addrs ...netip.Addr) []netip.Addr {
+	return slices.DeleteFunc(addrs, func(a netip.Addr) bool { return !a.IsValid() })
+}
+
+// retireLocked removes the pins of other layouts in which no pod is left.
+func (r *Redirect) retireLocked() error {
+	var left []pins
+	for _, other := range r.others {
+		uids, err := other.uids()
+		if err != nil {
+			return err
+		}
+		if len(uids) > 0 {
+			left = append(left, other)
+			continue
+		}
+		if err := os.RemoveAll(string(other)); err != nil {
+			return fmt.Errorf("remove pins of another layout: %w", err)
+		}
+		r.logger.Info("removed pins of another layout", "path", string(other))
+	}
+	r.others = left
+	return nil
+}
+
+// Adopted returns the UIDs of the pods that an earlier process captured, and that this one has neither enrolled nor
+// forgotten. Connections to and from them are refused.
+func (r *Redirect) Adopted() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Sorted(maps.Keys(r.adopted))
+}
+
+// Forget lets go of a pod that an earlier process captured: it is gone, or no longer to be captured.
+func (r *Redirect) Forget(uid string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	left, ok := r.adopted[uid]
+	if !ok {
+		return nil
+	}
+	if err := r.withdrawRemainsLocked(left); err != nil {
+		return fmt.Errorf("forget pod %s: %w", uid, err)
+	}
+	for _, p := range append([]pins{r.pins}, r.others...) {
+		if err := p.removePod(uid); err != nil {
+			return err
+		}
+	}
+	delete(r.adopted, uid)
+	return r.retireLocked()
+}
+
+func (r *Redirect) withdrawRemainsLocked(left *remains) error {
+	if left.cookie == 0 {
+		return nil
+	}
+	if err := r.node.Withdraw(left.cookie); err != nil {
+		return err
+	}
+	for _, ip := range left.ips {
+		if err := r.node.RemovePod(ip, left.cookie); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Verdicts counts the kernel's decisions on this node by name, as bpf.Node does.
+func (r *Redirect) Verdicts() (map[string]uint64, error) { return r.node.Verdicts() }
+
+// Close ends the process's part: its listeners close, what is pinned stays and refuses. Captures must not be used
+// afterwards.
+func (r *Redirect) Close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var errs []error
+	for _, c := range r.captures {
+		errs = append(errs, c.closeListeners(), c.steer.Close())
+	}
+	clear(r.captures)
+	for _, l := range r.links {
+		errs = append(errs, l.Close())
+	}
+	r.node.Close()
+	return errors.Join(errs...)
+}
