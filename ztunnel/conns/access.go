@@ -34,8 +34,12 @@ func (r *Registry) logFailure(a *Attempt, reason Reason, err error) {
 func (r *Registry) write(level slog.Level, a *Attempt, sent, received int64, reason Reason, flags string, err error) {
 	attrs := make([]slog.Attr, 0, 24)
 	attrs = appendPeer(attrs, "src.", a.Source)
-	attrs = appendAddr(attrs, "dst.addr", a.Destination.Addr)
-	attrs = appendAddr(attrs, "dst.hbone_addr", a.Tunnel)
+	if a.Tunnel.IsValid() {
+		attrs = appendAddr(attrs, "dst.addr", a.Tunnel)
+		attrs = appendAddr(attrs, "dst.hbone_addr", a.Destination.Addr)
+	} else {
+		attrs = appendAddr(attrs, "dst.addr", a.Destination.Addr)
+	}
 	if a.Service != nil {
 		attrs = append(attrs, slog.String("dst.service", a.Service.Hostname))
 	}

@@ -40,8 +40,8 @@ const (
 type Transport string
 
 const (
-	// Tunnel: mutual TLS.
-	Tunnel Transport = "hbone"
+	// HBONE: a mutual TLS tunnel.
+	HBONE Transport = "hbone"
 	// Local: inside this process, between two pods of the node.
 	Local Transport = "local"
 	// Plaintext: plain TCP, the peer's identity is unknown.
@@ -60,7 +60,8 @@ type Attempt struct {
 	Direction           Direction
 	Transport           Transport
 	Source, Destination Peer
-	// Tunnel is the address of the tunnel's far end.
+	// Tunnel is the address of the tunnel's accepting end, if there is a tunnel;
+	// Destination.Addr then is what is asked for through it.
 	Tunnel  netip.AddrPort
 	Service *workload.Service
 	// Started is when it was accepted.

@@ -152,7 +152,7 @@ func labelsOf(a *Attempt, flags string) labelValues {
 	// Both peers of a local connection are known for certain and nothing of it
 	// is readable on a wire: who looks for unprotected traffic must not find it.
 	security := ""
-	if a.Transport == Tunnel || a.Transport == Local {
+	if a.Transport == HBONE || a.Transport == Local {
 		security = "mutual_tls"
 	}
 	src, dst, svc := labelsOfPeer(a.Source), labelsOfPeer(a.Destination), a.Service

@@ -1,35 +1,43 @@
 package conns
 
+import "errors"
+
 // Reason says why a connection ended or was refused. It is the same word in the
-// access log and in the metrics. Those of relay and route are Reasons too, by
-// their own words; these are the others.
+// access log and in the metrics. The words of relay and route are Reasons too;
+// these are the others.
 type Reason string
 
 const (
 	// Closed: both halves ended in order. The same word as relay's.
-	Closed Reason = "closed"
+	Closed Reason = "Closed"
 	// Drained: still open when the time to drain was over.
-	Drained Reason = "drained"
+	Drained Reason = "Drained"
 	// PolicyDenied: policy does not admit it, or no longer.
-	PolicyDenied Reason = "policy_denied"
-	// UnknownSource: nothing is known of the pod that it comes from.
-	UnknownSource Reason = "unknown_source"
+	PolicyDenied Reason = "PolicyDenied"
+	// CutByDestination: the destination's side ended it.
+	CutByDestination Reason = "CutByDestination"
+	// UnknownDestination: the controller could not be asked what it is.
+	UnknownDestination Reason = "UnknownDestination"
+	// DeliveryFailed: the destination's pod on this node did not take it.
+	DeliveryFailed Reason = "DeliveryFailed"
+	// TunnelLost: the tunnel that carried it is gone.
+	TunnelLost Reason = "TunnelLost"
 	// UnknownTarget: nothing is known of the pod that it is for.
-	UnknownTarget Reason = "unknown_target"
+	UnknownTarget Reason = "UnknownTarget"
 	// BadTarget: the peer asked for a target that is not behind its tunnel.
-	BadTarget Reason = "bad_target"
+	BadTarget Reason = "BadTarget"
 	// Loop: it came from this very tunnel.
-	Loop Reason = "loop"
+	Loop Reason = "Loop"
 	// ConnectFailed: the target could not be reached.
-	ConnectFailed Reason = "connect_failed"
+	ConnectFailed Reason = "ConnectFailed"
 	// TunnelFailed: no tunnel to the target's node could be made.
-	TunnelFailed Reason = "tunnel_failed"
+	TunnelFailed Reason = "TunnelFailed"
 	// TLSFailed: the peer could not be authenticated, or did not accept us.
-	TLSFailed Reason = "tls_failed"
+	TLSFailed Reason = "TLSFailed"
 	// IdentityFailed: no certificate for the pod's own identity.
-	IdentityFailed Reason = "identity_failed"
+	IdentityFailed Reason = "IdentityFailed"
 	// TunnelRefused: the far end of the tunnel refused the target.
-	TunnelRefused Reason = "tunnel_refused"
+	TunnelRefused Reason = "TunnelRefused"
 )
 
 // Flags is the ecosystem's response_flags for a failed connection.
@@ -46,4 +54,25 @@ func (r Reason) Flags() string {
 	default:
 		return "CONNECT"
 	}
+}
+
+// Failure is an error with the reason that it is for a connection.
+type Failure struct {
+	Reason Reason
+	Err    error
+}
+
+// Fail makes a Failure.
+func Fail(reason Reason, err error) *Failure { return &Failure{reason, err} }
+
+func (f *Failure) Error() string { return f.Err.Error() }
+func (f *Failure) Unwrap() error { return f.Err }
+
+// ReasonOf is the innermost reason that err was given, or else ConnectFailed.
+func ReasonOf(err error) Reason {
+	reason := ConnectFailed
+	for f := (*Failure)(nil); errors.As(err, &f); err = f.Err {
+		reason = f.Reason
+	}
+	return reason
 }

@@ -3,6 +3,7 @@ package relay
 import (
 	"errors"
 	"net"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -24,6 +25,8 @@ type end struct {
 	blame Reason
 
 	finReceived, finSent, splicing atomic.Bool
+	// writing is held by whoever writes.
+	writing sync.Mutex
 }
 
 func newEnd(c Conn, blame Reason) *end {
@@ -63,19 +66,37 @@ func Reset(c net.Conn) {
 	c.Close()
 }
 
-// gone says whether the kernel has given this connection up though we have not
-// ended our half: its peer reset it, or stopped answering.
+func (e *end) write(b []byte) (int, error) {
+	e.writing.Lock()
+	defer e.writing.Unlock()
+	return e.conn.Write(b)
+}
+
+// gone says whether this end was given up though we have not ended our half: its
+// peer reset it or stopped answering, or its tunnel died.
 func (e *end) gone() bool {
-	if e.raw == nil || e.finSent.Load() {
+	if e.finSent.Load() {
 		return false
 	}
-	var state uint8
+	if e.raw != nil {
+		return e.tcpState() == tcpClose
+	}
+	// A stream tells on writing nothing, and a write under way by itself.
+	if !e.writing.TryLock() {
+		return false
+	}
+	defer e.writing.Unlock()
+	_, err := e.conn.Write(nil)
+	return err != nil && !e.finSent.Load()
+}
+
+func (e *end) tcpState() (state uint8) {
 	e.raw.Control(func(fd uintptr) {
-		if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
-			state = info.State
+		if tcp, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
+			state = tcp.State
 		}
 	})
-	return state == tcpClose
+	return state
 }
 
 // interruptSplice makes a splice that reads from this end return and count.

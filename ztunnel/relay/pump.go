@@ -66,7 +66,7 @@ func (s *session) pumpTCP(src, dst *end, moved *atomic.Int64) (blame *end, err e
 			r.release()
 			return nil, nil
 		}
-		n, err := dst.conn.Write(r.buf[:r.n])
+		n, err := dst.write(r.buf[:r.n])
 		bulk := r.n == largeBuffer
 		r.release()
 		s.count(moved, int64(n))
@@ -144,7 +144,7 @@ func (s *session) pumpStream(src, dst *end, moved *atomic.Int64) (blame *end, er
 		full = n >= smallBuffer
 		var written int
 		if n > 0 {
-			written, err = dst.conn.Write(b[:n])
+			written, err = dst.write(b[:n])
 		}
 		if large != nil {
 			buffers.Put(large)

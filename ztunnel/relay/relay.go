@@ -41,13 +41,13 @@ type Reason string
 
 const (
 	// Closed: both halves ended in order.
-	Closed Reason = "closed"
+	Closed Reason = "Closed"
 	// ClientReset: the client's end was reset or failed.
-	ClientReset Reason = "client_reset"
+	ClientReset Reason = "ClientReset"
 	// ServerReset: the server's end was reset or failed.
-	ServerReset Reason = "server_reset"
+	ServerReset Reason = "ServerReset"
 	// Cut: the context ended first.
-	Cut Reason = "cut"
+	Cut Reason = "Cut"
 )
 
 // Result is what one connection carried, in bytes, and how it ended. Err is nil

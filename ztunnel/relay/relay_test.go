@@ -79,7 +79,13 @@ func TestResetIsCarriedBothWays(t *testing.T) {
 // No read or write of ours sees this reset: the client's half had ended, and the
 // server is silent.
 func TestResetAfterFINIsFound(t *testing.T) {
-	r := start(t, socket, socket)
+	for _, k := range []kind{socket, stream} {
+		testResetAfterFIN(t, k)
+	}
+}
+
+func testResetAfterFIN(t *testing.T, k kind) {
+	r := start(t, k, socket)
 	r.client.CloseWrite()
 	r.readEOF(r.server)
 	Reset(r.client)
@@ -293,6 +299,14 @@ type opaque struct {
 }
 
 func (o opaque) Reset() error { Reset(o.tcp); return nil }
+
+// Write of nothing tells whether the stream has ended.
+func (o opaque) Write(b []byte) (int, error) {
+	if len(b) == 0 && newEnd(o.tcp, Closed).gone() {
+		return 0, syscall.EPIPE
+	}
+	return o.tcp.Write(b)
+}
 
 // pair returns the two ends of a connection; the relay's end is of the kind
 // asked for, the application's resets like it.

@@ -1,0 +1,133 @@
+// Package inbound takes the connections that others open to a local pod.
+//
+// One [Listener] runs per captured pod:
+//
+//	tunnel.go     15008: TLS, the peer's identity, one request after another
+//	plaintext.go  15006: plain TCP that was on its way to the application
+//	local.go      what a pod of the same node opens, handed over in the process
+//	admit.go      is it for this pod, does policy admit it -> the application
+//	loop.go       what comes back to where it came from
+//	relay.Copy    both ways, until both halves close
+//
+// Invariants: all three ways pass the same admission, each with the identity
+// that was proven on it or none; a tunnel's 200 means that the application has
+// accepted; the application sees the client's address, taken from the
+// connection and never from what a request says; when Run returns, so has every
+// goroutine it started.
+//
+// Redirecting is redirect's job, certificates are certs'.
+package inbound
+
+import (
+	"context"
+	"crypto/tls"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/ambit-mesh/ambit/internal/spiffe"
+	"github.com/ambit-mesh/ambit/internal/workload"
+	"github.com/ambit-mesh/ambit/ztunnel/conns"
+	"github.com/ambit-mesh/ambit/ztunnel/listen"
+)
+
+// App connects the pod's application as if client did.
+type App interface {
+	DialApp(ctx context.Context, client netip.Addr, dst netip.AddrPort) (*net.TCPConn, error)
+}
+
+// Policy decides whether a connection is admitted.
+type Policy interface {
+	// Authorize names the policy that decided, if one did.
+	Authorize(c Connection) (allowed bool, policy string)
+}
+
+// Connection is what policy may know of one.
+type Connection struct {
+	// Identity that the peer proved; zero in plaintext.
+	Identity spiffe.ID
+	Client   netip.AddrPort
+	// Destination is the pod's own address and port.
+	Destination netip.AddrPort
+	Target      *workload.Workload
+}
+
+// Config of a Listener. All fields are required.
+type Config struct {
+	HBONE     *net.TCPListener
+	Plaintext *net.TCPListener
+	App       App
+	// TLS is what the pod's identity accepts tunnels with.
+	TLS *tls.Config
+	// Target is the pod that the Listener belongs to, from what its own node
+	// knows of it. Nil is refused.
+	Target func() *workload.Workload
+	// Snapshot says who the peers are, for the record.
+	Snapshot func() *workload.Snapshot
+	Policy   Policy
+	Conns    *conns.Registry
+	Logger   *slog.Logger
+	// DrainTimeout is how long connections may live on after Run's context ended.
+	DrainTimeout time.Duration
+}
+
+// Listener takes the connections to one pod.
+type Listener struct {
+	cfg       Config
+	hbone     *listen.Server
+	plaintext *listen.Server
+	loops     loops
+	locals    locals
+}
+
+// New makes a Listener; Run is to be called once.
+func New(cfg Config) *Listener {
+	return &Listener{
+		cfg:       cfg,
+		hbone:     listen.New(cfg.HBONE, listen.Limit, cfg.Logger),
+		plaintext: listen.New(cfg.Plaintext, listen.Limit, cfg.Logger),
+		loops:     newLoops(),
+		locals:    newLocals(),
+	}
+}
+
+// Run takes connections until ctx ends, and then carries on those that live,
+// for DrainTimeout at most. An error means that accepting had to stop.
+func (l *Listener) Run(ctx context.Context) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var wg sync.WaitGroup
+	var tunnelErr, plaintextErr error
+	wg.Go(func() {
+		defer stop()
+		tunnelErr = l.hbone.Run(ctx, l.cfg.DrainTimeout, l.serveTunnel)
+	})
+	wg.Go(func() {
+		defer stop()
+		plaintextErr = l.plaintext.Run(ctx, l.cfg.DrainTimeout, l.servePlaintext)
+	})
+	wg.Go(func() {
+		<-ctx.Done()
+		l.locals.drain(l.cfg.DrainTimeout)
+	})
+	wg.Wait()
+	if tunnelErr != nil {
+		return tunnelErr
+	}
+	return plaintextErr
+}
+
+// StopAccepting leaves new connections to whoever listens next.
+func (l *Listener) StopAccepting() {
+	l.hbone.StopAccepting()
+	l.plaintext.StopAccepting()
+}
+
+// Cut ends all connections now.
+func (l *Listener) Cut() {
+	l.hbone.Cut()
+	l.plaintext.Cut()
+	l.locals.cutNow(listen.ErrDrained)
+}

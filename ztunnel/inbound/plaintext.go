@@ -1,0 +1,40 @@
+package inbound
+
+import (
+	"context"
+	"errors"
+	"net"
+	"time"
+
+	"github.com/ambit-mesh/ambit/ztunnel/conns"
+	"github.com/ambit-mesh/ambit/ztunnel/relay"
+)
+
+// servePlaintext carries one connection that came without a tunnel. Its own
+// address is the application's.
+func (l *Listener) servePlaintext(_, cut context.Context, client *net.TCPConn) {
+	attempt := conns.Attempt{
+		Direction:   conns.Inbound,
+		Transport:   conns.Plaintext,
+		Source:      conns.Peer{Addr: addrPort(client.RemoteAddr())},
+		Destination: conns.Peer{Addr: addrPort(client.LocalAddr())},
+		Started:     time.Now(),
+	}
+	l.identify(&attempt.Source, false)
+
+	from := attempt.Source.Addr
+	looped := l.loops.accepted(from)
+	defer l.loops.forgetAccepted(from)
+	if looped {
+		relay.Reset(client)
+		l.cfg.Conns.Fail(attempt, conns.Loop, errors.New("the tunnel's own connection to the application came back"))
+		return
+	}
+	app, err := l.admit(cut, &attempt)
+	if err != nil {
+		relay.Reset(client)
+		l.cfg.Conns.Fail(attempt, conns.ReasonOf(err), err)
+		return
+	}
+	l.carry(l.cfg.Conns.Open(cut, attempt), client, app)
+}

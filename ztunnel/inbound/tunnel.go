@@ -1,0 +1,135 @@
+package inbound
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"github.com/ambit-mesh/ambit/internal/certs"
+	"github.com/ambit-mesh/ambit/internal/hbone"
+	"github.com/ambit-mesh/ambit/internal/spiffe"
+	"github.com/ambit-mesh/ambit/ztunnel/conns"
+	"github.com/ambit-mesh/ambit/ztunnel/relay"
+)
+
+// handshakeTimeout bounds what an unknown peer may hold without proving who it
+// is; the slowest honest one waits for its certificate no longer.
+const handshakeTimeout = 10 * time.Second
+
+// tunnel is one peer's tunnel to this pod.
+type tunnel struct {
+	peer          spiffe.ID
+	remote, local netip.AddrPort
+}
+
+// serveTunnel serves one tunnel for as long as it lives.
+func (l *Listener) serveTunnel(draining, cut context.Context, raw *net.TCPConn) {
+	t := tunnel{remote: addrPort(raw.RemoteAddr()), local: addrPort(raw.LocalAddr())}
+	started := time.Now()
+	conn := tls.Server(raw, l.cfg.TLS)
+	stop := context.AfterFunc(cut, func() { raw.Close() })
+	defer stop()
+
+	peer, err := handshake(cut, conn)
+	if err != nil {
+		conn.Close() // in order, so that the peer gets our alert
+		l.cfg.Conns.Fail(conns.Attempt{
+			Direction:   conns.Inbound,
+			Transport:   conns.HBONE,
+			Source:      conns.Peer{Addr: t.remote},
+			Destination: conns.Peer{Workload: l.cfg.Target()},
+			Tunnel:      t.local,
+			Started:     started,
+		}, conns.TLSFailed, err)
+		return
+	}
+	t.peer = peer
+	err = hbone.Serve(draining, conn, hbone.Options{DrainTimeout: l.cfg.DrainTimeout}, func(ctx context.Context, in *hbone.Incoming) {
+		l.serveRequest(ctx, cut, t, in)
+	})
+	if err != nil {
+		l.cfg.Logger.Debug("tunnel ended", "peer", t.remote, "identity", t.peer, "error", err)
+	}
+}
+
+func handshake(ctx context.Context, conn *tls.Conn) (spiffe.ID, error) {
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return spiffe.ID{}, fmt.Errorf("handshake: %w", err)
+	}
+	return certs.PeerID(conn.ConnectionState())
+}
+
+// serveRequest carries one connection that is asked for through a tunnel. alive
+// ends with the tunnel.
+func (l *Listener) serveRequest(alive, cut context.Context, t tunnel, in *hbone.Incoming) {
+	attempt := conns.Attempt{
+		Direction: conns.Inbound,
+		Transport: conns.HBONE,
+		Source:    conns.Peer{Addr: t.remote, Identity: t.peer},
+		Tunnel:    t.local,
+		Started:   time.Now(),
+	}
+	l.identify(&attempt.Source, true)
+	refuse := func(status int, err error) {
+		in.Refuse(status, err.Error())
+		l.cfg.Conns.Fail(attempt, conns.ReasonOf(err), err)
+	}
+	dst, err := targetOf(in.Authority, t.local)
+	if err != nil {
+		refuse(http.StatusBadRequest, conns.Fail(conns.BadTarget, err))
+		return
+	}
+	attempt.Destination.Addr = dst
+	app, err := l.admit(alive, &attempt)
+	if err != nil {
+		refuse(statusOf(err), err)
+		return
+	}
+	stream, err := in.Accept()
+	if err != nil {
+		relay.Reset(app.TCPConn)
+		app.done()
+		l.cfg.Conns.Fail(attempt, conns.TunnelLost, err)
+		return
+	}
+	conn := l.cfg.Conns.Open(cut, attempt)
+	stop := context.AfterFunc(alive, func() { conn.Cut(conns.TunnelLost, context.Cause(alive)) })
+	defer stop()
+	l.carry(conn, stream, app)
+}
+
+// targetOf reads the address that a peer wants. It must be the one that its
+// tunnel was opened to: a tunnel proves that pod's identity and no other's.
+func targetOf(authority string, local netip.AddrPort) (netip.AddrPort, error) {
+	dst, err := netip.ParseAddrPort(authority)
+	if err != nil {
+		return netip.AddrPort{}, errors.New("the target is not an address and port")
+	}
+	dst = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
+	if dst.Addr() != local.Addr() {
+		return netip.AddrPort{}, fmt.Errorf("%s is not behind a tunnel to %s", dst.Addr(), local.Addr())
+	}
+	if dst.Port() == 0 {
+		return netip.AddrPort{}, errors.New("port 0 is no target")
+	}
+	return dst, nil
+}
+
+// statusOf is the answer to a peer, by why its connection was not admitted.
+func statusOf(err error) int {
+	switch conns.ReasonOf(err) {
+	case conns.PolicyDenied:
+		return http.StatusUnauthorized
+	case conns.BadTarget:
+		return http.StatusBadRequest
+	default:
+		return http.StatusServiceUnavailable
+	}
+}

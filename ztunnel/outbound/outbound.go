@@ -1,0 +1,114 @@
+// Package outbound carries the connections that local pods open.
+//
+// One [Listener] runs per captured pod:
+//
+//	listener.go   accept; the original destination is the socket's own address
+//	connect.go    route.Decide, asking the controller if need be -> upstream
+//	tunnel.go     a stream in a tunnel from the pod's pool
+//	header.go     what a tunnel's request says about the connection
+//	relay.Copy    both ways, until both halves close
+//
+// Invariants: where the decision is a tunnel or the short way to a pod of this
+// node, nothing else is ever tried; a connection that cannot go on is reset
+// before any byte is answered; a Listener reaches no credentials but its pod's;
+// when Run returns, so has every goroutine it started.
+//
+// Choosing endpoints is route's job, redirecting redirect's, policy the
+// destination's.
+package outbound
+
+import (
+	"context"
+	"crypto/tls"
+	"log/slog"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/ambit-mesh/ambit/internal/spiffe"
+	"github.com/ambit-mesh/ambit/internal/workload"
+	"github.com/ambit-mesh/ambit/ztunnel/conns"
+	"github.com/ambit-mesh/ambit/ztunnel/listen"
+	"github.com/ambit-mesh/ambit/ztunnel/pool"
+)
+
+// Dialer connects from within the pod, from its own address, past the capture.
+type Dialer interface {
+	Dial(ctx context.Context, dst netip.AddrPort) (*net.TCPConn, error)
+}
+
+// Local is the way to the pods that are captured on this node.
+type Local interface {
+	// Deliver asks target's own inbound side to connect its application at dst.
+	// It fails if target is not captured here; the connection is then refused.
+	Deliver(ctx context.Context, target *workload.Workload, src LocalSource, dst netip.AddrPort) (LocalConn, error)
+}
+
+// LocalSource is who opens a connection to a pod of the same node.
+type LocalSource struct {
+	Workload *workload.Workload
+	Client   netip.AddrPort
+}
+
+// LocalConn is a connection to an application of this node, and the record of
+// it that its own pod keeps.
+type LocalConn interface {
+	// TCP is the socket. Whoever closes it says so with End.
+	TCP() *net.TCPConn
+	// Moved counts bytes, in the direction from client to server and back.
+	Moved(toServer, toClient int64)
+	// Context ends when the target's side wants the connection cut.
+	Context() context.Context
+	End(reason conns.Reason, err error)
+}
+
+// Config of a Listener. All fields are required.
+type Config struct {
+	Listener *net.TCPListener
+	Dialer   Dialer
+	// TLS makes the configuration with which the pod's identity connects to a
+	// peer that is one of expected.
+	TLS func(expected ...spiffe.ID) *tls.Config
+	// Source is the pod that the Listener belongs to, from what its own node
+	// knows of it. Nil is refused.
+	Source   func() *workload.Workload
+	Snapshot func() *workload.Snapshot
+	// Lookup asks the controller for an address; once it returns true, Snapshot
+	// has the answer.
+	Lookup      func(ctx context.Context, addr netip.Addr) (found bool, err error)
+	Local       Local
+	Conns       *conns.Registry
+	PoolMetrics *pool.Metrics
+	Logger      *slog.Logger
+	// DrainTimeout is how long connections may live on after Run's context ended.
+	DrainTimeout time.Duration
+}
+
+// Listener carries the connections that one pod opens.
+type Listener struct {
+	cfg    Config
+	server *listen.Server
+	pool   *pool.Pool
+}
+
+// New makes a Listener; Run is to be called once.
+func New(cfg Config) *Listener {
+	l := &Listener{cfg: cfg, server: listen.New(cfg.Listener, listen.Limit, cfg.Logger)}
+	l.pool = pool.New(pool.Config{Dial: l.dialTunnel, Metrics: cfg.PoolMetrics, Logger: cfg.Logger})
+	return l
+}
+
+// Run carries connections until ctx ends, and then those that live, for
+// DrainTimeout at most. An error means that accepting had to stop.
+func (l *Listener) Run(ctx context.Context) error {
+	err := l.server.Run(ctx, l.cfg.DrainTimeout, l.serve)
+	// The connections are over, so no stream is open.
+	l.pool.Close(context.Background())
+	return err
+}
+
+// StopAccepting leaves new connections to whoever listens next.
+func (l *Listener) StopAccepting() { l.server.StopAccepting() }
+
+// Cut ends all connections now.
+func (l *Listener) Cut() { l.server.Cut() }

@@ -1,0 +1,55 @@
+package outbound
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/ambit-mesh/ambit/internal/hbone"
+	"github.com/ambit-mesh/ambit/internal/workload"
+	"github.com/ambit-mesh/ambit/ztunnel/conns"
+	"github.com/ambit-mesh/ambit/ztunnel/pool"
+	"github.com/ambit-mesh/ambit/ztunnel/relay"
+	"github.com/ambit-mesh/ambit/ztunnel/route"
+)
+
+// openStream asks the far side of a tunnel for the target.
+func (l *Listener) openStream(ctx context.Context, source *workload.Workload, client netip.AddrPort, up route.Upstream) (upstream, error) {
+	if len(up.Identities) == 0 { // an empty list would mean anyone
+		return upstream{}, conns.Fail(conns.TunnelFailed, errors.New("no identity to expect of the tunnel's peer"))
+	}
+	stream, err := l.pool.Open(ctx, pool.Target{Address: up.Via, Identities: up.Identities}, hbone.Request{
+		Authority: up.Address,
+		Header:    header(source, client),
+	})
+	var failed *conns.Failure
+	var status *hbone.StatusError
+	switch {
+	case err == nil:
+		return upstream{conn: stream}, nil
+	case errors.As(err, &failed):
+		return upstream{}, err
+	case errors.As(err, &status) && status.Code == 401:
+		return upstream{}, conns.Fail(conns.PolicyDenied, err)
+	case errors.As(err, &status):
+		return upstream{}, conns.Fail(conns.TunnelRefused, err)
+	}
+	return upstream{}, conns.Fail(conns.TunnelFailed, err)
+}
+
+// dialTunnel is the pool's Dial.
+func (l *Listener) dialTunnel(ctx context.Context, target pool.Target) (net.Conn, error) {
+	raw, err := l.cfg.Dialer.Dial(ctx, target.Address)
+	if err != nil {
+		return nil, conns.Fail(conns.ConnectFailed, fmt.Errorf("dial tunnel to %s: %w", target.Address, err))
+	}
+	conn := tls.Client(raw, l.cfg.TLS(target.Identities...))
+	if err := conn.HandshakeContext(ctx); err != nil {
+		relay.Reset(raw)
+		return nil, conns.Fail(conns.TLSFailed, fmt.Errorf("handshake with %s: %w", target.Address, err))
+	}
+	return conn, nil
+}

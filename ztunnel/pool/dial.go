@@ -1,0 +1,112 @@
+package pool
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/ambit-mesh/ambit/internal/hbone"
+)
+
+// dial is one attempt to establish a tunnel, for all who wait for it.
+type dial struct {
+	// done is closed after tunnel or err was set.
+	done   chan struct{}
+	tunnel *tunnel
+	err    error
+	// waiting is guarded by Pool.mu: how many will want a lease.
+	waiting int
+}
+
+// joinDialLocked waits along with a dial that is under way, or starts one.
+func (p *Pool) joinDialLocked(g *group, target Target) (*dial, error) {
+	for _, d := range g.dials {
+		if d.waiting < g.limit {
+			d.waiting++
+			return d, nil
+		}
+	}
+	if p.tunnels >= tunnelsPerPool {
+		p.dropGroupLocked(g)
+		return nil, ErrFull
+	}
+	d := &dial{done: make(chan struct{}), waiting: 1}
+	g.dials = append(g.dials, d)
+	p.tunnels++
+	p.goroutine.Go(func() { p.dial(g, d, target) })
+	return d, nil
+}
+
+// dial belongs to no one who waits: it goes on if they give up.
+func (p *Pool) dial(g *group, d *dial, target Target) {
+	client, err := p.connect(target)
+
+	p.mu.Lock()
+	g.dials = slices.DeleteFunc(g.dials, func(other *dial) bool { return other == d })
+	if err == nil && p.closed {
+		err = ErrClosed
+	}
+	if err == nil {
+		t := &tunnel{group: g, client: client}
+		// One lease more than waited for, given back below: so the tunnel turns
+		// idle in the one place where tunnels do.
+		t.leases = d.waiting + 1
+		g.tunnels = append(g.tunnels, t)
+		p.groups[g.key] = g
+		d.tunnel = t
+		p.cfg.Metrics.tunnels.Inc()
+		p.goroutine.Go(func() { p.watch(t) })
+	} else {
+		d.err = err
+		p.tunnels--
+		p.dropGroupLocked(g)
+	}
+	close(d.done)
+	p.mu.Unlock()
+
+	switch {
+	case d.tunnel != nil:
+		p.release(d.tunnel)
+	case client != nil:
+		client.Close()
+	}
+}
+
+func (p *Pool) connect(target Target) (*hbone.Client, error) {
+	ctx, cancel := context.WithTimeout(p.ctx, dialTimeout)
+	defer cancel()
+	start := time.Now()
+	conn, err := p.cfg.Dial(ctx, target)
+	if err != nil {
+		p.cfg.Metrics.dials.WithLabelValues("failed").Inc()
+		p.cfg.Logger.Debug("tunnel not established", "peer", target.Address, "error", err)
+		return nil, err
+	}
+	client, err := hbone.NewClient(conn, hbone.Options{})
+	if err != nil {
+		conn.Close()
+		p.cfg.Metrics.dials.WithLabelValues("failed").Inc()
+		return nil, err
+	}
+	p.cfg.Metrics.dials.WithLabelValues("established").Inc()
+	p.cfg.Metrics.dialSeconds.Observe(time.Since(start).Seconds())
+	p.cfg.Logger.Debug("tunnel established", "peer", target.Address)
+	return client, nil
+}
+
+// await returns the tunnel that d established, on which the caller has a lease.
+func (p *Pool) await(ctx context.Context, g *group, d *dial) (*tunnel, error) {
+	select {
+	case <-d.done:
+		return d.tunnel, d.err
+	case <-ctx.Done():
+	}
+	p.mu.Lock()
+	d.waiting--
+	t := d.tunnel
+	p.mu.Unlock()
+	if t != nil { // it was done in the meantime
+		p.release(t)
+	}
+	return nil, context.Cause(ctx)
+}

@@ -1,0 +1,197 @@
+// Package pool keeps the tunnels of one source pod and opens streams in them.
+//
+//	pool.go     Open: a lease on a tunnel, a stream in it, at most one retry
+//	tunnel.go   a tunnel's leases, idleness and end
+//	dial.go     one dial for all who wait for the same peer
+//	metrics.go  ambit_pool_*
+//
+// A tunnel is shared by the connections of one pod to one address whose far end
+// must be one of the same identities. It never is by those of two pods: its
+// source address and its certificate are the pod's own.
+//
+// Invariants: no lock is held while dialing or opening; a stream is asked for a
+// second time only if the peer is known not to have acted on it, and no more
+// than that; every stream that Open returns gives its lease back when it is
+// closed or reset; when Close returns, every goroutine of the pool has ended.
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/ambit-mesh/ambit/internal/hbone"
+	"github.com/ambit-mesh/ambit/internal/spiffe"
+)
+
+const (
+	// streamsPerTunnel is how many connections share a tunnel at most, peers
+	// permitting: head-of-line blocking of one TCP connection, and what its
+	// loss takes along, stay bounded.
+	streamsPerTunnel = 100
+	// tunnelsPerPool bounds what one pod can have open: 100,000 connections'
+	// worth, more than a pod has ephemeral ports.
+	tunnelsPerPool = 1000
+	// idleFor is how long an unused tunnel is kept: longer than the pauses of
+	// periodic work, for which a handshake would be the larger part.
+	idleFor = 5 * time.Minute
+	// dialTimeout covers TCP and TLS.
+	dialTimeout = 10 * time.Second
+)
+
+var (
+	// ErrClosed is returned by Open once the pool is closed.
+	ErrClosed = errors.New("pool is closed")
+	// ErrFull is returned by Open when no more tunnels may be made.
+	ErrFull = errors.New("too many tunnels")
+)
+
+// Target is a tunnel's far end and who it has to be.
+type Target struct {
+	Address    netip.AddrPort
+	Identities []spiffe.ID
+}
+
+// Dial establishes the connection of a tunnel: TCP from the pod's own address,
+// TLS, and the far end proven to be one of target.Identities.
+type Dial func(ctx context.Context, target Target) (net.Conn, error)
+
+// Config of a Pool. All fields are required.
+type Config struct {
+	Dial    Dial
+	Metrics *Metrics
+	Logger  *slog.Logger
+}
+
+// Pool holds the tunnels of one pod.
+type Pool struct {
+	// Fixed after New.
+	cfg       Config
+	ctx       context.Context
+	cancel    context.CancelFunc
+	goroutine sync.WaitGroup
+	idleFor   time.Duration
+
+	mu sync.Mutex
+	// Guarded by mu.
+	groups  map[key]*group
+	tunnels int // established or being dialed
+	closed  bool
+}
+
+// key is what a tunnel may be shared by: the address, and the identities sorted.
+type key struct {
+	address    netip.AddrPort
+	identities string
+}
+
+func keyOf(t Target) key {
+	ids := make([]string, len(t.Identities))
+	for i, id := range t.Identities {
+		ids[i] = id.String()
+	}
+	slices.Sort(ids)
+	return key{t.Address, strings.Join(slices.Compact(ids), " ")}
+}
+
+// group is the tunnels of one key. Guarded by Pool.mu.
+type group struct {
+	key     key
+	tunnels []*tunnel
+	dials   []*dial
+	// limit is how many streams a tunnel takes: the peer's limit, once seen.
+	limit int
+}
+
+// New makes a pool without tunnels.
+func New(cfg Config) *Pool {
+	p := &Pool{cfg: cfg, idleFor: idleFor, groups: map[key]*group{}}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	return p
+}
+
+// Open opens a stream in a tunnel to target, which it dials if none has room.
+// Errors are those of Dial and of [hbone.Client.Open], ErrClosed and ErrFull.
+func (p *Pool) Open(ctx context.Context, target Target, r hbone.Request) (*Stream, error) {
+	stream, first, err := p.open(ctx, target, r, nil)
+	if errors.Is(err, hbone.ErrNotProcessed) && first != nil {
+		p.cfg.Metrics.retries.Inc()
+		stream, _, err = p.open(ctx, target, r, first)
+	}
+	return stream, err
+}
+
+// open tries once, in another tunnel than avoid. It returns the tunnel it tried.
+func (p *Pool) open(ctx context.Context, target Target, r hbone.Request, avoid *tunnel) (*Stream, *tunnel, error) {
+	t, err := p.lease(ctx, target, avoid)
+	if err != nil {
+		return nil, nil, err
+	}
+	stream, err := t.client.Open(ctx, r)
+	if err != nil {
+		p.release(t)
+		return nil, t, fmt.Errorf("open stream to %s through %s: %w", r.Authority, target.Address, err)
+	}
+	return &Stream{Stream: stream, pool: p, tunnel: t}, t, nil
+}
+
+// lease reserves room for one stream.
+func (p *Pool) lease(ctx context.Context, target Target, avoid *tunnel) (*tunnel, error) {
+	k := keyOf(target)
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return nil, ErrClosed
+	}
+	g := p.groups[k]
+	if g == nil {
+		g = &group{key: k, limit: streamsPerTunnel}
+		p.groups[k] = g
+	}
+	for _, t := range g.tunnels {
+		// What one tunnel to the peer allows, the next one will too, known now
+		// so that no more wait for a dial than there will be room for.
+		g.limit = max(1, min(g.limit, t.client.Limit()))
+		if t != avoid && t.hasRoomLocked() {
+			t.leaseLocked()
+			p.mu.Unlock()
+			return t, nil
+		}
+	}
+	d, err := p.joinDialLocked(g, target)
+	p.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	return p.await(ctx, g, d)
+}
+
+// Close opens no more tunnels and streams, lets the open streams end until ctx
+// does, and then ends them.
+func (p *Pool) Close(ctx context.Context) {
+	p.mu.Lock()
+	p.closed = true
+	var tunnels []*tunnel
+	for _, g := range p.groups {
+		tunnels = append(tunnels, g.tunnels...)
+	}
+	p.mu.Unlock()
+	p.cancel()
+	var wg sync.WaitGroup
+	for _, t := range tunnels {
+		wg.Go(func() {
+			if err := t.client.Shutdown(ctx); err != nil {
+				t.client.Close()
+			}
+		})
+	}
+	wg.Wait()
+	p.goroutine.Wait()
+}

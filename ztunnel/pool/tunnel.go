@@ -1,0 +1,121 @@
+package pool
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/ambit-mesh/ambit/internal/hbone"
+)
+
+// tunnel is one connection to a peer. Guarded by Pool.mu, but for what is fixed.
+type tunnel struct {
+	// Fixed.
+	group  *group
+	client *hbone.Client
+
+	leases int
+	// idle runs while there are no leases.
+	idle *time.Timer
+}
+
+// Stream is a stream on a lease.
+type Stream struct {
+	hbone.Stream
+	pool   *Pool
+	tunnel *tunnel
+	once   sync.Once
+}
+
+// Close closes the stream and gives its lease back.
+func (s *Stream) Close() error {
+	err := s.Stream.Close()
+	s.release()
+	return err
+}
+
+// Reset resets the stream and gives its lease back.
+func (s *Stream) Reset() error {
+	err := s.Stream.Reset()
+	s.release()
+	return err
+}
+
+func (s *Stream) release() {
+	s.once.Do(func() { s.pool.release(s.tunnel) })
+}
+
+func (t *tunnel) hasRoomLocked() bool {
+	return t.leases < min(streamsPerTunnel, t.client.Limit()) && t.client.CanOpen()
+}
+
+func (t *tunnel) leaseLocked() {
+	t.leases++
+	if t.idle != nil {
+		t.idle.Stop()
+		t.idle = nil
+	}
+}
+
+func (p *Pool) release(t *tunnel) {
+	p.mu.Lock()
+	finished := p.releaseLocked(t)
+	p.mu.Unlock()
+	if finished {
+		t.client.Close()
+	}
+}
+
+// releaseLocked gives one lease back and tells whether that was the last of a
+// tunnel which takes no more.
+func (p *Pool) releaseLocked(t *tunnel) (finished bool) {
+	t.leases--
+	if t.leases > 0 {
+		return false
+	}
+	if !t.client.CanOpen() {
+		return true
+	}
+	t.idle = time.AfterFunc(p.idleFor, func() { p.closeIdle(t) })
+	return false
+}
+
+func (p *Pool) closeIdle(t *tunnel) {
+	p.mu.Lock()
+	idle := t.leases == 0 && slices.Contains(t.group.tunnels, t)
+	if idle {
+		p.removeLocked(t) // nobody may lease it from here on
+	}
+	p.mu.Unlock()
+	if idle {
+		t.client.Close()
+	}
+}
+
+// watch removes a tunnel once it has ended, whoever ended it.
+func (p *Pool) watch(t *tunnel) {
+	<-t.client.Done()
+	p.cfg.Metrics.tunnels.Dec()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.removeLocked(t)
+	if t.idle != nil {
+		t.idle.Stop()
+	}
+}
+
+func (p *Pool) removeLocked(t *tunnel) {
+	i := slices.Index(t.group.tunnels, t)
+	if i < 0 {
+		return
+	}
+	t.group.tunnels = slices.Delete(t.group.tunnels, i, i+1)
+	p.tunnels--
+	p.dropGroupLocked(t.group)
+}
+
+func (p *Pool) dropGroupLocked(g *group) {
+	if len(g.tunnels) == 0 && len(g.dials) == 0 && p.groups[g.key] == g {
+		delete(p.groups, g.key)
+	}
+}
