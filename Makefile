@@ -21,7 +21,7 @@ demo: cluster images-load bin/ambit ## The main job, on a real three-node cluste
 	go run ./e2e/demo
 
 test: setup fresh lint test-unit test-e2e ## Everything: generated code, lint, unit and kernel tests, end to end on a real cluster
-# Not part of it, each with a target of its own: test-cluster (the test bed itself), bench.
+# Not part of it, each with a target of its own: test-cluster (the test bed itself), bench-enrol.
 
 ##@ Build
 
@@ -55,6 +55,10 @@ test-e2e: cluster images-load bin/ambit ## End to end, on the cluster
 test-cluster: setup ## The test bed's own life cycle: up, reboot, crash half-way, down
 	cd e2e/cluster && go test -tags cluster -count=1 -timeout 30m ./...
 
+bench-enrol: cluster images-load bin/ambit ## From the label to Captured, over 100 pods
+	bin/ambit install --kubeconfig .cluster/kubeconfig
+	go run ./e2e/bench/enrol -pods 100
+
 ##@ Cluster
 
 cluster: setup $(CLUSTER) ## A real three-node Kubernetes on this machine
@@ -85,4 +89,4 @@ help: ## This list
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-zA-Z\/_-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 FORCE:
-.PHONY: FORCE demo test images generate fresh lint test-unit test-e2e test-cluster cluster images-load cluster-down cluster-reboot setup help
+.PHONY: FORCE demo test images generate fresh lint test-unit test-e2e test-cluster cluster images-load cluster-down cluster-reboot setup help bench-enrol
