@@ -162,7 +162,9 @@ func summary(captured map[string]float64) Result {
 		r.Milliseconds = append(r.Milliseconds, ms)
 	}
 	slices.Sort(r.Milliseconds)
-	at := func(share float64) float64 { return r.Milliseconds[min(len(r.Milliseconds)-1, int(share*float64(len(r.Milliseconds))))] }
+	at := func(share float64) float64 {
+		return r.Milliseconds[min(len(r.Milliseconds)-1, int(share*float64(len(r.Milliseconds))))]
+	}
 	r.P50, r.P99, r.Max = at(0.50), at(0.99), r.Milliseconds[len(r.Milliseconds)-1]
 	return r
 }
