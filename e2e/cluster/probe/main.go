@@ -4,6 +4,7 @@
 //	probe serve          answers every request on :8080 with its host name and the caller's address
 //	probe get URL        prints the answer
 //	probe lookup NAME    prints the addresses of a name, one a line
+//	probe hold ADDR      connects, and prints "closed" if the other side ends the connection within 5 s, else "silent"
 package main
 
 import (
@@ -39,8 +40,10 @@ func run(args []string) error {
 		return get(ctx, args[1])
 	case len(args) == 2 && args[0] == "lookup":
 		return lookup(ctx, args[1])
+	case len(args) == 2 && args[0] == "hold":
+		return hold(args[1])
 	}
-	return errors.New("want serve, get URL or lookup NAME")
+	return errors.New("want serve, get URL, lookup NAME or hold ADDR")
 }
 
 func serve(ctx context.Context) error {
@@ -50,7 +53,7 @@ func serve(ctx context.Context) error {
 	}
 	server := &http.Server{
 		Addr:              ":8080",
-		ReadHeaderTimeout: patience,
+		ReadHeaderTimeout: 4 * patience, // longer than a silent client holds on
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprintf(w, "%s %s\n", host, r.RemoteAddr)
 		}),
@@ -93,5 +96,26 @@ func lookup(ctx context.Context, name string) error {
 	for _, address := range addresses {
 		fmt.Println(address)
 	}
+	return nil
+}
+
+// hold tells an honest power cut, after which nobody says anything, from a
+// shutdown, in which the kernel still closes what its processes had open.
+func hold(address string) error {
+	conn, err := net.DialTimeout("tcp", address, patience)
+	if err != nil {
+		return fmt.Errorf("dial: %w", err)
+	}
+	defer conn.Close()
+	fmt.Println("connected")
+	if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		return fmt.Errorf("set deadline: %w", err)
+	}
+	_, err = conn.Read(make([]byte, 1))
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		fmt.Println("silent")
+		return nil
+	}
+	fmt.Println("closed")
 	return nil
 }
