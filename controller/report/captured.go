@@ -71,6 +71,14 @@ func (r *Registry) Seed(pod types.NamespacedName, uid types.UID, hbone bool) {
 	r.notifyCaptured(pod, changed)
 }
 
+// Protocol returns what is remembered of a pod's protocol.
+func (r *Registry) Protocol(uid types.UID) (hbone, known bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	m, known := r.memories[uid]
+	return known && m.hbone, known
+}
+
 // BeginWrite tells that the leader is about to write a protocol: until
 // [Registry.Remember], nothing may rest on what it was before.
 func (r *Registry) BeginWrite(uid types.UID) {

@@ -53,14 +53,6 @@ func (r *Registry) Reporting(nodeName string) bool {
 	return ok && n.complete
 }
 
-// IsHBONE says whether a pod is in the captured set.
-func (r *Registry) IsHBONE(uid types.UID) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	_, ok := r.captured[uid]
-	return ok
-}
-
 // observe takes one statement of a node about a pod. The error says why it was
 // not taken.
 func (r *Registry) observe(s *session, w *reportapi.WorkloadState) error {

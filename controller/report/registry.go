@@ -2,17 +2,13 @@ package report
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apimachinery/pkg/types"
 	coordinationclient "k8s.io/client-go/kubernetes/typed/coordination/v1"
-
-	reportapi "github.com/ambit-mesh/ambit/api/report"
 )
 
 // SilentAfter is how old a node's last sign of life may be. Nodes send one

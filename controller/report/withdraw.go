@@ -33,20 +33,29 @@ type withdrawal struct {
 	complained time.Time
 }
 
-// release sends a Release for every pod that no node tunnels to any more.
+// acknowledged is what push said at one moment.
+type acknowledged struct {
+	connected []string
+	// behind by publication.
+	behind map[uint64][]string
+}
+
+// release sends a Release for every pod that no node tunnels to any more. Push
+// is asked without the lock held: it may be about to tell of a publication.
 func (r *Registry) release() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.pendingLocked() == 0 {
+	publications, pending := r.awaited()
+	if !pending {
 		return
 	}
-	connected := r.cfg.Acks.Connected()
+	acks := r.askAcks(publications)
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	for name, n := range r.nodes {
 		for uid, w := range n.withdrawals {
 			if w.released {
 				continue
 			}
-			if reason := r.waitsForLocked(uid, w, connected); reason != "" {
+			if reason := r.waitsForLocked(uid, w, acks); reason != "" {
 				r.complainLocked(name, uid, w, reason)
 				continue
 			}
@@ -62,29 +71,78 @@ func (r *Registry) release() {
 	}
 }
 
-// waitsForLocked says what a withdrawal waits for, empty for nothing.
-func (r *Registry) waitsForLocked(uid types.UID, w *withdrawal, connected []string) string {
+// askAcks counts as connected who was so before and after: a stream that came
+// or went meanwhile may be missing among those behind.
+func (r *Registry) askAcks(publications []uint64) acknowledged {
+	before := r.cfg.Acks.Connected()
+	acks := acknowledged{behind: map[uint64][]string{}}
+	for _, publication := range publications {
+		acks.behind[publication] = r.cfg.Acks.Behind(publication)
+	}
+	for _, name := range r.cfg.Acks.Connected() {
+		if slices.Contains(before, name) {
+			acks.connected = append(acks.connected, name)
+		}
+	}
+	return acks
+}
+
+// awaited moves every withdrawal on as far as it goes without push, and returns
+// the publications whose acknowledgement is needed.
+func (r *Registry) awaited() (publications []uint64, pending bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, n := range r.nodes {
+		for uid, w := range n.withdrawals {
+			if w.released {
+				continue
+			}
+			pending = true
+			r.advanceLocked(uid, w)
+			if w.publication != nil && !slices.Contains(publications, *w.publication) {
+				publications = append(publications, *w.publication)
+			}
+		}
+	}
+	return publications, pending
+}
+
+// advanceLocked finds the publication that a withdrawal has to wait for, once
+// the pod is out of the captured set, and not before that is written down.
+func (r *Registry) advanceLocked(uid types.UID, w *withdrawal) {
 	m, known := r.memories[uid]
 	if !known || !m.settled || m.hbone {
 		// The pod may have been captured again meanwhile: begin anew.
 		w.generation, w.publication = nil, nil
-		return "its Workload object is not written yet"
+		return
 	}
 	if w.generation == nil {
 		generation := r.generation
 		w.generation = &generation
 	}
-	if w.publication == nil {
-		if r.published == nil || r.published.generation < *w.generation {
-			return "the mesh without it is not published yet"
-		}
+	if w.publication == nil && r.published != nil && r.published.generation >= *w.generation {
 		publication := r.published.publication
 		w.publication = &publication
 	}
-	if behind := r.cfg.Acks.Behind(*w.publication); len(behind) > 0 {
+}
+
+// waitsForLocked says what a withdrawal waits for, empty for nothing.
+func (r *Registry) waitsForLocked(uid types.UID, w *withdrawal, acks acknowledged) string {
+	r.advanceLocked(uid, w)
+	switch {
+	case w.generation == nil:
+		return "its Workload object is not written yet"
+	case w.publication == nil:
+		return "the mesh without it is not published yet"
+	}
+	behind, asked := acks.behind[*w.publication]
+	switch {
+	case !asked:
+		return "its publication was not asked about yet"
+	case len(behind) > 0:
 		return fmt.Sprintf("publication %d is not acknowledged by %s", *w.publication, list(behind))
 	}
-	if away := r.awayLocked(connected); len(away) > 0 {
+	if away := r.awayLocked(acks.connected); len(away) > 0 {
 		return "no configuration stream from " + list(away)
 	}
 	return ""
