@@ -38,12 +38,17 @@ type Input struct {
 	Slices   []*discoveryv1.EndpointSlice
 	Nodes    []*corev1.Node
 
-	// Captured pods, by UID: those to be reached through tunnels.
-	Captured map[types.UID]bool
+	// Captured pods are those to be reached through tunnels.
+	Captured Captured
 	// Roots of the mesh's certificates, PEM, one each.
 	Roots []string
 
 	Config Config
+}
+
+// Captured is the set of pods that are captured at one moment.
+type Captured interface {
+	Has(uid types.UID) bool
 }
 
 // Config of the mesh.

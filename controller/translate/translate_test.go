@@ -108,7 +108,7 @@ func TestTranslateReportsWhatItLeavesOut(t *testing.T) {
 
 func BenchmarkTranslate(b *testing.B) {
 	const pods, perService = 10_000, 20
-	in := Input{Config: config, Captured: map[types.UID]bool{}}
+	in := Input{Config: config, Captured: captured{}}
 	name, port := "http", int32(8080)
 	for i := range pods {
 		ip := fmt.Sprintf("10.%d.%d.%d", 1+i>>16, i>>8&255, i&255)
@@ -116,7 +116,7 @@ func BenchmarkTranslate(b *testing.B) {
 		p.Namespace, p.Name, p.UID = "shop", fmt.Sprintf("web-%d", i), types.UID(fmt.Sprint(i))
 		p.Status.PodIPs = []corev1.PodIP{{IP: ip}}
 		in.Pods = append(in.Pods, p)
-		in.Captured[p.UID] = true
+		in.Captured.(captured)[p.UID] = true
 		service := fmt.Sprintf("web-%d", i/perService)
 		if i%perService == 0 {
 			s := &corev1.Service{}
@@ -144,6 +144,10 @@ func BenchmarkTranslate(b *testing.B) {
 
 var config = Config{TrustDomain: "cluster.local", ClusterID: "Kubernetes", ClusterDomain: "cluster.local"}
 
+type captured map[types.UID]bool
+
+func (c captured) Has(uid types.UID) bool { return c[uid] }
+
 func cases(t *testing.T) []string {
 	files, err := filepath.Glob("testdata/*.yaml")
 	if err != nil || len(files) == 0 {
@@ -162,7 +166,7 @@ func readInput(t *testing.T, name string) Input {
 	if err != nil {
 		t.Fatal(err)
 	}
-	in := Input{Captured: make(map[types.UID]bool), Config: config}
+	in := Input{Captured: captured{}, Config: config}
 	for document := range bytes.SplitSeq(text, []byte("\n---\n")) {
 		object, _, err := scheme.Codecs.UniversalDeserializer().Decode(document, nil, nil)
 		if err != nil {
@@ -174,7 +178,7 @@ func readInput(t *testing.T, name string) Input {
 				o.UID = types.UID(o.Namespace + "/" + o.Name)
 			}
 			in.Pods = append(in.Pods, o)
-			in.Captured[o.UID] = o.Annotations[capturedAnnotation] == "true"
+			in.Captured.(captured)[o.UID] = o.Annotations[capturedAnnotation] == "true"
 		case *corev1.Service:
 			in.Services = append(in.Services, o)
 		case *discoveryv1.EndpointSlice:

@@ -52,7 +52,7 @@ func workloadOfPod(p *pod, services map[string]*workload.PortList, nodes nodeInd
 	switch {
 	case p.Spec.HostNetwork:
 		w.NetworkMode = workload.NetworkMode_HOST_NETWORK
-	case in.Captured[p.UID]:
+	case in.Captured.Has(p.UID):
 		w.TunnelProtocol = workload.TunnelProtocol_HBONE
 	}
 	return w

@@ -1,0 +1,128 @@
+// Package watch keeps the Kubernetes objects that the controller works with, and
+// tells when there is something new.
+//
+//	watch.go    informers, and their contents as typed lists
+//	strip.go    what of an object is kept in memory
+//	trigger.go  many changes, one call
+//
+// It is level-based: a change says that there is something to look at, not what
+// it is. Who is told looks at everything.
+//
+// Invariants: the lists are complete once WaitSynced returned, and never before;
+// what is stripped from a pod is not there for anybody in this process.
+//
+// What objects mean is translate's job. Workload objects are status's.
+package watch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/client-go/informers"
+	coreinformers "k8s.io/client-go/informers/core/v1"
+	"k8s.io/client-go/kubernetes"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	discoverylisters "k8s.io/client-go/listers/discovery/v1"
+	"k8s.io/client-go/tools/cache"
+)
+
+// Objects are all objects of a cluster that make up its mesh. They are shared:
+// nobody may change them.
+type Objects struct {
+	Pods     []*corev1.Pod
+	Services []*corev1.Service
+	Slices   []*discoveryv1.EndpointSlice
+	Nodes    []*corev1.Node
+}
+
+// Sources are the informers. Others may add handlers and indexes to them until
+// Run is called.
+type Sources struct {
+	factory  informers.SharedInformerFactory
+	pods     corelisters.PodLister
+	services corelisters.ServiceLister
+	slices   discoverylisters.EndpointSliceLister
+	nodes    corelisters.NodeLister
+}
+
+// New prepares informers for one cluster. Changed is called, from many
+// goroutines, whenever one of the Objects may have changed.
+func New(client kubernetes.Interface, changed func()) (*Sources, error) {
+	factory := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(strip))
+	core := factory.Core().V1()
+	slices := factory.Discovery().V1().EndpointSlices()
+	s := &Sources{
+		factory:  factory,
+		pods:     core.Pods().Lister(),
+		services: core.Services().Lister(),
+		slices:   slices.Lister(),
+		nodes:    core.Nodes().Lister(),
+	}
+	tell := cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(any) { changed() },
+		UpdateFunc: func(any, any) { changed() },
+		DeleteFunc: func(any) { changed() },
+	}
+	for _, informer := range []cache.SharedIndexInformer{
+		core.Pods().Informer(), core.Services().Informer(), slices.Informer(), core.Nodes().Informer(),
+	} {
+		if _, err := informer.AddEventHandler(tell); err != nil {
+			return nil, fmt.Errorf("watch: %w", err)
+		}
+	}
+	core.Namespaces().Informer() // for others, and synced with the rest
+	return s, nil
+}
+
+// Pods, as others read and index them.
+func (s *Sources) Pods() coreinformers.PodInformer { return s.factory.Core().V1().Pods() }
+
+// Nodes, as others read them.
+func (s *Sources) Nodes() coreinformers.NodeInformer { return s.factory.Core().V1().Nodes() }
+
+// Namespaces, as others read them.
+func (s *Sources) Namespaces() coreinformers.NamespaceInformer {
+	return s.factory.Core().V1().Namespaces()
+}
+
+// Run the informers until ctx ends.
+func (s *Sources) Run(ctx context.Context) error {
+	s.factory.Start(ctx.Done())
+	<-ctx.Done()
+	s.factory.Shutdown()
+	return nil
+}
+
+// WaitSynced waits until every informer has a complete list. Call it after Run
+// has begun or while it begins.
+func (s *Sources) WaitSynced(ctx context.Context) error {
+	core := s.factory.Core().V1()
+	if !cache.WaitForCacheSync(ctx.Done(),
+		core.Pods().Informer().HasSynced,
+		core.Services().Informer().HasSynced,
+		core.Nodes().Informer().HasSynced,
+		core.Namespaces().Informer().HasSynced,
+		s.factory.Discovery().V1().EndpointSlices().Informer().HasSynced,
+	) {
+		return fmt.Errorf("wait for Kubernetes objects: %w", context.Cause(ctx))
+	}
+	return nil
+}
+
+// Objects returns what is there now.
+func (s *Sources) Objects() (Objects, error) {
+	var o Objects
+	var errs [4]error
+	o.Pods, errs[0] = s.pods.List(labels.Everything())
+	o.Services, errs[1] = s.services.List(labels.Everything())
+	o.Slices, errs[2] = s.slices.List(labels.Everything())
+	o.Nodes, errs[3] = s.nodes.List(labels.Everything())
+	if err := errors.Join(errs[:]...); err != nil {
+		return Objects{}, fmt.Errorf("list Kubernetes objects: %w", err)
+	}
+	return o, nil
+}

@@ -1,0 +1,133 @@
+package watch
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
+)
+
+// start runs sources on a fake cluster until the test ends.
+func start(t *testing.T, client *fake.Clientset) (*Sources, *atomic.Int64) {
+	t.Helper()
+	changes := new(atomic.Int64)
+	s, err := New(client, func() { changes.Add(1) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { s.Run(ctx) })
+	t.Cleanup(func() { stop(); running.Wait() })
+	return s, changes
+}
+
+func TestObjectsAreCompleteOnceSynced(t *testing.T) {
+	meta := metav1.ObjectMeta{Namespace: "shop", Name: "web"}
+	client := fake.NewClientset(
+		&corev1.Pod{ObjectMeta: meta}, &corev1.Service{ObjectMeta: meta}, &discoveryv1.EndpointSlice{ObjectMeta: meta},
+		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}})
+	s, changes := start(t, client)
+	if err := s.WaitSynced(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	o, err := s.Objects()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(o.Pods) != 1 || len(o.Services) != 1 || len(o.Slices) != 1 || len(o.Nodes) != 1 {
+		t.Errorf("%d pods, %d services, %d slices, %d nodes", len(o.Pods), len(o.Services), len(o.Slices), len(o.Nodes))
+	}
+	if _, err := s.Namespaces().Lister().Get("shop"); err != nil {
+		t.Error(err)
+	}
+	await(t, "a change is told for each of the four", func() bool { return changes.Load() == 4 })
+}
+
+// As long as one kind cannot be listed, nothing is complete.
+func TestNotSyncedWhileOneKindIsMissing(t *testing.T) {
+	client := fake.NewClientset()
+	client.PrependReactor("list", "endpointslices", func(clienttesting.Action) (bool, runtime.Object, error) {
+		return true, nil, context.DeadlineExceeded
+	})
+	s, _ := start(t, client)
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if err := s.WaitSynced(ctx); err == nil {
+		t.Error("synced without EndpointSlices")
+	}
+}
+
+func TestEveryChangeIsTold(t *testing.T) {
+	client := fake.NewClientset()
+	s, changes := start(t, client)
+	if err := s.WaitSynced(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx := t.Context()
+	pods := client.CoreV1().Pods("shop")
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "web"}}
+	for i, change := range []func() error{
+		func() error { _, err := pods.Create(ctx, pod, metav1.CreateOptions{}); return err },
+		func() error { _, err := pods.Update(ctx, pod, metav1.UpdateOptions{}); return err },
+		func() error { return pods.Delete(ctx, "web", metav1.DeleteOptions{}) },
+	} {
+		if err := change(); err != nil {
+			t.Fatal(err)
+		}
+		await(t, "the change is told", func() bool { return changes.Load() == int64(i+1) })
+	}
+	if o, err := s.Objects(); err != nil || len(o.Pods) != 0 {
+		t.Errorf("%d pods, %v", len(o.Pods), err)
+	}
+}
+
+func TestPodsAreStripped(t *testing.T) {
+	kept := corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Name: "web", Namespace: "shop", UID: "u", Labels: map[string]string{"app": "web"},
+			Annotations:     map[string]string{"ambit.mesh/x": "y"},
+			OwnerReferences: []metav1.OwnerReference{{Kind: "ReplicaSet", Name: "web-5d8"}},
+		},
+		Spec: corev1.PodSpec{NodeName: "n1", ServiceAccountName: "web", HostNetwork: true},
+		Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIP: "10.0.0.1", PodIPs: []corev1.PodIP{{IP: "10.0.0.1"}},
+			Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}},
+	}
+	full := kept.DeepCopy()
+	full.Annotations["kubectl.kubernetes.io/last-applied-configuration"] = "{}"
+	full.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "kubectl"}}
+	full.Spec.Containers = []corev1.Container{{Name: "web", Env: []corev1.EnvVar{{Name: "SECRET", Value: "x"}}}}
+	full.Status.Conditions = append(full.Status.Conditions, corev1.PodCondition{Type: corev1.PodScheduled})
+	full.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "web"}}
+
+	client := fake.NewClientset(full)
+	s, _ := start(t, client)
+	if err := s.WaitSynced(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	o, err := s.Objects()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(&kept, o.Pods[0]); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func await(t *testing.T, what string, condition func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !condition(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
