@@ -28,6 +28,8 @@ type memory struct {
 	hbone bool
 	// settled: the leader has seen it written in the Workload object.
 	settled bool
+	// deciding: the leader is about to write it anew, perhaps differently.
+	deciding bool
 }
 
 // Captured returns the set as it is now.
@@ -58,11 +60,11 @@ func (r *Registry) Published(generation, publication uint64) {
 type publishedView struct{ generation, publication uint64 }
 
 // Seed takes over the protocol that a Workload object has. It yields to what
-// the leader itself has written or is writing, which is newer.
+// the leader itself has written, which is newer.
 func (r *Registry) Seed(pod types.NamespacedName, uid types.UID, hbone bool) {
 	r.mu.Lock()
 	m, known := r.memories[uid]
-	if known && (m.settled || r.leading) {
+	if known && m.settled {
 		r.mu.Unlock()
 		return
 	}
@@ -79,13 +81,13 @@ func (r *Registry) Protocol(uid types.UID) (hbone, known bool) {
 	return known && m.hbone, known
 }
 
-// BeginWrite tells that the leader is about to write a protocol: until
-// [Registry.Remember], nothing may rest on what it was before.
-func (r *Registry) BeginWrite(uid types.UID) {
+// Decide tells that the leader is about to decide on a pod's protocol and to
+// write it: until [Registry.Remember], nothing may rest on what it was before.
+func (r *Registry) Decide(uid types.UID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if m, ok := r.memories[uid]; ok {
-		m.settled = false
+		m.deciding = true
 	}
 }
 

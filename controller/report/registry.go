@@ -58,7 +58,6 @@ type Registry struct {
 	generation uint64
 	view       *CapturedView  // the set as a value; nil after a change
 	published  *publishedView // nil until the first publication
-	leading    bool
 	// judgedFrom is when this process began to lead: no node is silent before
 	// it had the chance to find the new leader.
 	judgedFrom time.Time
@@ -124,8 +123,8 @@ func (r *Registry) OnNode(f func(node string)) { r.onNode = f }
 // Run releases, watches for silence and keeps the heartbeats' Leases until ctx
 // ends. Only the leader runs it.
 func (r *Registry) Run(ctx context.Context) error {
-	r.lead(true)
-	defer r.lead(false)
+	r.beginLeading()
+	defer r.endLeading()
 	if err := r.readHeartbeats(ctx); err != nil {
 		return err
 	}
@@ -150,15 +149,18 @@ func tick(ctx context.Context, interval time.Duration, f func()) {
 	}
 }
 
-// lead begins or ends leadership. What was settled as the leader is no longer
-// when another one writes.
-func (r *Registry) lead(on bool) {
+func (r *Registry) beginLeading() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.leading = on
 	r.judgedFrom = r.cfg.Now()
+}
+
+// endLeading unsettles what was settled: another process writes from now on.
+func (r *Registry) endLeading() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	for _, m := range r.memories {
-		m.settled = m.settled && on
+		m.settled = false
 	}
 }
 

@@ -111,7 +111,7 @@ func (r *Registry) awaited() (publications []uint64, pending bool) {
 // the pod is out of the captured set, and not before that is written down.
 func (r *Registry) advanceLocked(uid types.UID, w *withdrawal) {
 	m, known := r.memories[uid]
-	if !known || !m.settled || m.hbone {
+	if !known || !m.settled || m.deciding || m.hbone {
 		// The pod may have been captured again meanwhile: begin anew.
 		w.generation, w.publication = nil, nil
 		return
