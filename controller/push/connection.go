@@ -14,8 +14,13 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// maxTypes that one proxy may subscribe to; we publish four.
-const maxTypes = 16
+const (
+	// maxTypes that one proxy may subscribe to; we publish four.
+	maxTypes = 16
+	// defaultStreamAge makes a proxy show its token again: it was proven when the
+	// stream began.
+	defaultStreamAge = 30 * time.Minute
+)
 
 type stream = discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
 
@@ -88,6 +93,8 @@ func (c *connection) run() error {
 	requests := make(chan *discovery.DeltaDiscoveryRequest)
 	received := make(chan error, 1)
 	go func() { received <- c.receive(requests) }()
+	aged := time.NewTimer(c.server.streamAge())
+	defer aged.Stop()
 
 	for {
 		if err := c.respond(); err != nil {
@@ -104,6 +111,8 @@ func (c *connection) run() error {
 				return nil
 			}
 			return err
+		case <-aged.C:
+			return status.Error(codes.Unavailable, "the stream is old: connect again")
 		case <-c.server.closed:
 			return status.Error(codes.Unavailable, "the controller is stopping")
 		}

@@ -188,6 +188,16 @@ func TestCloseEndsEveryStream(t *testing.T) {
 	r.ztunnel(t, "n1").expectEnd(codes.Unavailable)
 }
 
+// A token that was withdrawn must not be good for ever.
+func TestAStreamEndsAtItsAge(t *testing.T) {
+	r := newRig(t)
+	r.config.StreamAge = 100 * time.Millisecond
+	r.Publish(mesh{}.world())
+	p := r.ztunnel(t, "n1")
+	p.expect(nil, nil)
+	p.expectEnd(codes.Unavailable)
+}
+
 func TestSubscriptionsAreBounded(t *testing.T) {
 	r := newRig(t)
 	r.Publish(mesh{}.world())

@@ -21,12 +21,15 @@
 package push
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/prometheus/client_golang/prometheus"
@@ -35,8 +38,8 @@ import (
 )
 
 // MaxRequestBytes is what a gRPC server has to accept for a proxy to resume with
-// the versions of all it holds: about 64 bytes a resource, for 500,000.
-const MaxRequestBytes = 32 << 20
+// the versions of all it holds: about 80 bytes a resource, for 800,000.
+const MaxRequestBytes = 64 << 20
 
 // Peer is who is at the other end of a stream, as proven, not as claimed.
 type Peer struct {
@@ -66,6 +69,8 @@ type Config struct {
 	// Namespace and ServiceAccount of the proxies that may subscribe.
 	Namespace      string
 	ServiceAccount string
+	// StreamAge after which a proxy has to connect again; 30 minutes if 0.
+	StreamAge time.Duration
 
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
@@ -159,6 +164,13 @@ func (s *Server) Connected() []ProxyKey {
 
 // Close ends all streams, and refuses new ones. Proxies connect to another replica.
 func (s *Server) Close() { s.close() }
+
+// streamAge is a little less than the configured one, never the same twice:
+// proxies that connected together do not come back together.
+func (s *Server) streamAge() time.Duration {
+	age := cmp.Or(s.config.StreamAge, defaultStreamAge)
+	return age - rand.N(age/5)
+}
 
 // snapshot returns the open connections, ordered by node and pod.
 func (s *Server) snapshot() []*connection {
