@@ -1,0 +1,192 @@
+package proxytest
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/ambit-mesh/ambit/api/mesh"
+	api "github.com/ambit-mesh/ambit/api/workload"
+	"github.com/ambit-mesh/ambit/internal/certs"
+	"github.com/ambit-mesh/ambit/internal/certs/certstest"
+	"github.com/ambit-mesh/ambit/internal/workload"
+	"github.com/ambit-mesh/ambit/internal/workload/workloadtest"
+	"github.com/ambit-mesh/ambit/ztunnel/conns"
+	"github.com/ambit-mesh/ambit/ztunnel/inbound"
+	"github.com/ambit-mesh/ambit/ztunnel/outbound"
+	"github.com/ambit-mesh/ambit/ztunnel/pool"
+)
+
+const trustDomain = "cluster.local"
+
+// Mesh is pods and what they share.
+type Mesh struct {
+	CA      *certstest.CA
+	Certs   *certs.Store
+	Store   *workload.Store
+	Conns   *conns.Registry
+	Metrics *prometheus.Registry
+
+	// To be set before pods start.
+	// IPv6 gives pods addresses of that family instead of IPv4.
+	IPv6 bool
+	// Lookup answers for the controller; it knows of nothing if nil.
+	Lookup func(ctx context.Context, addr netip.Addr) (bool, error)
+	// DrainTimeout of the proxies.
+	DrainTimeout time.Duration
+	// Policy of all pods; everything is admitted if nil.
+	Policy func(inbound.Connection) bool
+
+	t           testing.TB
+	poolMetrics *pool.Metrics
+	log         *slog.Logger
+	lines       lines
+
+	pods     map[string]*Pod // by uid
+	captured uint16          // the next port that a pod's outbound listener owns
+}
+
+// New makes a mesh without pods. It ends with the test.
+func New(t testing.TB) *Mesh {
+	m := &Mesh{
+		CA:           certstest.NewCA(t, trustDomain),
+		Store:        workload.NewStore(),
+		Metrics:      prometheus.NewRegistry(),
+		DrainTimeout: 2 * time.Second,
+		t:            t,
+		pods:         map[string]*Pod{},
+		captured:     firstCaptured,
+	}
+	m.log = slog.New(slog.NewJSONHandler(&m.lines, nil))
+	m.Conns = conns.New(conns.Config{Logger: m.log, Registerer: m.Metrics})
+	m.poolMetrics = pool.NewMetrics(m.Metrics)
+	m.Certs = certs.New(certs.Config{Fetch: m.CA.Fetch, Bundle: m.CA.Bundle, Logger: slog.New(slog.DiscardHandler)})
+	m.run("certificates", m.Certs.Run)
+	m.Publish(&mesh.Config{
+		TrustDomain: trustDomain, ClusterId: "Kubernetes",
+		PodRanges: []string{"10.9.0.0/16", "fd09::/64"},
+	})
+	return m
+}
+
+// Publish gives resources to all pods at once.
+func (m *Mesh) Publish(resources ...proto.Message) {
+	m.t.Helper()
+	workloadtest.Apply(m.t, m.Store, resources...)
+}
+
+// Service publishes a service of the pods: all its captured ports lead to their
+// applications.
+func (m *Mesh) Service(name, vip string, pods ...*Pod) {
+	m.t.Helper()
+	addAddress(m.t, vip)
+	var ports []*api.Port
+	for p := firstCaptured; p <= lastCaptured; p++ {
+		ports = append(ports, &api.Port{ServicePort: uint32(p), TargetPort: AppPort})
+	}
+	s := &api.Service{
+		Name: name, Namespace: "shop", Hostname: name + ".shop.svc.cluster.local",
+		Addresses: workloadtest.NetworkAddrs(vip), Ports: ports,
+	}
+	m.Publish(s)
+	for _, p := range pods {
+		p.published.Services = map[string]*api.PortList{workload.ServiceKey(s.Namespace, s.Hostname): {Ports: ports}}
+		m.Publish(p.published)
+	}
+}
+
+// Deliver is outbound.Local.
+func (m *Mesh) Deliver(ctx context.Context, target *workload.Workload, src outbound.LocalSource, dst netip.AddrPort) (outbound.LocalConn, error) {
+	p, ok := m.pods[target.UID]
+	if !ok || p.Inbound == nil {
+		return nil, errors.New("not captured on this node")
+	}
+	c, err := p.Inbound.Local(ctx, src.Workload, src.Client, dst)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// Authorize is inbound.Policy.
+func (m *Mesh) Authorize(c inbound.Connection) (bool, string) {
+	return m.Policy == nil || m.Policy(c), "test"
+}
+
+func (m *Mesh) lookup(ctx context.Context, addr netip.Addr) (bool, error) {
+	if m.Lookup == nil {
+		return false, nil
+	}
+	return m.Lookup(ctx, addr)
+}
+
+// run runs something until the test ends or stop is called, and then waits for it.
+func (m *Mesh) run(what string, run func(context.Context) error) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		select {
+		case err := <-done:
+			if err != nil && !errors.Is(err, context.Canceled) {
+				m.t.Errorf("%s: %v", what, err)
+			}
+		case <-time.After(m.DrainTimeout + 5*time.Second):
+			m.t.Errorf("%s does not end", what)
+		}
+	})
+	m.t.Cleanup(stop)
+	return stop
+}
+
+// Access waits until the access log has n lines, and returns them.
+func (m *Mesh) Access(n int) []map[string]any {
+	m.t.Helper()
+	var out []map[string]any
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		out = m.lines.access(m.t)
+		if len(out) == n {
+			return out
+		}
+		if len(out) > n || time.Now().After(deadline) {
+			m.t.Fatalf("%d lines in the access log, want %d: %v", len(out), n, out)
+		}
+	}
+}
+
+// lines is the log.
+type lines struct {
+	mu  sync.Mutex
+	all bytes.Buffer
+}
+
+func (l *lines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.all.Write(b)
+}
+
+func (l *lines) access(t testing.TB) (out []map[string]any) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for d := json.NewDecoder(bytes.NewReader(l.all.Bytes())); d.More(); {
+		var line map[string]any
+		if err := d.Decode(&line); err != nil {
+			t.Fatal(err)
+		}
+		if line["msg"] == "connection" {
+			out = append(out, line)
+		}
+	}
+	return out
+}

@@ -1,0 +1,187 @@
+package proxytest
+
+import (
+	"crypto/tls"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"time"
+
+	api "github.com/ambit-mesh/ambit/api/workload"
+	"github.com/ambit-mesh/ambit/internal/spiffe"
+	"github.com/ambit-mesh/ambit/internal/workload"
+	"github.com/ambit-mesh/ambit/internal/workload/workloadtest"
+	"github.com/ambit-mesh/ambit/ztunnel/inbound"
+	"github.com/ambit-mesh/ambit/ztunnel/outbound"
+)
+
+// Pod is an application and, once started, the two halves of its proxy.
+type Pod struct {
+	Name    string
+	Addr    netip.Addr
+	ID      spiffe.ID
+	Capture *Capture
+	// Inbound and Outbound are nil until started.
+	Inbound  *inbound.Listener
+	Outbound *outbound.Listener
+	// StopInbound and StopOutbound drain them, and return when they have ended.
+	StopInbound, StopOutbound func()
+
+	mesh      *Mesh
+	published *api.Workload
+	captured  uint16
+}
+
+// Plain publishes a pod as not captured.
+func Plain(w *api.Workload) { w.TunnelProtocol = api.TunnelProtocol_NONE }
+
+// On publishes a pod on a node; each is on one of its own if nothing is said.
+func On(node string) func(*api.Workload) {
+	return func(w *api.Workload) { w.Node = node }
+}
+
+// Pod makes and publishes a pod without application or proxy.
+func (m *Mesh) Pod(name string, changes ...func(*api.Workload)) *Pod {
+	m.t.Helper()
+	n := len(m.pods) + 1
+	ip := fmt.Sprintf("10.9.%d.1", n)
+	if m.IPv6 {
+		ip = fmt.Sprintf("fd09::%d:1", n)
+	}
+	addAddress(m.t, ip)
+	w := &api.Workload{
+		Uid: workload.PodUID("Kubernetes", "shop", name), Name: name, Namespace: "shop", ServiceAccount: name,
+		ClusterId: "Kubernetes", Node: "node-of-" + name, TunnelProtocol: api.TunnelProtocol_HBONE,
+		Addresses: workloadtest.Addrs(ip), WorkloadName: name, CanonicalName: name,
+	}
+	for _, change := range changes {
+		change(w)
+	}
+	addr := netip.MustParseAddr(ip)
+	p := &Pod{
+		Name:      name,
+		Addr:      addr,
+		ID:        spiffe.ID{TrustDomain: trustDomain, Namespace: w.Namespace, ServiceAccount: w.ServiceAccount},
+		Capture:   &Capture{addr: addr},
+		mesh:      m,
+		published: w,
+	}
+	m.pods[w.Uid] = p
+	m.Publish(w)
+	return p
+}
+
+// Start starts both halves of the pod's proxy.
+func (p *Pod) Start() *Pod {
+	p.mesh.t.Helper()
+	p.StartInbound()
+	p.StartOutbound()
+	return p
+}
+
+// StartInbound starts what takes connections.
+func (p *Pod) StartInbound() {
+	p.mesh.t.Helper()
+	p.want()
+	p.Inbound = inbound.New(inbound.Config{
+		HBONE:        p.Listen(15008),
+		Plaintext:    p.Listen(PlaintextPort),
+		App:          p.Capture,
+		TLS:          p.mesh.Certs.ServerConfig(p.ID),
+		Target:       p.workload,
+		Snapshot:     p.mesh.Store.Snapshot,
+		Policy:       p.mesh,
+		Conns:        p.mesh.Conns,
+		Logger:       p.mesh.log,
+		DrainTimeout: p.mesh.DrainTimeout,
+	})
+	p.StopInbound = p.mesh.run(p.Name+" inbound", p.Inbound.Run)
+}
+
+// StartOutbound starts what carries the connections that the pod opens.
+func (p *Pod) StartOutbound() {
+	p.mesh.t.Helper()
+	p.want()
+	p.captured = p.mesh.captured
+	p.mesh.captured++
+	p.Outbound = outbound.New(outbound.Config{
+		Listener:     listen(p.mesh, ":"+strconv.Itoa(int(p.captured))),
+		Dialer:       p.Capture,
+		TLS:          func(expected ...spiffe.ID) *tls.Config { return p.mesh.Certs.ClientConfig(p.ID, expected...) },
+		Source:       p.workload,
+		Snapshot:     p.mesh.Store.Snapshot,
+		Lookup:       p.mesh.lookup,
+		Local:        p.mesh,
+		Conns:        p.mesh.Conns,
+		PoolMetrics:  p.mesh.poolMetrics,
+		Logger:       p.mesh.log,
+		DrainTimeout: p.mesh.DrainTimeout,
+	})
+	p.StopOutbound = p.mesh.run(p.Name+" outbound", p.Outbound.Run)
+}
+
+func (p *Pod) want() {
+	p.mesh.Certs.Want(p.ID)
+	p.mesh.t.Cleanup(func() { p.mesh.Certs.Forget(p.ID) })
+}
+
+func (p *Pod) workload() *workload.Workload {
+	w, _ := p.mesh.Store.Snapshot().WorkloadByUID(p.published.Uid)
+	return w
+}
+
+// Listen listens on one of the pod's ports.
+func (p *Pod) Listen(port uint16) *net.TCPListener {
+	p.mesh.t.Helper()
+	return listen(p.mesh, netip.AddrPortFrom(p.Addr, port).String())
+}
+
+func listen(m *Mesh, addr string) *net.TCPListener {
+	m.t.Helper()
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.t.Cleanup(func() { l.Close() })
+	return l.(*net.TCPListener)
+}
+
+// App runs the pod's application: serve, for each connection.
+func (p *Pod) App(serve func(*net.TCPConn)) {
+	p.mesh.t.Helper()
+	l := p.Listen(AppPort)
+	go func() {
+		for {
+			conn, err := l.AcceptTCP()
+			if err != nil {
+				return
+			}
+			go serve(conn)
+		}
+	}()
+}
+
+// Connect opens a connection from the pod's application, which its outbound side
+// captures, to the pod or service that has the address.
+func (p *Pod) Connect(to netip.Addr) *net.TCPConn {
+	p.mesh.t.Helper()
+	return p.dial(netip.AddrPortFrom(to, p.captured))
+}
+
+// ConnectPlaintext opens a connection that no outbound side captures.
+func (p *Pod) ConnectPlaintext(to netip.Addr) *net.TCPConn {
+	p.mesh.t.Helper()
+	return p.dial(netip.AddrPortFrom(to, PlaintextPort))
+}
+
+func (p *Pod) dial(dst netip.AddrPort) *net.TCPConn {
+	p.mesh.t.Helper()
+	conn, err := dialFrom(p.mesh.t.Context(), p.Addr, dst)
+	if err != nil {
+		p.mesh.t.Fatal(err)
+	}
+	p.mesh.t.Cleanup(func() { conn.Close() })
+	conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	return conn
+}
