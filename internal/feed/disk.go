@@ -81,19 +81,22 @@ func (c *Client) save(ctx context.Context) {
 	for {
 		select {
 		case <-c.resources.dirty:
-			select {
-			case <-ctx.Done():
-			case <-time.After(wait):
-			}
-			wait = max(saveAfter, saveShare*c.saveNow())
 		case <-ctx.Done():
-			select {
-			case <-c.resources.dirty:
-				c.saveNow()
-			default:
-			}
+			c.saveIfDirty()
 			return
 		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+		}
+		c.resources.clean() // What came while waiting is in the same write.
+		wait = max(saveAfter, saveShare*c.saveNow())
+	}
+}
+
+func (c *Client) saveIfDirty() {
+	if c.resources.clean() {
+		c.saveNow()
 	}
 }
 

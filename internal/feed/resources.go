@@ -64,6 +64,16 @@ func (rs *resources) apply(delta workload.Delta, rejections []workload.Rejection
 	}
 }
 
+// clean tells whether something changed, and forgets it.
+func (rs *resources) clean() bool {
+	select {
+	case <-rs.dirty:
+		return true
+	default:
+		return false
+	}
+}
+
 // versions of what is known of a type. Rejected resources are left out, so that
 // the controller sends them again.
 func (rs *resources) versions(typeURL string) map[string]string {
@@ -78,12 +88,12 @@ func (rs *resources) versions(typeURL string) map[string]string {
 	return versions
 }
 
+// names of all resources of a type, the rejected ones too.
 func (rs *resources) names(typeURL string) []string {
-	rs.mu.Lock()
-	defer rs.mu.Unlock()
-	names := make([]string, 0, len(rs.good[typeURL]))
-	for name := range rs.good[typeURL] {
-		names = append(names, name)
+	list := rs.list(typeURL)
+	names := make([]string, len(list))
+	for i, r := range list {
+		names[i] = r.Name
 	}
 	return names
 }

@@ -1,0 +1,179 @@
+package feed_test
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/ambit-mesh/ambit/internal/feed"
+	"github.com/ambit-mesh/ambit/internal/workload"
+)
+
+func at(path string) func(*feed.Config) {
+	return func(config *feed.Config) { config.SnapshotPath = path }
+}
+
+// saved runs a client until its state is on disk, and returns the file and the
+// state's version.
+func saved(t *testing.T, changes ...func(*feed.Config)) (path, version string) {
+	t.Helper()
+	c := newController(t)
+	path = filepath.Join(t.TempDir(), "snapshot.pb")
+	f := run(t, c, append(changes, at(path))...)
+	s := c.accept()
+	s.serve(meshConfig, pod("cart", "10.244.1.7"), pod("web", "10.244.1.8"))
+	s.push(workload.AddressType, nil, pod("bad", "10.244.1.9", unreadable))
+	f.stop()
+	c.stop()
+	return path, f.store.Snapshot().Version()
+}
+
+// A client that starts while the controller is down works with what it knew,
+// and says that it is alone. When the controller is back, it is told of it.
+func TestColdStartWithoutTheController(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path, version := saved(t)
+
+		c := newController(t)
+		c.stop()
+		f := run(t, c, at(path))
+		if !isSynced(f) {
+			t.Fatal("not synced")
+		}
+		if f.Connected() {
+			t.Error("connected to nobody")
+		}
+		if got := f.store.Snapshot().Version(); got != version {
+			t.Errorf("version is %s, want %s", got, version)
+		}
+		if len(f.store.Snapshot().Rejected()) != 1 {
+			t.Error("what could not be read is forgotten: its address would pass for a stranger's")
+		}
+
+		c.start()
+		first := c.accept().first()
+		if got := first[workload.AddressType].GetInitialResourceVersions(); len(got) != 2 {
+			t.Errorf("told of %v, want what was on disk", got)
+		}
+	})
+}
+
+// A burst of changes costs one write, a second after it began.
+func TestSavingIsDebounced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newController(t)
+		path := filepath.Join(t.TempDir(), "snapshot.pb")
+		run(t, c, at(path))
+		s := c.accept()
+		s.first()
+		s.push(workload.AddressType, nil, pod("cart", "10.244.1.7"))
+		time.Sleep(10 * time.Second)
+		if _, err := os.Stat(path); err == nil {
+			t.Error("an incomplete state was saved")
+		}
+		for _, typeURL := range []string{workload.AuthorizationType, workload.TrustBundleType} {
+			s.push(typeURL, nil)
+		}
+		s.push(workload.ConfigType, nil, meshConfig)
+		time.Sleep(900 * time.Millisecond)
+		if _, err := os.Stat(path); err == nil {
+			t.Error("saved at once")
+		}
+		time.Sleep(200 * time.Millisecond)
+		synctest.Wait()
+		before, err := os.Stat(path)
+		if err != nil {
+			t.Fatal("not saved after a second")
+		}
+
+		for range 5 {
+			s.push(workload.AddressType, nil, pod("cart", "10.244.1.7", withdrawn))
+			s.push(workload.AddressType, nil, pod("cart", "10.244.1.7"))
+			time.Sleep(100 * time.Millisecond)
+		}
+		if now, err := os.Stat(path); err != nil || !os.SameFile(now, before) {
+			t.Error("saved again within a second")
+		}
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if now, err := os.Stat(path); err != nil || os.SameFile(now, before) {
+			t.Error("not saved again")
+		}
+		entries, err := os.ReadDir(filepath.Dir(path))
+		if err != nil || len(entries) != 1 {
+			t.Errorf("the folder holds %v, want the one file", entries)
+		}
+	})
+}
+
+// What is on disk is not always what was written.
+func TestCorruptFileIsSetAside(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path, _ := saved(t)
+		whole, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		flipped := append([]byte(nil), whole...)
+		flipped[len(flipped)-1] ^= 1
+		for name, content := range map[string][]byte{
+			"empty": {}, "junk": []byte("junk"), "cut": whole[:len(whole)/2], "flipped bit": flipped, "longer": append(flipped, 1),
+		} {
+			if err := os.WriteFile(path, content, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			c := newController(t)
+			c.stop()
+			f := run(t, c, at(path))
+			if isSynced(f) {
+				t.Errorf("%s: taken for the state", name)
+			}
+			if _, err := os.Stat(path); err == nil {
+				t.Errorf("%s: still in place", name)
+			}
+			if aside, err := os.ReadFile(path + ".corrupt"); err != nil || string(aside) != string(content) {
+				t.Errorf("%s: not set aside", name)
+			}
+			// The feed works as without a file.
+			c.start()
+			c.accept().serve(meshConfig)
+			if !isSynced(f) {
+				t.Errorf("%s: not synced by the controller", name)
+			}
+			f.stop()
+		}
+	})
+}
+
+// A partial state must not pass for the whole mesh.
+func TestFileOfTheOtherMode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path, _ := saved(t)
+		c := newController(t)
+		c.stop()
+		f := run(t, c, at(path), func(config *feed.Config) { config.OnDemand = true })
+		if isSynced(f) {
+			t.Error("loaded")
+		}
+		if _, err := os.Stat(path); err != nil {
+			t.Error("not left in place")
+		}
+	})
+}
+
+// A folder that cannot be written to costs the file, not the feed.
+func TestUnwritableFolder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newController(t)
+		f := run(t, c, at(filepath.Join(t.TempDir(), "missing", "snapshot.pb")))
+		s := c.accept()
+		s.serve(meshConfig)
+		time.Sleep(5 * time.Second)
+		s.push(workload.AddressType, nil, pod("cart", "10.244.1.7"))
+		if !isSynced(f) {
+			t.Error("not synced")
+		}
+	})
+}
