@@ -1,0 +1,89 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
+)
+
+// replica takes part in elections on a shared cluster; its leader's work lasts
+// until its term or its own context ends.
+func replica(t *testing.T, cluster *fake.Clientset, name string) (leads chan struct{}, stop func()) {
+	t.Helper()
+	p := &parts{client: cluster, settings: settings{namespace: "ambit-system", podName: name}, logger: slog.New(slog.DiscardHandler)}
+	leads = make(chan struct{}, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		err := p.leadWith(ctx, func(term context.Context) error {
+			leads <- struct{}{}
+			<-term.Done()
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}()
+	stop = func() { cancel(); <-done }
+	t.Cleanup(stop)
+	return leads, stop
+}
+
+// A controller that is replaced hands over: its successor does not wait for the
+// Lease to expire.
+func TestLeadershipIsHandedOver(t *testing.T) {
+	cluster := fake.NewClientset()
+	first, stopFirst := replica(t, cluster, "first")
+	awaitLead(t, first)
+	second, _ := replica(t, cluster, "second")
+	select {
+	case <-second:
+		t.Fatal("two leaders")
+	case <-time.After(100 * time.Millisecond):
+	}
+	began := time.Now()
+	stopFirst()
+	awaitLead(t, second)
+	if took := time.Since(began); took > leaseDuration/2 {
+		t.Errorf("handing over took %s", took)
+	}
+}
+
+func TestLeaseNamesItsHolder(t *testing.T) {
+	cluster := fake.NewClientset()
+	leads, stop := replica(t, cluster, "controller-abc")
+	awaitLead(t, leads)
+	if got := holder(t, cluster); got != "controller-abc" {
+		t.Errorf("held by %q", got)
+	}
+	stop()
+	if got := holder(t, cluster); got != "" {
+		t.Errorf("after the end held by %q", got)
+	}
+}
+
+func awaitLead(t *testing.T, leads <-chan struct{}) {
+	t.Helper()
+	select {
+	case <-leads:
+	case <-time.After(leaseDuration):
+		t.Fatal("nobody leads")
+	}
+}
+
+func holder(t *testing.T, cluster *fake.Clientset) string {
+	t.Helper()
+	lease, err := cluster.CoordinationV1().Leases("ambit-system").Get(t.Context(), leaseName, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if lease.Spec.HolderIdentity == nil {
+		return ""
+	}
+	return *lease.Spec.HolderIdentity
+}

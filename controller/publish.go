@@ -1,0 +1,90 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ambit-mesh/ambit/controller/push"
+	"github.com/ambit-mesh/ambit/controller/report"
+	"github.com/ambit-mesh/ambit/controller/translate"
+	"github.com/ambit-mesh/ambit/controller/watch"
+)
+
+// captures knows which pods are captured, and is told what became of that.
+type captures interface {
+	Captured() report.CapturedView
+	Published(generation, publication uint64)
+}
+
+// publisher translates all there is whenever something changed, and publishes it.
+type publisher struct {
+	// fixed before Run
+	sources   *watch.Sources
+	captures  captures
+	server    *push.Server
+	changes   *watch.Trigger
+	config    translate.Config
+	roots     []string // PEM
+	published func()   // told of every publication
+	logger    *slog.Logger
+	seconds   prometheus.Histogram
+
+	// owned by Run
+	complaint string // what was last logged as impossible to translate
+}
+
+func newPublisher(sources *watch.Sources, captures captures, server *push.Server, changes *watch.Trigger,
+	config translate.Config, logger *slog.Logger, registerer prometheus.Registerer) *publisher {
+	p := &publisher{
+		sources: sources, captures: captures, server: server, changes: changes, config: config,
+		published: func() {}, logger: logger,
+		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "ambit_translate_seconds", Help: "From a look at Kubernetes to a publication.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 4, 8), // 0.5 ms to 8 s
+		}),
+	}
+	registerer.MustRegister(p.seconds)
+	return p
+}
+
+// Run until ctx ends. Start it when all sources are synced.
+func (p *publisher) Run(ctx context.Context) error {
+	return p.changes.Run(ctx, p.publish)
+}
+
+func (p *publisher) publish() {
+	began := time.Now()
+	// Before the objects: a withdrawal that is in this view is in the publication.
+	captured := p.captures.Captured()
+	objects, err := p.sources.Objects()
+	if err != nil {
+		p.logger.Error("list objects", "error", err)
+		return
+	}
+	resources, err := translate.Translate(translate.Input{
+		Pods: objects.Pods, Services: objects.Services, Slices: objects.Slices, Nodes: objects.Nodes,
+		Captured: captured, Roots: p.roots, Config: p.config,
+	})
+	p.complain(err)
+	publication := p.server.Publish(resources)
+	p.captures.Published(captured.Generation(), publication)
+	p.seconds.Observe(time.Since(began).Seconds())
+	p.logger.Debug("published", "publication", publication, "captured_generation", captured.Generation(),
+		"duration", time.Since(began))
+	p.published()
+}
+
+// complain logs what could not be translated, each time that it changes.
+func (p *publisher) complain(err error) {
+	complaint := ""
+	if err != nil {
+		complaint = err.Error()
+	}
+	if complaint != p.complaint && complaint != "" {
+		p.logger.Error("objects left out", "error", err)
+	}
+	p.complaint = complaint
+}

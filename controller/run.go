@@ -1,0 +1,220 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/ambit-mesh/ambit/controller/ca"
+	"github.com/ambit-mesh/ambit/controller/push"
+	"github.com/ambit-mesh/ambit/controller/report"
+	"github.com/ambit-mesh/ambit/controller/status"
+	"github.com/ambit-mesh/ambit/controller/translate"
+	"github.com/ambit-mesh/ambit/controller/watch"
+	"github.com/ambit-mesh/ambit/internal/daemon"
+)
+
+const (
+	// Requests to the API server: a namespace of 1,000 pods that is labelled is
+	// 2,000 writes. The API server has its own means against too many.
+	requestsPerSecond = 200
+	requestBurst      = 400
+)
+
+// run one controller until ctx ends; force ends what takes too long after that.
+func run(ctx, force context.Context, s settings, logger *slog.Logger, level *slog.LevelVar) error {
+	config, err := restConfig(s.kubeconfig)
+	if err != nil {
+		return err
+	}
+	admin, metrics, readiness := daemon.NewAdmin(logger, level), daemon.NewMetrics(), daemon.NewReadiness()
+	parts, err := assemble(s, config, metrics.Registry(), logger)
+	if err != nil {
+		return err
+	}
+	admin.Dump("push", func() any { return parts.push.Dump() })
+
+	rootKnown := readiness.Gate("root certificate")
+	objectsKnown := readiness.Gate("Kubernetes objects")
+	workloadsKnown := readiness.Gate("Workload objects")
+	parts.publisher.published = readiness.Gate("first publication")
+	serving := readiness.Gate("gRPC server")
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return admin.Run(ctx, s.admin) })
+	group.Go(func() error { return metrics.Run(ctx, s.metrics) })
+	group.Go(func() error { return readiness.Run(ctx, s.readiness) })
+	group.Go(func() error { return parts.sources.Run(ctx) })
+	group.Go(func() error { return parts.status.Run(ctx) })
+
+	// What is served is made from these: one after the other, all of them first.
+	group.Go(func() error {
+		if err := parts.openAuthority(ctx); err != nil {
+			return stopped(ctx, err)
+		}
+		rootKnown()
+		if err := parts.sources.WaitSynced(ctx); err != nil {
+			return stopped(ctx, err)
+		}
+		objectsKnown()
+		// Seeds what is captured: without it, HBONE would turn into plaintext.
+		if err := parts.status.WaitSynced(ctx); err != nil {
+			return stopped(ctx, err)
+		}
+		workloadsKnown()
+		logger.Info("everything known", "namespace", s.namespace, "trust_domain", s.trustDomain)
+
+		parts.changes.Changed()
+		group.Go(func() error { return parts.root.Run(ctx) })
+		group.Go(func() error { return parts.publisher.Run(ctx) })
+		group.Go(func() error { return parts.serve(ctx, force, s.grpc, serving) })
+		group.Go(func() error { return parts.lead(ctx) })
+		return nil
+	})
+	return group.Wait()
+}
+
+// parts of a controller.
+type parts struct {
+	settings settings
+	logger   *slog.Logger
+	registry *prometheus.Registry
+	client   kubernetes.Interface
+
+	changes       *watch.Trigger
+	sources       *watch.Sources
+	pods          *ca.Pods
+	authenticator *ca.Authenticator
+	root          *ca.RootStore
+	authority     *ca.Authority // once the root is known
+	push          *push.Server
+	reports       *report.Registry
+	status        *status.Reconciler
+	publisher     *publisher
+	leadership    leadership
+}
+
+// assemble makes the parts and connects them; nothing runs yet.
+func assemble(s settings, config *rest.Config, registry *prometheus.Registry, logger *slog.Logger) (*parts, error) {
+	client, err := kubernetes.NewForConfig(protobuf(config))
+	if err != nil {
+		return nil, fmt.Errorf("make Kubernetes client: %w", err)
+	}
+	workloads, err := status.NewClient(config)
+	if err != nil {
+		return nil, err
+	}
+	p := &parts{settings: s, logger: logger, registry: registry, client: client, changes: watch.NewTrigger()}
+	if p.sources, err = watch.New(client, p.changes.Changed); err != nil {
+		return nil, err
+	}
+	if p.pods, err = ca.NewPods(p.sources.Pods()); err != nil {
+		return nil, err
+	}
+	p.authenticator = ca.NewAuthenticator(ca.AuthenticatorConfig{
+		Reviews: client.AuthenticationV1().TokenReviews(), Logger: logger,
+	})
+	p.root = ca.NewRootStore(ca.RootStoreConfig{
+		Client: client, Namespace: s.namespace, TrustDomain: s.trustDomain, Logger: logger, Registerer: registry,
+	})
+	p.push = push.New(push.Config{
+		Authenticator: pushAuthenticator{p.authenticator},
+		Namespace:     s.namespace, ServiceAccount: ca.TunnelServiceAccount,
+		Logger: logger, Registerer: registry,
+	})
+	p.reports = report.NewRegistry(report.RegistryConfig{
+		Acks:    acks{p.push},
+		Tunnels: report.NewTunnels(p.pods, p.sources.Nodes().Lister(), s.namespace),
+		Leases:  client.CoordinationV1().Leases(s.namespace),
+		Logger:  logger, Registerer: registry,
+	})
+	p.reports.OnCaptured(func(types.NamespacedName) { p.changes.Changed() })
+	p.status, err = status.New(status.Config{
+		Client: workloads, Pods: p.sources.Pods(), Namespaces: p.sources.Namespaces(), NodePods: p.pods,
+		Registry: p.reports, TrustDomain: s.trustDomain, Logger: logger, Registerer: registry,
+	})
+	if err != nil {
+		return nil, err
+	}
+	p.publisher = newPublisher(p.sources, p.reports, p.push, p.changes, translate.Config{
+		TrustDomain: s.trustDomain, ClusterID: s.clusterID, ClusterDomain: s.clusterDomain, PodRanges: s.podRanges,
+	}, logger, registry)
+	return p, nil
+}
+
+// openAuthority waits for the root, and makes the authority that signs with it.
+func (p *parts) openAuthority(ctx context.Context) error {
+	root, err := p.root.Open(ctx)
+	if err != nil {
+		return err
+	}
+	p.authority = ca.NewAuthority(ca.AuthorityConfig{
+		Root: root, TrustDomain: p.settings.trustDomain, SystemNamespace: p.settings.namespace, Logger: p.logger,
+	})
+	p.publisher.roots = p.authority.Roots()
+	return nil
+}
+
+// restConfig is the way to the API server.
+func restConfig(kubeconfig string) (*rest.Config, error) {
+	config, err := rest.InClusterConfig()
+	if kubeconfig != "" {
+		config, err = clientcmd.BuildConfigFromFlags("", kubeconfig)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find the API server: %w", err)
+	}
+	config.UserAgent = "ambit-controller"
+	config.QPS, config.Burst = requestsPerSecond, requestBurst
+	return config, nil
+}
+
+// protobuf has Kubernetes' own types sent in their compact form; custom
+// resources have none.
+func protobuf(config *rest.Config) *rest.Config {
+	config = rest.CopyConfig(config)
+	config.ContentType = "application/vnd.kubernetes.protobuf"
+	config.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
+	return config
+}
+
+// stopped makes no error of the end of ctx.
+func stopped(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// acks tells report, which thinks in nodes, what push knows of proxies.
+type acks struct{ server *push.Server }
+
+// Behind returns the nodes with a proxy that has not acknowledged a publication.
+func (a acks) Behind(publication uint64) []string { return nodesOf(a.server.AckedBy(publication)) }
+
+// Connected returns the nodes with a connected proxy.
+func (a acks) Connected() []string { return nodesOf(a.server.Connected()) }
+
+func nodesOf(proxies []push.ProxyKey) []string {
+	nodes := make([]string, len(proxies))
+	for i, p := range proxies {
+		nodes[i] = p.Node
+	}
+	return nodes
+}
+
+// pushAuthenticator has the authority's word on who calls.
+type pushAuthenticator struct{ *ca.Authenticator }
+
+// Authenticate returns who opened a stream.
+func (a pushAuthenticator) Authenticate(ctx context.Context) (push.Peer, error) {
+	peer, err := a.Authenticator.Authenticate(ctx)
+	return push.Peer(peer), err
+}
