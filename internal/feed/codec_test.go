@@ -34,7 +34,7 @@ func file(t testing.TB) []byte {
 func TestEveryTruncationAndChangeIsNoticed(t *testing.T) {
 	content := file(t)
 	deltas, err := decodeFile(content, magicFull)
-	if err != nil || len(deltas) != len(workload.Types) {
+	if err != nil || len(deltas) != 2*len(workload.Types) {
 		t.Fatalf("%d deltas, %v", len(deltas), err)
 	}
 	for n := range content {

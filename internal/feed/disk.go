@@ -19,8 +19,9 @@ import (
 	"github.com/ambit-mesh/ambit/internal/workload"
 )
 
-// The file: a line that says what it is, the SHA-256 of the rest, and one
-// delimited DeltaDiscoveryResponse per type.
+// The file: a line that says what it is, the SHA-256 of the rest, and two
+// delimited DeltaDiscoveryResponses per type: what was in force, then what
+// could not be read, to be tried again on top of it.
 const (
 	magicFull    = "ambit configuration 1 full\n"
 	magicPartial = "ambit configuration 1 partial\n"
@@ -114,14 +115,11 @@ func (c *Client) saveNow() time.Duration {
 func writeFile(path, magic string, rs *resources) error {
 	var body bytes.Buffer
 	for _, t := range workload.Types {
-		message := &discovery.DeltaDiscoveryResponse{TypeUrl: t}
-		for _, r := range rs.list(t) {
-			message.Resources = append(message.Resources, &discovery.Resource{
-				Name: r.Name, Version: r.Version, Aliases: r.Aliases, Resource: r.Body,
-			})
-		}
-		if _, err := protodelim.MarshalTo(&body, message); err != nil {
-			return fmt.Errorf("encode %s: %w", t, err)
+		good, rejected := rs.list(t)
+		for _, list := range [][]workload.Resource{good, rejected} {
+			if _, err := protodelim.MarshalTo(&body, toResponse(t, list)); err != nil {
+				return fmt.Errorf("encode %s: %w", t, err)
+			}
 		}
 	}
 	sum := sha256.Sum256(body.Bytes())
@@ -144,6 +142,16 @@ func writeFile(path, magic string, rs *resources) error {
 		return err
 	}
 	return syncDir(dir)
+}
+
+func toResponse(typeURL string, list []workload.Resource) *discovery.DeltaDiscoveryResponse {
+	response := &discovery.DeltaDiscoveryResponse{TypeUrl: typeURL}
+	for _, r := range list {
+		response.Resources = append(response.Resources, &discovery.Resource{
+			Name: r.Name, Version: r.Version, Aliases: r.Aliases, Resource: r.Body,
+		})
+	}
+	return response
 }
 
 // syncDir makes a rename in dir last.
@@ -186,13 +194,7 @@ func decodeFile(content []byte, magic string) ([]workload.Delta, error) {
 		if err := (protodelim.UnmarshalOptions{MaxSize: -1}).UnmarshalFrom(r, &message); err != nil {
 			return nil, fmt.Errorf("decode: %w", err)
 		}
-		delta := workload.Delta{Type: message.GetTypeUrl()}
-		for _, res := range message.GetResources() {
-			delta.Upserts = append(delta.Upserts, workload.Resource{
-				Name: res.GetName(), Version: res.GetVersion(), Aliases: res.GetAliases(), Body: res.GetResource(),
-			})
-		}
-		deltas = append(deltas, delta)
+		deltas = append(deltas, toDelta(&message))
 	}
 	return deltas, nil
 }

@@ -1,6 +1,7 @@
 package feed_test
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
@@ -60,6 +61,49 @@ func TestColdStartWithoutTheController(t *testing.T) {
 	})
 }
 
+// The disk remembers both what is in force and what came after it and could not
+// be read, through any number of restarts; and forgets the latter once it could.
+func TestRejectedResourceOnDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "snapshot.pb")
+		c := newController(t)
+		f := run(t, c, at(path))
+		s := c.accept()
+		s.serve(meshConfig, pod("cart", "10.244.1.7"))
+		s.push(workload.AddressType, nil, pod("cart", "10.244.1.8", unreadable))
+		f.stop()
+
+		for range 2 {
+			c.stop()
+			f = run(t, c, at(path))
+			synctest.Wait()
+			if w, ok := f.store.Snapshot().WorkloadByAddr(netip.MustParseAddr("10.244.1.7")); !ok || w.UID != uid("cart") {
+				t.Fatal("what was in force is gone")
+			}
+			if _, ok := f.store.Snapshot().RejectedByAddr(netip.MustParseAddr("10.244.1.8")); !ok {
+				t.Fatal("what could not be read is forgotten")
+			}
+			c.start()
+			first := c.accept().serve()
+			if got := first[workload.AddressType].GetInitialResourceVersions(); len(got) != 1 {
+				t.Errorf("told of %v, want the version in force", got)
+			}
+			f.stop()
+		}
+
+		f = run(t, c, at(path))
+		s = c.accept()
+		s.serve(pod("cart", "10.244.1.8"))
+		f.stop()
+		c.stop()
+		f = run(t, c, at(path))
+		synctest.Wait()
+		if got := f.store.Snapshot().Rejected(); len(got) != 0 {
+			t.Errorf("still remembered: %v", got)
+		}
+	})
+}
+
 // A burst of changes costs one write, a second after it began.
 func TestSavingIsDebounced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -96,10 +140,16 @@ func TestSavingIsDebounced(t *testing.T) {
 		if now, err := os.Stat(path); err != nil || !os.SameFile(now, before) {
 			t.Error("saved again within a second")
 		}
-		time.Sleep(2 * time.Second)
+		time.Sleep(700 * time.Millisecond)
 		synctest.Wait()
-		if now, err := os.Stat(path); err != nil || os.SameFile(now, before) {
-			t.Error("not saved again")
+		second, err := os.Stat(path)
+		if err != nil || os.SameFile(second, before) {
+			t.Error("not saved again after a second")
+		}
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		if now, err := os.Stat(path); err != nil || !os.SameFile(now, second) {
+			t.Error("saved a third time, though nothing changed")
 		}
 		entries, err := os.ReadDir(filepath.Dir(path))
 		if err != nil || len(entries) != 1 {

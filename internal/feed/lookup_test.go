@@ -277,30 +277,6 @@ func TestOnDemand(t *testing.T) {
 	})
 }
 
-// On demand, a no about an address that was asked for takes away what had it.
-func TestOnDemandAddressIsGone(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c := newController(t)
-		f := run(t, c, func(config *feed.Config) { config.OnDemand = true })
-		s := c.accept()
-		s.first()
-		s.push(workload.ConfigType, nil, meshConfig)
-
-		asked := lookup(f, newborn, time.Second)
-		subscribes(t, s.request(), []string{"/" + newborn}, nil)
-		// Added and removed before the client takes the alias back.
-		s.send(workload.AddressType, nil, workloadtest.Resource(t, pod("new", newborn)))
-		if a := <-asked; !a.found {
-			t.Errorf("answer is %v", a)
-		}
-		s.send(workload.AddressType, []string{"/" + newborn, uid("new")})
-		synctest.Wait()
-		if _, ok := f.store.Snapshot().WorkloadByAddr(netip.MustParseAddr(newborn)); ok {
-			t.Error("it is still there")
-		}
-	})
-}
-
 // Many ask at once while answers come and go.
 func TestLookupsInParallel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -1,6 +1,8 @@
 package feed
 
 import (
+	"maps"
+	"slices"
 	"sync"
 
 	"github.com/ambit-mesh/ambit/internal/workload"
@@ -90,23 +92,20 @@ func (rs *resources) versions(typeURL string) map[string]string {
 
 // names of all resources of a type, the rejected ones too.
 func (rs *resources) names(typeURL string) []string {
-	list := rs.list(typeURL)
-	names := make([]string, len(list))
-	for i, r := range list {
-		names[i] = r.Name
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	names := slices.Collect(maps.Keys(rs.good[typeURL]))
+	for name := range rs.rejected[typeURL] {
+		if _, ok := rs.good[typeURL][name]; !ok {
+			names = append(names, name)
+		}
 	}
 	return names
 }
 
-// list returns all resources of a type, good ones first.
-func (rs *resources) list(typeURL string) []workload.Resource {
+// list returns the resources of a type, in no order.
+func (rs *resources) list(typeURL string) (good, rejected []workload.Resource) {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
-	list := make([]workload.Resource, 0, len(rs.good[typeURL])+len(rs.rejected[typeURL]))
-	for _, from := range []map[string]workload.Resource{rs.good[typeURL], rs.rejected[typeURL]} {
-		for _, r := range from {
-			list = append(list, r)
-		}
-	}
-	return list
+	return slices.Collect(maps.Values(rs.good[typeURL])), slices.Collect(maps.Values(rs.rejected[typeURL]))
 }

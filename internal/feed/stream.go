@@ -176,8 +176,7 @@ func (s *stream) ask() error {
 
 // take applies a response, then acknowledges it.
 func (s *stream) take(response *discovery.DeltaDiscoveryResponse) error {
-	delta := s.delta(response)
-	rejected := s.apply(delta)
+	rejected := s.apply(toDelta(response))
 	s.metrics.pushed(time.Now())
 
 	request := &discovery.DeltaDiscoveryRequest{TypeUrl: response.GetTypeUrl(), ResponseNonce: response.GetNonce()}
@@ -201,40 +200,14 @@ func (s *stream) take(response *discovery.DeltaDiscoveryResponse) error {
 	return s.ask()
 }
 
-// delta translates a response. With OnDemand the removal of an alias that was
-// asked for means that whatever had the address is gone; otherwise it only
-// answers a question.
-func (s *stream) delta(response *discovery.DeltaDiscoveryResponse) workload.Delta {
+func toDelta(response *discovery.DeltaDiscoveryResponse) workload.Delta {
 	delta := workload.Delta{Type: response.GetTypeUrl(), Removed: response.GetRemovedResources()}
 	for _, r := range response.GetResources() {
 		delta.Upserts = append(delta.Upserts, workload.Resource{
 			Name: r.GetName(), Version: r.GetVersion(), Aliases: r.GetAliases(), Body: r.GetResource(),
 		})
 	}
-	if s.config.OnDemand && delta.Type == workload.AddressType {
-		snapshot := s.config.Store.Snapshot()
-		for _, name := range response.GetRemovedResources() {
-			if s.subscribed[name] {
-				delta.Removed = append(delta.Removed, namesAt(snapshot, name)...)
-			}
-		}
-	}
 	return delta
-}
-
-// namesAt lists the primary keys of what has the address that alias names.
-func namesAt(snapshot *workload.Snapshot, alias string) (names []string) {
-	addr, ok := workload.ParseAddressKey(alias)
-	if !ok {
-		return nil
-	}
-	for _, service := range snapshot.ServicesByAddr(addr) {
-		names = append(names, service.Key)
-	}
-	if w, ok := snapshot.WorkloadByAddr(addr); ok {
-		names = append(names, w.UID)
-	}
-	return names
 }
 
 // answer tells the askers what a response about addresses means for them.

@@ -67,6 +67,19 @@ func TestUpsertReplaceRemove(t *testing.T) {
 	}
 }
 
+// A name stands for one thing: what it was before goes when it becomes another.
+func TestNameChangesKind(t *testing.T) {
+	store := workloadtest.Store(t, pod(func(w *api.Workload) { w.Uid = svcKey }))
+	workloadtest.Apply(t, store, service(nil))
+	if _, ok := store.Snapshot().WorkloadByUID(svcKey); ok {
+		t.Error("it still is a workload")
+	}
+	workloadtest.Apply(t, store, pod(func(w *api.Workload) { w.Uid = svcKey }))
+	if _, ok := store.Snapshot().Service(svcKey); ok {
+		t.Error("it still is a service")
+	}
+}
+
 // Who holds a snapshot sees nothing of what happens after it.
 func TestSnapshotsDoNotChange(t *testing.T) {
 	store := workloadtest.Store(t, pod(nil))
