@@ -116,7 +116,7 @@ func (c *cluster) buildInto(ctx context.Context, p *progress, staging string) er
 	for _, step := range steps {
 		p.start("building " + step.what)
 		stop := p.watch()
-		err := goBuild(ctx, p, step.module, bin, step.ldflags, step.programs)
+		err := c.goBuild(ctx, p, step.module, bin, step.ldflags, step.programs)
 		stop()
 		if err != nil {
 			return fmt.Errorf("build %s: %w", step.what, err)
@@ -128,7 +128,7 @@ func (c *cluster) buildInto(ctx context.Context, p *progress, staging string) er
 
 // goBuild builds programs of one module in one go, so that the compiler can
 // use all cores until the last link.
-func goBuild(ctx context.Context, p *progress, module, bin, ldflags string, programs []program) error {
+func (c *cluster) goBuild(ctx context.Context, p *progress, module, bin, ldflags string, programs []program) error {
 	if err := os.MkdirAll(bin, 0o755); err != nil {
 		return fmt.Errorf("make folder for binaries: %w", err)
 	}
@@ -136,12 +136,12 @@ func goBuild(ctx context.Context, p *progress, module, bin, ldflags string, prog
 	for _, program := range programs {
 		paths = append(paths, program.importPath)
 	}
-	total, err := countPackages(ctx, module, paths)
+	total, err := c.countPackages(ctx, module, paths)
 	if err != nil {
 		return err
 	}
 	args := append([]string{"build", "-v", "-trimpath", "-ldflags", ldflags, "-o", bin + "/"}, paths...)
-	cmd := goCommand(ctx, module, args...)
+	cmd := c.goCommand(ctx, module, args...)
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		return fmt.Errorf("open compiler's output: %w", err)
@@ -151,7 +151,7 @@ func goBuild(ctx context.Context, p *progress, module, bin, ldflags string, prog
 	}
 	complaints := followBuild(stderr, total, p)
 	if err := cmd.Wait(); err != nil {
-		return fmt.Errorf("go build: %w\n%s", err, complaints)
+		return fmt.Errorf("go build: %w\n%s", err, strings.TrimSpace(complaints))
 	}
 	for _, program := range programs {
 		// The go command names a binary after the last element of its import
@@ -191,22 +191,23 @@ func followBuild(stderr io.Reader, total int, p *progress) string {
 }
 
 // countPackages says how many packages a build with an empty cache compiles.
-func countPackages(ctx context.Context, module string, paths []string) (int, error) {
-	cmd := goCommand(ctx, module, append([]string{"list", "-deps"}, paths...)...)
+func (c *cluster) countPackages(ctx context.Context, module string, paths []string) (int, error) {
+	cmd := c.goCommand(ctx, module, append([]string{"list", "-deps"}, paths...)...)
 	var complaints bytes.Buffer
 	cmd.Stderr = &complaints
 	list, err := cmd.Output()
 	if err != nil {
-		return 0, fmt.Errorf("list packages: %w\n%s", err, complaints.String())
+		return 0, fmt.Errorf("list packages: %w\n%s", err, strings.TrimSpace(complaints.String()))
 	}
 	return bytes.Count(list, []byte("\n")), nil
 }
 
-// goCommand runs the go client in a module, with static binaries as result.
-func goCommand(ctx context.Context, module string, args ...string) *exec.Cmd {
+// goCommand runs the go client in a module, with static binaries as result,
+// and with the toolchain that the modules name, whatever the host prefers.
+func (c *cluster) goCommand(ctx context.Context, module string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = module
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=-buildvcs=false -mod=readonly")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOTOOLCHAIN="+c.versions.toolchain, "GOFLAGS=-buildvcs=false -mod=readonly")
 	return cmd
 }
 

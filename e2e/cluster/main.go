@@ -31,7 +31,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"os/signal"
 	"syscall"
 )
@@ -61,17 +60,22 @@ Environment:
 // errUsage asks main to print how the command is used.
 var errUsage = errors.New("wrong arguments")
 
+// commandExit is the status of a command that ran inside a machine: it has
+// said itself what there is to say.
+type commandExit int
+
+func (e commandExit) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
 func main() {
 	err := run(os.Args[1:])
-	var exit *exec.ExitError
+	var exit commandExit
 	switch {
 	case err == nil:
 	case errors.Is(err, errUsage):
 		fmt.Fprint(os.Stderr, usage)
 		os.Exit(2)
-	case errors.As(err, &exit) && exit.ExitCode() > 0:
-		fmt.Fprintln(os.Stderr, "cluster:", err)
-		os.Exit(exit.ExitCode())
+	case errors.As(err, &exit):
+		os.Exit(int(exit))
 	default:
 		fmt.Fprintln(os.Stderr, "cluster:", err)
 		os.Exit(1)

@@ -62,7 +62,9 @@ func plugIn(l layout, m machine) error {
 		if err != nil {
 			return fmt.Errorf("find bridge: %w", err)
 		}
-		port := &netlink.Veth{LinkAttrs: named(m.name), PeerName: "eth0", PeerNamespace: netlink.NsFd(int(target.Fd()))}
+		port := &netlink.Veth{
+			LinkAttrs: named(m.name), PeerName: "eth0", PeerNamespace: netlink.NsFd(int(target.Fd())), PeerHardwareAddr: m.hardwareAddress(),
+		}
 		port.MasterIndex = bridge.Attrs().Index
 		if err := netlink.LinkAdd(port); err != nil {
 			return fmt.Errorf("lay cable to %s: %w", m.name, err)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 )
 
@@ -72,6 +73,13 @@ func (m machine) address4() netip.Addr {
 // look alike: 172.30.0.12 and fd00:172:30::12.
 func (m machine) address6() netip.Addr {
 	return netip.MustParseAddr(fmt.Sprintf("fd00:172:30::%d", m.host()))
+}
+
+// hardwareAddress stays the same over a power cut, as a real one does: with
+// another, the neighbours would talk to the old one for half a minute.
+func (m machine) hardwareAddress() net.HardwareAddr {
+	const locallyAdministered = 0x02
+	return append(net.HardwareAddr{locallyAdministered, 0}, m.address4().AsSlice()...)
 }
 
 // podCIDR4 has room for the 150 pods that a node may run.

@@ -46,11 +46,12 @@ func TestAddressesLookAlikeInBothFamilies(t *testing.T) {
 		t.Fatal(err)
 	}
 	for got, want := range map[string]string{
-		n2.address4().String(): "172.30.0.12",
-		n2.address6().String(): "fd00:172:30::12",
-		n2.podCIDR4().String(): "10.244.2.0/24",
-		n2.podCIDR6().String(): "fd00:10:244:2::/64",
-		apiServer():            "https://172.30.0.1:6443",
+		n2.address4().String():        "172.30.0.12",
+		n2.address6().String():        "fd00:172:30::12",
+		n2.podCIDR4().String():        "10.244.2.0/24",
+		n2.podCIDR6().String():        "fd00:10:244:2::/64",
+		n2.hardwareAddress().String(): "02:00:ac:1e:00:0c",
+		apiServer():                   "https://172.30.0.1:6443",
 	} {
 		if got != want {
 			t.Errorf("got %s, want %s", got, want)

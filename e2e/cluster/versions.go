@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 // versions are the releases that the two go.mod files pin: there is no second
 // place to keep in step.
 type versions struct {
+	toolchain                 string // goX.Y.Z
 	kubernetes, etcd, coredns string // each with a leading v
 	programs                  string // hash of our own programs inside images
 }
@@ -38,6 +40,11 @@ func readVersions(module string) (versions, error) {
 			return versions{}, err
 		}
 	}
+	toolchain := regexp.MustCompile(`(?m)^toolchain (\S+)`).FindSubmatch(main)
+	if toolchain == nil {
+		return versions{}, errors.New("go.mod names no toolchain")
+	}
+	v.toolchain = string(toolchain[1])
 	return v, nil
 }
 
@@ -53,7 +60,7 @@ func requiredVersion(text, path string) (string, error) {
 
 // key names the cache folder of exactly these versions.
 func (v versions) key() string {
-	return fmt.Sprintf("%s-etcd-%s-coredns-%s-%s-%s", v.kubernetes, v.etcd, v.coredns, v.programs, runtime.GOARCH)
+	return fmt.Sprintf("%s-etcd-%s-coredns-%s-%s-%s-%s", v.kubernetes, v.etcd, v.coredns, v.toolchain, v.programs, runtime.GOARCH)
 }
 
 // kubernetesStamp is what the linker writes into the Kubernetes binaries:

@@ -10,9 +10,9 @@ func TestVersionsAreThoseOfTheModules(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, version := range []string{v.kubernetes, v.etcd, v.coredns} {
-		if strings.Count(version, ".") != 2 || version[0] != 'v' {
-			t.Errorf("version %q, want vX.Y.Z", version)
+	for version, prefix := range map[string]string{v.kubernetes: "v", v.etcd: "v", v.coredns: "v", v.toolchain: "go"} {
+		if strings.Count(version, ".") != 2 || !strings.HasPrefix(version, prefix) {
+			t.Errorf("version %q, want %sX.Y.Z", version, prefix)
 		}
 		if !strings.Contains(v.key(), version) {
 			t.Errorf("cache key %s lacks %s", v.key(), version)
