@@ -1,0 +1,259 @@
+package ca
+
+import (
+	"context"
+	"crypto/elliptic"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/types/known/structpb"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes/fake"
+
+	caapi "github.com/ambit-mesh/ambit/api/ca"
+	"github.com/ambit-mesh/ambit/internal/spiffe"
+)
+
+// basicConstraintsCA asks for a certificate that may sign others.
+var basicConstraintsCA = pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 19}, Critical: true, Value: []byte{0x30, 0x03, 0x01, 0x01, 0xff}}
+
+func podOf(namespace, name, uid, account, node string) *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: types.UID(uid)},
+		Spec:       corev1.PodSpec{ServiceAccountName: account, NodeName: node},
+		Status:     corev1.PodStatus{Phase: corev1.PodRunning},
+	}
+}
+
+// mesh is a certificate service over a cluster.
+type mesh struct {
+	client caapi.IstioCertificateServiceClient
+	api    *apiServer
+	pods   *Pods
+}
+
+func (m *mesh) add(t *testing.T, pods ...*corev1.Pod) {
+	t.Helper()
+	for _, pod := range pods {
+		if err := m.pods.indexer.Add(pod); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func newMesh(t *testing.T) *mesh {
+	t.Helper()
+	pods, err := NewPods(informers.NewSharedInformerFactory(fake.NewClientset(), 0).Core().V1().Pods())
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &mesh{api: &apiServer{tokens: map[string]authenticationv1.TokenReviewStatus{}}, pods: pods}
+	m.add(t,
+		podOf(system, "ztunnel-1", "uid-z1", "ztunnel", "n1"), podOf(system, "ztunnel-2", "uid-z2", "ztunnel", "n2"),
+		podOf("shop", "cart-1", "uid-c1", "cart", "n1"), podOf("shop", "pay-1", "uid-p1", "pay", "n2"))
+	authority := NewAuthority(AuthorityConfig{Root: testRoot(t), TrustDomain: trustDomain, SystemNamespace: system, Logger: quiet(), Now: func() time.Time { return start }})
+	server := grpc.NewServer()
+	caapi.RegisterIstioCertificateServiceServer(server, NewServer(ServerConfig{
+		Authority: authority, Pods: pods, SystemNamespace: system, Logger: quiet(),
+		Authenticator: NewAuthenticator(AuthenticatorConfig{Reviews: m.api, Logger: quiet()}),
+	}))
+	listener := bufconn.Listen(1 << 16)
+	go func() { _ = server.Serve(listener) }()
+	t.Cleanup(server.Stop)
+	connection, err := grpc.NewClient("passthrough:///mesh", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = connection.Close() })
+	m.client = caapi.NewIstioCertificateServiceClient(connection)
+	return m
+}
+
+// ask requests a certificate as a peer; identity is the one in the metadata,
+// none if empty.
+func (m *mesh) ask(t *testing.T, peer Peer, identity string, request *caapi.IstioCertificateRequest) (*caapi.IstioCertificateResponse, error) {
+	t.Helper()
+	token := t.Name() + peer.PodUID + peer.ServiceAccount + peer.Node
+	m.api.tokens[token] = tokenOf(peer)
+	if identity != "" {
+		value, err := structpb.NewStruct(map[string]any{"ImpersonatedIdentity": identity})
+		if err != nil {
+			t.Fatal(err)
+		}
+		request.Metadata = value
+	}
+	return m.client.CreateCertificate(metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+token), request)
+}
+
+func (m *mesh) askFor(t *testing.T, peer Peer, identity string) (*caapi.IstioCertificateResponse, error) {
+	t.Helper()
+	return m.ask(t, peer, identity, &caapi.IstioCertificateRequest{Csr: csr(t, ecKey(t, elliptic.P256()), x509.CertificateRequest{})})
+}
+
+func identityIn(t *testing.T, response *caapi.IstioCertificateResponse) string {
+	t.Helper()
+	id, err := spiffe.FromCertificate(parsePEM(t, response.GetCertChain()[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id.String()
+}
+
+var cartPod = Peer{Namespace: "shop", ServiceAccount: "cart", PodName: "cart-1", PodUID: "uid-c1", Node: "n1"}
+
+const (
+	cartID = "spiffe://cluster.local/ns/shop/sa/cart"
+	payID  = "spiffe://cluster.local/ns/shop/sa/pay"
+)
+
+func TestWhoGetsWhichIdentity(t *testing.T) {
+	for title, c := range map[string]struct {
+		peer           Peer
+		identity, want string
+	}{
+		"anyone its own, unsaid":                {cartPod, "", cartID},
+		"anyone its own, said":                  {cartPod, cartID, cartID},
+		"ztunnel its own":                       {tunnel, "", "spiffe://cluster.local/ns/ambit-system/sa/ztunnel"},
+		"ztunnel that of a pod on its own node": {tunnel, cartID, cartID},
+	} {
+		t.Run(title, func(t *testing.T) {
+			response, err := newMesh(t).askFor(t, c.peer, c.identity)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := identityIn(t, response); got != c.want {
+				t.Errorf("got %s, want %s", got, c.want)
+			}
+		})
+	}
+}
+
+func TestWhoIsDenied(t *testing.T) {
+	as := func(change func(*Peer)) Peer {
+		peer := tunnel
+		change(&peer)
+		return peer
+	}
+	for title, c := range map[string]struct {
+		peer     Peer
+		identity string
+		prepare  func(*testing.T, *mesh)
+	}{
+		"a workload that asks for another identity": {peer: cartPod, identity: payID},
+		"ztunnel, for a pod of another node":        {peer: tunnel, identity: payID},
+		"ztunnel, for an account without a pod":     {peer: tunnel, identity: "spiffe://cluster.local/ns/shop/sa/admin"},
+		"ztunnel, for the same account elsewhere":   {peer: tunnel, identity: "spiffe://cluster.local/ns/other/sa/cart"},
+		"ztunnel, for another trust domain":         {peer: tunnel, identity: "spiffe://evil/ns/shop/sa/cart"},
+		"ztunnel, for no identity at all":           {peer: tunnel, identity: "cart"},
+		"ztunnel, for a name with a NUL":            {peer: tunnel, identity: cartID + "\x00"},
+		"ztunnel, for a name in capitals":           {peer: tunnel, identity: "SPIFFE://cluster.local/ns/shop/sa/cart"},
+		"an account ztunnel of another namespace":   {peer: as(func(p *Peer) { p.Namespace = "shop" }), identity: cartID},
+		"another account of the system namespace":   {peer: as(func(p *Peer) { p.ServiceAccount = "controller" }), identity: cartID},
+		"a ztunnel pod that was replaced (UID)":     {peer: as(func(p *Peer) { p.PodUID = "uid-old" }), identity: cartID},
+		"a ztunnel pod that is not there":           {peer: as(func(p *Peer) { p.PodName = "ztunnel-9" }), identity: cartID},
+		"a ztunnel whose token names another node":  {peer: as(func(p *Peer) { p.Node = "n2" }), identity: payID},
+		"a pod of another account with ztunnel's own": {peer: as(func(p *Peer) { p.PodName, p.PodUID = "odd", "uid-odd" }), identity: cartID, prepare: func(t *testing.T, m *mesh) {
+			m.add(t, podOf(system, "odd", "uid-odd", "controller", "n1"))
+		}},
+		"ztunnel, for a pod that has ended": {peer: tunnel, identity: "spiffe://cluster.local/ns/shop/sa/job", prepare: func(t *testing.T, m *mesh) {
+			ended := podOf("shop", "job-1", "uid-j1", "job", "n1")
+			ended.Status.Phase = corev1.PodSucceeded
+			m.add(t, ended)
+		}},
+		"a ztunnel that has ended": {peer: as(func(p *Peer) { p.PodName, p.PodUID = "ztunnel-0", "uid-z0" }), identity: cartID, prepare: func(t *testing.T, m *mesh) {
+			ended := podOf(system, "ztunnel-0", "uid-z0", "ztunnel", "n1")
+			ended.Status.Phase = corev1.PodFailed
+			m.add(t, ended)
+		}},
+	} {
+		t.Run(title, func(t *testing.T) {
+			t.Parallel()
+			m := newMesh(t)
+			if c.prepare != nil {
+				c.prepare(t, m)
+			}
+			_, err := m.askFor(t, c.peer, c.identity)
+			if status.Code(err) != codes.PermissionDenied || status.Convert(err).Message() != "not entitled to this identity" {
+				t.Errorf("%v, want an opaque PermissionDenied", err)
+			}
+		})
+	}
+}
+
+func TestRequestForOthersIsDenied(t *testing.T) {
+	m := newMesh(t)
+	key := ecKey(t, elliptic.P256())
+	for title, request := range map[string]x509.CertificateRequest{
+		"another identity": {URIs: uris(t, payID)},
+		"two identities":   {URIs: uris(t, cartID, payID)},
+		"a DNS name":       {DNSNames: []string{"controller.ambit-system.svc"}},
+	} {
+		_, err := m.ask(t, tunnel, cartID, &caapi.IstioCertificateRequest{Csr: csr(t, key, request)})
+		if status.Code(err) != codes.PermissionDenied || strings.Contains(err.Error(), "pay") {
+			t.Errorf("%s: %v", title, err)
+		}
+	}
+	if _, err := m.ask(t, tunnel, cartID, &caapi.IstioCertificateRequest{Csr: "hello"}); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("nonsense: %v", err)
+	}
+}
+
+func TestWithoutATokenNothingIsSigned(t *testing.T) {
+	m := newMesh(t)
+	request := &caapi.IstioCertificateRequest{Csr: csr(t, ecKey(t, elliptic.P256()), x509.CertificateRequest{})}
+	if _, err := m.client.CreateCertificate(t.Context(), request); status.Code(err) != codes.Unauthenticated {
+		t.Error(err)
+	}
+	elsewhere := tokenOf(tunnel)
+	elsewhere.Audiences = []string{"https://kubernetes.default.svc"}
+	m.api.tokens["elsewhere"] = elsewhere
+	if _, err := m.client.CreateCertificate(metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer elsewhere"), request); status.Code(err) != codes.Unauthenticated {
+		t.Errorf("a token for another audience: %v", err)
+	}
+}
+
+func TestPodThatBecomesKnownALittleLater(t *testing.T) {
+	m := newMesh(t)
+	late := time.AfterFunc(informerLag/4, func() {
+		_ = m.pods.indexer.Add(podOf("shop", "new-1", "uid-n1", "new", "n1"))
+	})
+	defer late.Stop()
+	response, err := m.askFor(t, tunnel, "spiffe://cluster.local/ns/shop/sa/new")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := identityIn(t, response); got != "spiffe://cluster.local/ns/shop/sa/new" {
+		t.Error(got)
+	}
+}
+
+func TestAskedLifetimeIsHonouredAndCapped(t *testing.T) {
+	m := newMesh(t)
+	for seconds, want := range map[int64]time.Duration{600: 10 * time.Minute, 0: 24 * time.Hour, 864000: 24 * time.Hour} {
+		response, err := m.ask(t, cartPod, "", &caapi.IstioCertificateRequest{
+			Csr: csr(t, ecKey(t, elliptic.P256()), x509.CertificateRequest{}), ValidityDuration: seconds,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := parsePEM(t, response.GetCertChain()[0]).NotAfter.Sub(start); got != want {
+			t.Errorf("%d s asked, %v given", seconds, got)
+		}
+	}
+}
