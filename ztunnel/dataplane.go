@@ -1,0 +1,169 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/ambit-mesh/ambit/internal/certs"
+	"github.com/ambit-mesh/ambit/internal/feed"
+	"github.com/ambit-mesh/ambit/internal/spiffe"
+	"github.com/ambit-mesh/ambit/internal/workload"
+	"github.com/ambit-mesh/ambit/ztunnel/conns"
+	"github.com/ambit-mesh/ambit/ztunnel/inbound"
+	"github.com/ambit-mesh/ambit/ztunnel/outbound"
+	"github.com/ambit-mesh/ambit/ztunnel/podns"
+	"github.com/ambit-mesh/ambit/ztunnel/pods"
+	"github.com/ambit-mesh/ambit/ztunnel/pool"
+	"github.com/ambit-mesh/ambit/ztunnel/redirect"
+)
+
+// releasedBound is how long connections of a pod that was let go may live on
+// through the tunnel: long enough for any that somebody waits for.
+const releasedBound = 24 * time.Hour
+
+// closeTimeout bounds the end of a capture whose sandbox is gone.
+const closeTimeout = 2 * time.Second
+
+// dataplane captures pods and carries their connections: it is what stands
+// behind the pods of the node.
+type dataplane struct {
+	// Fixed after run made it.
+	node        *node
+	trustDomain string
+	clusterID   string
+	nodeName    string
+	certs       *certs.Store
+	store       *workload.Store
+	feed        *feed.Client
+	conns       *conns.Registry
+	pools       *pool.Metrics
+	policy      inbound.Policy
+	logger      *slog.Logger
+
+	// Guarded by mu.
+	mu       sync.Mutex
+	captures map[string]*capture // by the workload's uid
+}
+
+// Start captures a pod.
+func (d *dataplane) Start(ctx context.Context, target pods.Target) (pods.Running, error) {
+	opened, err := d.node.get()
+	if err != nil {
+		return nil, err
+	}
+	id, err := spiffe.New(d.trustDomain, target.Namespace, target.ServiceAccount)
+	if err != nil {
+		return nil, &codedError{code: "IdentityInvalid", text: err.Error(), err: err}
+	}
+	netns, err := podns.Open(target.Sandbox.Path)
+	if err != nil {
+		return nil, &codedError{code: "NetNSUnreadable", text: err.Error(), err: err}
+	}
+	if netns.Inode() != target.Sandbox.Inode {
+		return nil, errors.Join(&codedError{code: "NetNSReplaced", text: fmt.Sprintf("%s is another namespace by now", target.Sandbox.Path)}, netns.Close())
+	}
+	// Ahead of need: the certificate comes while the pod is being captured.
+	d.certs.Want(id)
+	captured, err := opened.Enroll(ctx, redirect.Pod{UID: target.UID, NetNS: netns, IPs: target.Sandbox.IPs})
+	if err != nil {
+		d.certs.Forget(id)
+		return nil, errors.Join(withCode(err, "CaptureFailed"), netns.Close())
+	}
+	return d.serve(target, id, netns, captured), nil
+}
+
+// serve runs both proxies of a captured pod.
+func (d *dataplane) serve(target pods.Target, id spiffe.ID, netns *podns.NetNS, captured *redirect.Capture) *capture {
+	own := d.describe(target, id)
+	workloadNow := func() *workload.Workload { return d.current(own) }
+	logger := d.logger.With("pod", target.Name, "namespace", target.Namespace)
+	c := &capture{
+		dataplane: d, uid: own.UID, ips: target.Sandbox.IPs, id: id, netns: netns, redirect: captured, logger: logger,
+		ended: make(chan struct{}),
+		outbound: outbound.New(outbound.Config{
+			Listener: captured.Outbound, Dialer: captured,
+			TLS:    func(expected ...spiffe.ID) *tls.Config { return d.certs.ClientConfig(id, expected...) },
+			Source: workloadNow, Snapshot: d.store.Snapshot, Lookup: d.feed.Lookup, Local: d,
+			Conns: d.conns, PoolMetrics: d.pools, Logger: logger, DrainTimeout: releasedBound,
+		}),
+		inbound: inbound.New(inbound.Config{
+			HBONE: captured.HBONE, Plaintext: captured.Plaintext, App: captured,
+			TLS: d.certs.ServerConfig(id), Target: workloadNow, Snapshot: d.store.Snapshot,
+			Policy: d.policy, Conns: d.conns, Logger: logger, DrainTimeout: releasedBound,
+		}),
+	}
+	var ctx context.Context
+	ctx, c.stop = context.WithCancel(context.Background())
+	d.mu.Lock()
+	d.captures[c.uid] = c
+	d.mu.Unlock()
+	go c.run(ctx)
+	return c
+}
+
+// describe makes the workload that a pod is from what its own node knows.
+func (d *dataplane) describe(target pods.Target, id spiffe.ID) *workload.Workload {
+	return &workload.Workload{
+		UID:       workload.PodUID(d.clusterID, target.Namespace, target.Name),
+		Name:      target.Name,
+		Namespace: target.Namespace,
+		Addresses: target.Sandbox.IPs,
+		ClusterID: d.clusterID,
+		Node:      d.nodeName,
+		Protocol:  workload.HBONE,
+		Identity:  id,
+		Healthy:   true,
+		Kind:      "pod",
+		Owner:     target.Name,
+	}
+}
+
+// current adds to what the node knows of its own pod what the controller knows
+// besides, such as its locality. Who the pod is, the node's word decides.
+func (d *dataplane) current(own *workload.Workload) *workload.Workload {
+	published, ok := d.store.Snapshot().WorkloadByUID(own.UID)
+	if !ok || published.Identity != own.Identity || !slices.ContainsFunc(own.Addresses, func(ip netip.Addr) bool { return slices.Contains(published.Addresses, ip) }) {
+		return own
+	}
+	return published
+}
+
+// Pinned lists the pods that an earlier process captured.
+func (d *dataplane) Pinned() []string {
+	opened, err := d.node.get()
+	if err != nil {
+		return nil
+	}
+	return opened.Adopted()
+}
+
+// Forget removes the pins of a pod that is gone.
+func (d *dataplane) Forget(uid string) error {
+	opened, err := d.node.get()
+	if err != nil {
+		return err
+	}
+	return opened.Forget(uid)
+}
+
+// Deliver hands a connection to the inbound side of a pod of this node.
+func (d *dataplane) Deliver(ctx context.Context, target *workload.Workload, src outbound.LocalSource, dst netip.AddrPort) (outbound.LocalConn, error) {
+	d.mu.Lock()
+	c, ok := d.captures[target.UID]
+	d.mu.Unlock()
+	if !ok || !slices.Contains(c.ips, dst.Addr()) {
+		return nil, fmt.Errorf("pod %s/%s is not captured on this node", target.Namespace, target.Name)
+	}
+	conn, err := c.inbound.Local(ctx, src.Workload, src.Client, dst)
+	if err != nil {
+		return nil, err
+	}
+	return conn, nil
+}

@@ -1,0 +1,127 @@
+package main
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/ambit-mesh/ambit/api/report"
+	"github.com/ambit-mesh/ambit/internal/spiffe"
+	"github.com/ambit-mesh/ambit/internal/workload"
+	"github.com/ambit-mesh/ambit/ztunnel/pods"
+)
+
+// observedPods puts together what the parts of the node observe of its pods.
+type observedPods struct {
+	// Fixed.
+	pods        *pods.Pods
+	expires     func(spiffe.ID) (time.Time, bool)
+	snapshot    func() *workload.Snapshot
+	trustDomain string
+	clusterID   string
+	sources     []func() []string // of problems
+
+	// Guarded by mu.
+	mu       sync.Mutex
+	versions map[string]string // by the workload's uid, as of the last Refresh
+}
+
+func (o *observedPods) Whole() <-chan struct{}   { return o.pods.Synced() }
+func (o *observedPods) Changed() <-chan struct{} { return o.pods.Changed() }
+
+// Problems of the node, of all its parts.
+func (o *observedPods) Problems() []string {
+	var all []string
+	for _, source := range o.sources {
+		all = append(all, source()...)
+	}
+	return all
+}
+
+// Refresh looks at the configuration of now. It is not done at every change:
+// with the mesh at work, that would be a report per pod and change.
+func (o *observedPods) Refresh() {
+	snapshot := o.snapshot()
+	versions := make(map[string]string)
+	for _, status := range o.pods.Statuses() {
+		uid := workload.PodUID(o.clusterID, status.Namespace, status.Name)
+		versions[uid] = configVersion(snapshot, uid)
+	}
+	o.mu.Lock()
+	o.versions = versions
+	o.mu.Unlock()
+}
+
+// States of all pods of the node.
+func (o *observedPods) States() []*report.WorkloadState {
+	o.mu.Lock()
+	versions := o.versions
+	o.mu.Unlock()
+	var states []*report.WorkloadState
+	for _, status := range o.pods.Statuses() {
+		state := &report.WorkloadState{
+			Namespace:     status.Namespace,
+			Name:          status.Name,
+			Uid:           status.UID,
+			State:         captureState(status.State),
+			Reason:        status.Reason,
+			Since:         timestamppb.New(status.Since),
+			ConfigVersion: versions[workload.PodUID(o.clusterID, status.Namespace, status.Name)],
+		}
+		if id, err := spiffe.New(o.trustDomain, status.Namespace, status.ServiceAccount); err == nil {
+			state.Identity = id.String()
+			if expires, ok := o.expires(id); ok && status.NetNS != "" {
+				state.CertificateExpires = timestamppb.New(expires)
+			}
+		}
+		states = append(states, state)
+	}
+	return states
+}
+
+func captureState(state pods.State) report.CaptureState {
+	switch state {
+	case pods.StatePending, pods.StateCapturing:
+		return report.CaptureState_PENDING
+	case pods.StateCaptured:
+		return report.CaptureState_CAPTURED
+	case pods.StateWithdrawing:
+		return report.CaptureState_WITHDRAWING
+	case pods.StateFailed:
+		return report.CaptureState_FAILED
+	case pods.StateNotEnrolled, pods.StateReleased:
+		return report.CaptureState_NOT_ENROLLED
+	}
+	return report.CaptureState_UNKNOWN
+}
+
+// configVersion is a hash of what a snapshot says of one workload: itself, the
+// policies that apply to it, and whom it trusts. Empty where it is not known.
+func configVersion(snapshot *workload.Snapshot, uid string) string {
+	published, ok := snapshot.WorkloadByUID(uid)
+	if !ok {
+		return ""
+	}
+	hash := sha256.New()
+	text, err := json.Marshal(published)
+	if err != nil {
+		return ""
+	}
+	hash.Write(text)
+	for _, name := range published.Authorizations {
+		if policy, ok := snapshot.Authorization(name); ok {
+			if wire, err := (proto.MarshalOptions{Deterministic: true}).Marshal(policy); err == nil {
+				hash.Write(wire)
+			}
+		}
+	}
+	for _, root := range snapshot.TrustBundle() {
+		hash.Write(root.Raw)
+	}
+	return hex.EncodeToString(hash.Sum(nil)[:6])
+}

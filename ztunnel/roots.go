@@ -1,0 +1,163 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/ambit-mesh/ambit/internal/workload"
+	"github.com/ambit-mesh/ambit/ztunnel/atomicfile"
+)
+
+const (
+	rootConfigMap = "ambit-ca-root"
+	rootKey       = "root-cert.pem"
+)
+
+// roots are the mesh's root certificates. A ConfigMap tells them before the
+// controller can be trusted, and a copy of it while Kubernetes is not there;
+// once the controller is followed, its trust bundle does.
+type roots struct {
+	// Fixed after newRoots.
+	path   string
+	store  *workload.Store
+	logger *slog.Logger
+
+	// Guarded by mu.
+	mu        sync.Mutex
+	bootstrap []*x509.Certificate
+	pem       []byte
+}
+
+// newRoots returns the roots that the last process saved, if there are any.
+func newRoots(path string, store *workload.Store, logger *slog.Logger) *roots {
+	r := &roots{path: path, store: store, logger: logger}
+	content, err := os.ReadFile(path)
+	if err == nil {
+		r.bootstrap, err = parseRoots(content)
+		r.pem = content
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		logger.Warn("saved root certificates not read", "path", path, "error", err)
+	}
+	return r
+}
+
+// bundle is what peers' certificates must chain to.
+func (r *roots) bundle() []*x509.Certificate {
+	if pushed := r.store.Snapshot().TrustBundle(); len(pushed) > 0 {
+		return pushed
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.bootstrap
+}
+
+// pool is what the controller's certificate must chain to; nil while nothing is
+// known. While roots are being exchanged it may be of either source's.
+func (r *roots) pool() *x509.CertPool {
+	all := r.store.Snapshot().TrustBundle()
+	r.mu.Lock()
+	bootstrap := r.bootstrap
+	r.mu.Unlock()
+	if len(all)+len(bootstrap) == 0 {
+		return nil
+	}
+	pool := x509.NewCertPool()
+	for _, root := range all {
+		pool.AddCert(root)
+	}
+	for _, root := range bootstrap {
+		pool.AddCert(root)
+	}
+	return pool
+}
+
+func (r *roots) problems() []string {
+	if len(r.bundle()) == 0 {
+		return []string{"RootsUnknown: ConfigMap " + rootConfigMap + " with the mesh's root certificate is not there yet"}
+	}
+	return nil
+}
+
+// watch follows the ConfigMap until the context ends.
+func (r *roots) watch(ctx context.Context, client kubernetes.Interface, namespace string) error {
+	factory := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithNamespace(namespace),
+		informers.WithTweakListOptions(func(options *metav1.ListOptions) {
+			options.FieldSelector = fields.OneTermEqualSelector("metadata.name", rootConfigMap).String()
+		}))
+	_, err := factory.Core().V1().ConfigMaps().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    r.learn,
+		UpdateFunc: func(_, object any) { r.learn(object) },
+		// A ConfigMap that is deleted takes no trust away: whoever deletes it is not
+		// the controller.
+	})
+	if err != nil {
+		return fmt.Errorf("watch root certificates: %w", err)
+	}
+	factory.StartWithContext(ctx)
+	<-ctx.Done()
+	factory.Shutdown()
+	return nil
+}
+
+func (r *roots) learn(object any) {
+	config, ok := object.(*corev1.ConfigMap)
+	if !ok || config.Name != rootConfigMap {
+		return
+	}
+	content := []byte(config.Data[rootKey])
+	parsed, err := parseRoots(content)
+	if err != nil {
+		r.logger.Error("root certificates not understood", "configmap", rootConfigMap, "error", err)
+		return
+	}
+	r.mu.Lock()
+	same := bytes.Equal(r.pem, content)
+	r.bootstrap, r.pem = parsed, content
+	r.mu.Unlock()
+	if same {
+		return
+	}
+	r.logger.Info("root certificates learnt", "count", len(parsed))
+	if err := atomicfile.Write(r.path, content, 0o644); err != nil {
+		r.logger.Error("root certificates not saved", "error", err)
+	}
+}
+
+// parseRoots reads one certificate after the other; at least one.
+func parseRoots(content []byte) ([]*x509.Certificate, error) {
+	var all []*x509.Certificate
+	for rest := content; ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		if block.Type != "CERTIFICATE" {
+			return nil, fmt.Errorf("a PEM block of type %q among root certificates", block.Type)
+		}
+		root, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("parse root certificate %d: %w", len(all), err)
+		}
+		all = append(all, root)
+	}
+	if len(all) == 0 {
+		return nil, fmt.Errorf("no root certificate in %s", rootKey)
+	}
+	return all, nil
+}

@@ -1,0 +1,299 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"github.com/ambit-mesh/ambit/api/report"
+	"github.com/ambit-mesh/ambit/internal/certs"
+	"github.com/ambit-mesh/ambit/internal/daemon"
+	"github.com/ambit-mesh/ambit/internal/feed"
+	"github.com/ambit-mesh/ambit/internal/workload"
+	"github.com/ambit-mesh/ambit/ztunnel/cniinstall"
+	"github.com/ambit-mesh/ambit/ztunnel/cniproto"
+	"github.com/ambit-mesh/ambit/ztunnel/conns"
+	"github.com/ambit-mesh/ambit/ztunnel/pods"
+	"github.com/ambit-mesh/ambit/ztunnel/pool"
+	"github.com/ambit-mesh/ambit/ztunnel/redirect"
+)
+
+// Addresses of the component's own servers. The first is for the pod alone.
+const (
+	adminAddress     = "127.0.0.1:15000"
+	metricsAddress   = ":15020"
+	readinessAddress = ":15021"
+)
+
+// certificateTTL is what certificates are asked for.
+const certificateTTL = 24 * time.Hour
+
+// ztunnel is all parts of the process, composed.
+type ztunnel struct {
+	settings settings
+	logger   *slog.Logger
+
+	admin     *daemon.Admin
+	metrics   *daemon.Metrics
+	readiness *daemon.Readiness
+
+	client    kubernetes.Interface
+	node      *node
+	roots     *roots
+	store     *workload.Store
+	feed      *feed.Client
+	certs     *certs.Store
+	conns     *conns.Registry
+	dataplane *dataplane
+	pods      *pods.Pods
+	cni       *cniinstall.Installer
+	observed  *observedPods
+	reporter  *reporter
+}
+
+// run composes everything and runs it until running ends, then drains; force
+// ends that early.
+func run(running, force context.Context, s settings, logger *slog.Logger, level *slog.LevelVar) error {
+	z, err := compose(s, logger, level)
+	if err != nil {
+		return err
+	}
+	logger.Info("ztunnel starts", "version", daemon.Version, "node", s.NodeName, "controller", s.Controller)
+	return z.run(running, force)
+}
+
+// compose makes the parts, each from those before it. Nothing runs yet.
+func compose(s settings, logger *slog.Logger, level *slog.LevelVar) (*ztunnel, error) {
+	for _, dir := range []string{s.StateDir, s.RunDir} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, fmt.Errorf("make folder: %w", err)
+		}
+	}
+	client, err := kubernetesClient()
+	if err != nil {
+		return nil, err
+	}
+	z := &ztunnel{
+		settings: s, logger: logger, client: client,
+		admin: daemon.NewAdmin(logger, level), metrics: daemon.NewMetrics(), readiness: daemon.NewReadiness(),
+	}
+	z.node = newNode(func() (*redirect.Redirect, error) {
+		return redirect.Open(redirect.Config{PinDir: s.pins(), CgroupPath: s.Cgroup2, Procfs: s.HostProc, Logger: logger})
+	}, logger)
+	z.store = workload.NewStore()
+	z.roots = newRoots(s.rootCert(), z.store, logger)
+	if err := z.composeController(); err != nil {
+		return nil, err
+	}
+	z.composePods()
+	return z, z.composeReport()
+}
+
+func kubernetesClient() (kubernetes.Interface, error) {
+	config, err := rest.InClusterConfig()
+	if err != nil {
+		return nil, fmt.Errorf("find Kubernetes: %w", err)
+	}
+	config.UserAgent = "ambit-ztunnel/" + daemon.Version
+	// The gate asks once or twice for a new pod: a node starts no more than this.
+	config.QPS, config.Burst = 50, 100
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("make Kubernetes client: %w", err)
+	}
+	return client, nil
+}
+
+// composeController: what comes from the controller.
+func (z *ztunnel) composeController() error {
+	s := z.settings
+	token := tokenFile(s.TokenPath)
+	var err error
+	z.feed, err = feed.New(feed.Config{
+		Address: s.Controller,
+		Node: feed.Node{
+			Role: "ztunnel", PodName: s.PodName, Namespace: s.PodNamespace, NodeName: s.NodeName, ClusterID: s.ClusterID, IPs: []netip.Addr{s.PodIP},
+		},
+		Roots: z.roots.pool, Token: token, Store: z.store, OnDemand: s.OnDemand, SnapshotPath: s.snapshot(),
+		Logger: z.logger, Registerer: z.metrics.Registry,
+	})
+	if err != nil {
+		return err
+	}
+	conn, err := dialController(s.Controller, s.ClusterID, z.roots.pool, token)
+	if err != nil {
+		return err
+	}
+	z.certs = certs.New(certs.Config{
+		Fetch: certs.FetchFrom(conn, certificateTTL), Bundle: z.roots.bundle, Logger: z.logger, Registerer: z.metrics.Registry,
+	})
+	z.reporter = &reporter{
+		hello:  &report.Hello{Node: s.NodeName, PodName: s.PodName, Version: daemon.Version},
+		conn:   conn,
+		logger: z.logger,
+	}
+	return nil
+}
+
+// composePods: the pods of the node, and how they are captured.
+func (z *ztunnel) composePods() {
+	s := z.settings
+	z.conns = conns.New(conns.Config{Logger: z.logger, Registerer: z.metrics.Registry})
+	z.dataplane = &dataplane{
+		node: z.node, trustDomain: s.TrustDomain, clusterID: s.ClusterID, nodeName: s.NodeName,
+		certs: z.certs, store: z.store, feed: z.feed, conns: z.conns, pools: pool.NewMetrics(z.metrics.Registry),
+		policy: permissive{}, logger: z.logger, captures: make(map[string]*capture),
+	}
+	z.pods = pods.New(pods.Config{
+		Node: s.NodeName, NeverHeld: s.NeverHeld, Client: z.client, Dataplane: z.dataplane,
+		Namespaces: podNamespaces{dir: s.NetNSDir}, NetNSDir: s.NetNSDir,
+		SavedPath: s.capturedPods(), EnrolmentPath: s.enrolment(), Logger: z.logger,
+	})
+	z.cni = cniinstall.New(cniinstall.Config{
+		Plugin: s.CNIPlugin, BinDir: s.CNIBinDir, ConfDir: s.CNIConfig,
+		// Paths of the node, where the plugin runs: the same as in this container.
+		Entry:  cniproto.ChainEntry{Socket: s.cniSocket(), EnrolmentFile: s.enrolment(), ExcludedNamespaces: s.NeverHeld},
+		Logger: z.logger,
+	})
+}
+
+// composeReport: what the controller, the operator and the kubelet see.
+func (z *ztunnel) composeReport() error {
+	z.observed = &observedPods{
+		pods: z.pods, expires: z.certs.Expires, snapshot: z.store.Snapshot,
+		trustDomain: z.settings.TrustDomain, clusterID: z.settings.ClusterID,
+		sources: []func() []string{z.node.problems, z.cni.Problems, z.pods.Problems, z.roots.problems},
+	}
+	z.reporter.observed, z.reporter.release = z.observed, z.pods.Release
+	z.dumps()
+	return z.register()
+}
+
+// run starts what compose made, waits for the end, and drains.
+func (z *ztunnel) run(running, force context.Context) error {
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(running))
+	defer cancel(nil)
+	var group sync.WaitGroup
+	part := func(name string, run func(context.Context) error) {
+		group.Go(func() {
+			if err := run(ctx); err != nil && ctx.Err() == nil {
+				cancel(fmt.Errorf("%s: %w", name, err))
+			}
+		})
+	}
+	z.gates(ctx, &group)
+	part("admin", func(ctx context.Context) error { return z.admin.Run(ctx, adminAddress) })
+	part("metrics", func(ctx context.Context) error { return z.metrics.Run(ctx, metricsAddress) })
+	part("readiness", func(ctx context.Context) error { return z.readiness.Run(ctx, readinessAddress) })
+	part("roots", func(ctx context.Context) error { return z.roots.watch(ctx, z.client, z.settings.PodNamespace) })
+	part("feed", z.feed.Run)
+	part("certificates", z.certs.Run)
+	part("chain entry", z.cni.Run)
+	// Before the pods, which ask what an earlier process left.
+	if !z.node.try() {
+		group.Go(func() { z.node.run(ctx, z.pods.Retry) })
+	}
+	part("pods", z.pods.Run)
+	part("CNI socket", func(ctx context.Context) error { return z.pods.ServeCNI(ctx, z.settings.cniSocket()) })
+	part("report", z.reporter.run)
+	z.followBundle(ctx, &group)
+
+	select {
+	case <-running.Done():
+		z.linger(ctx, force)
+	case <-ctx.Done():
+	}
+	cause := context.Cause(ctx)
+	cancel(nil)
+	group.Wait()
+	drained, stop := context.WithTimeout(force, cutBefore)
+	defer stop()
+	z.pods.Drain(drained)
+	return errors.Join(cause, z.node.close())
+}
+
+// gates opens readiness as its conditions come true.
+func (z *ztunnel) gates(ctx context.Context, group *sync.WaitGroup) {
+	redirecting := make(chan struct{})
+	group.Go(func() {
+		defer close(redirecting)
+		for opened, _ := z.node.get(); opened == nil && ctx.Err() == nil; opened, _ = z.node.get() {
+			time.Sleep(gatePoll)
+		}
+	})
+	for name, condition := range map[string]<-chan struct{}{
+		"redirection open":       redirecting,
+		"pods captured":          z.pods.Ready(),
+		"configuration synced":   z.feed.Synced(),
+		"CNI chain entry placed": z.cni.Installed(),
+	} {
+		open := z.readiness.Gate(name)
+		group.Go(func() {
+			select {
+			case <-condition:
+				if ctx.Err() == nil {
+					open()
+				}
+			case <-ctx.Done():
+			}
+		})
+	}
+}
+
+const gatePoll = 50 * time.Millisecond
+
+// followBundle has held certificates judged anew when the trust bundle changes.
+func (z *ztunnel) followBundle(ctx context.Context, group *sync.WaitGroup) {
+	group.Go(func() {
+		for {
+			snapshot := z.store.Snapshot()
+			select {
+			case <-ctx.Done():
+				return
+			case <-snapshot.Changed():
+			}
+			if before, now := snapshot.TrustBundle(), z.store.Snapshot().TrustBundle(); !sameRoots(before, now) {
+				z.certs.BundleChanged()
+			}
+		}
+	})
+}
+
+const (
+	// killMargin is left of Kubernetes' grace for the end itself.
+	killMargin = 5 * time.Second
+	// cutBefore is how long, at the very end, nothing new is accepted: time for
+	// short exchanges to end, and no more than a handshake's first repetitions.
+	cutBefore = 3 * time.Second
+	// lingerPoll is how often it is looked whether connections are left.
+	lingerPoll = 100 * time.Millisecond
+)
+
+// linger goes on as before while connections live and Kubernetes' patience
+// lasts: a new connection is better served by a process that ends soon than
+// kept waiting for the next.
+func (z *ztunnel) linger(ctx, force context.Context) {
+	patience := max(0, z.settings.Grace-killMargin-cutBefore)
+	z.logger.Info("told to end: carries on while connections live", "connections", len(z.conns.Live()), "at_most", patience)
+	deadline := time.NewTimer(patience)
+	defer deadline.Stop()
+	for len(z.conns.Live()) > 0 {
+		select {
+		case <-deadline.C:
+			return
+		case <-force.Done():
+			return
+		case <-ctx.Done():
+			return
+		case <-time.After(lingerPoll):
+		}
+	}
+}
