@@ -21,7 +21,10 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/informers"
 	coreinformers "k8s.io/client-go/informers/core/v1"
 	"k8s.io/client-go/kubernetes"
@@ -63,8 +66,12 @@ func New(client kubernetes.Interface, changed func()) (*Sources, error) {
 		nodes:    core.Nodes().Lister(),
 	}
 	tell := cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(any) { changed() },
-		UpdateFunc: func(any, any) { changed() },
+		AddFunc: func(any) { changed() },
+		UpdateFunc: func(old, new any) {
+			if !sameContent(old, new) {
+				changed()
+			}
+		},
 		DeleteFunc: func(any) { changed() },
 	}
 	for _, informer := range []cache.SharedIndexInformer{
@@ -76,6 +83,25 @@ func New(client kubernetes.Interface, changed func()) (*Sources, error) {
 	}
 	core.Namespaces().Informer() // for others, and synced with the rest
 	return s, nil
+}
+
+// sameContent tells whether an update changed nothing that is kept: nodes and
+// controllers write signs of life all the time.
+func sameContent(old, new any) bool {
+	a, isObject := old.(runtime.Object)
+	b, isObjectToo := new.(runtime.Object)
+	if !isObject || !isObjectToo {
+		return false
+	}
+	a, b = a.DeepCopyObject(), b.DeepCopyObject()
+	for _, o := range []runtime.Object{a, b} {
+		accessor, err := meta.Accessor(o)
+		if err != nil {
+			return false
+		}
+		accessor.SetResourceVersion("")
+	}
+	return equality.Semantic.DeepEqual(a, b)
 }
 
 // Pods, as others read and index them.

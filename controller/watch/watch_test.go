@@ -78,7 +78,11 @@ func TestEveryChangeIsTold(t *testing.T) {
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "web"}}
 	for i, change := range []func() error{
 		func() error { _, err := pods.Create(ctx, pod, metav1.CreateOptions{}); return err },
-		func() error { _, err := pods.Update(ctx, pod, metav1.UpdateOptions{}); return err },
+		func() error {
+			pod.Labels = map[string]string{"app": "web"}
+			_, err := pods.Update(ctx, pod, metav1.UpdateOptions{})
+			return err
+		},
 		func() error { return pods.Delete(ctx, "web", metav1.DeleteOptions{}) },
 	} {
 		if err := change(); err != nil {
@@ -89,6 +93,38 @@ func TestEveryChangeIsTold(t *testing.T) {
 	if o, err := s.Objects(); err != nil || len(o.Pods) != 0 {
 		t.Errorf("%d pods, %v", len(o.Pods), err)
 	}
+}
+
+// A node's sign of life changes nothing that anybody here reads.
+func TestHeartbeatsAreNoChange(t *testing.T) {
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", ResourceVersion: "1"}, Status: corev1.NodeStatus{
+		Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}}}
+	client := fake.NewClientset(node)
+	s, changes := start(t, client)
+	if err := s.WaitSynced(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the node is told", func() bool { return changes.Load() == 1 })
+
+	beat := node.DeepCopy()
+	beat.ResourceVersion = "2"
+	beat.Status.Conditions[0].LastHeartbeatTime = metav1.Now()
+	beat.Status.Images = []corev1.ContainerImage{{SizeBytes: 1}}
+	update := func(n *corev1.Node) {
+		if _, err := client.CoreV1().Nodes().UpdateStatus(t.Context(), n, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	update(beat)
+	lost := beat.DeepCopy()
+	lost.ResourceVersion = "3"
+	lost.Status.Conditions[0].Status = corev1.ConditionUnknown
+	update(lost)
+	await(t, "the lost node is seen", func() bool {
+		n, err := s.Nodes().Lister().Get("n1")
+		return err == nil && n.Status.Conditions[0].Status == corev1.ConditionUnknown
+	})
+	await(t, "the lost node is told", func() bool { return changes.Load() == 2 })
 }
 
 func TestPodsAreStripped(t *testing.T) {
