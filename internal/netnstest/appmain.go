@@ -168,7 +168,7 @@ func connectSocket(to netip.AddrPort, o DialOptions) (*net.TCPConn, error) {
 	if o.MPTCP {
 		protocol = unix.IPPROTO_MPTCP
 	}
-	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, protocol)
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
@@ -178,8 +178,8 @@ func connectSocket(to netip.AddrPort, o DialOptions) (*net.TCPConn, error) {
 		return nil, err
 	}
 	err = unix.Connect(fd, sockaddr(to, family))
-	if err == unix.EINPROGRESS || err == unix.EAGAIN { // SO_SNDTIMEO
-		return nil, os.ErrDeadlineExceeded
+	if err == unix.EINPROGRESS {
+		err = waitConnected(fd, time.Now().Add(o.timeout()))
 	}
 	if err != nil {
 		return nil, os.NewSyscallError("connect", err)
@@ -191,11 +191,27 @@ func connectSocket(to netip.AddrPort, o DialOptions) (*net.TCPConn, error) {
 	return c.(*net.TCPConn), nil
 }
 
-func prepare(fd, family int, o DialOptions) error {
-	timeout := unix.NsecToTimeval(o.timeout().Nanoseconds())
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &timeout); err != nil {
-		return os.NewSyscallError("setsockopt", err)
+func waitConnected(fd int, deadline time.Time) error {
+	for {
+		left := time.Until(deadline)
+		if left <= 0 {
+			return os.ErrDeadlineExceeded
+		}
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, int(left.Milliseconds())+1)
+		if err != nil && err != unix.EINTR {
+			return err
+		}
+		if n > 0 {
+			errno, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+			if err == nil && errno != 0 {
+				err = unix.Errno(errno)
+			}
+			return err
+		}
 	}
+}
+
+func prepare(fd, family int, o DialOptions) error {
 	if o.Device != "" {
 		if err := unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, o.Device); err != nil {
 			return os.NewSyscallError("setsockopt", err)

@@ -71,10 +71,7 @@ func (c *Capture) Release(ctx context.Context) error {
 	if err := c.StopOutbound(); err != nil {
 		return err
 	}
-	if err := c.steer.Unpin(); err != nil {
-		return fmt.Errorf("let go of what connects to pod %s: %w", c.pod.UID, err)
-	}
-	if err := c.steer.Close(); err != nil {
+	if err := c.steer.Detach(); err != nil {
 		return fmt.Errorf("let go of what connects to pod %s: %w", c.pod.UID, err)
 	}
 	c.waitForQueues(ctx)
@@ -114,7 +111,7 @@ func (c *Capture) forget() error {
 	r := c.redirect
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	errs := []error{c.closeListeners()}
+	errs := []error{c.closeListeners(), c.steer.Close()}
 	for _, ip := range valid(c.ip4, c.ip6) {
 		errs = append(errs, r.node.RemovePod(ip, c.pod.NetNS.Cookie()))
 	}

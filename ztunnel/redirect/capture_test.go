@@ -1,8 +1,14 @@
 package redirect
 
 import (
+	"errors"
+	"net"
 	"net/netip"
 	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/bpf"
 	"github.com/ambit-mesh/ambit/internal/netnstest"
@@ -74,4 +80,318 @@ func expect(t testing.TB, u *tunnel, want ...arrival) {
 			t.Errorf("arrived: %v, want %v", got[i], want[i])
 		}
 	}
+}
+
+// A client without a ztunnel arrives in plaintext, and the application sees its address.
+func TestClientOutsideTheMeshArrivesInPlaintext(t *testing.T) {
+	network := netnstest.New(t, "a", "b")
+	a := openNode(t, network.Node("a"))
+	server := a.Pod("server")
+	server.Start().Listen("[::]:8080")
+	in := a.capture(t, server)
+	near, far := a.Pod("near"), network.Node("b").Pod("far")
+	for _, client := range []struct {
+		name     string
+		in       *netnstest.NetNS
+		ip4, ip6 netip.Addr
+	}{
+		{"pod of the node", near.NetNS, near.IPv4, near.IPv6},
+		{"pod of another node", far.NetNS, far.IPv4, far.IPv6},
+		{"another node", network.Node("b").NetNS, network.Node("b").IPv4, network.Node("b").IPv6},
+	} {
+		t.Run(client.name, func(t *testing.T) {
+			app := client.in.Start()
+			for _, way := range []struct{ ip, client netip.Addr }{{server.IPv4, client.ip4}, {server.IPv6, client.ip6}} {
+				conn := mustDial(t, app, netip.AddrPortFrom(way.ip, appPort))
+				if conn.Peer.Remote.Addr() != way.client {
+					t.Errorf("server sees %v, want %v", conn.Peer.Remote, way.client)
+				}
+				expect(t, in, arrival{bpf.Plaintext, way.client, netip.AddrPortFrom(way.ip, appPort)})
+			}
+		})
+	}
+}
+
+// What a captured pod says to a server outside the mesh leaves from the pod's own address.
+func TestServerOutsideTheMeshIsReached(t *testing.T) {
+	network := netnstest.New(t, "a", "b")
+	a := openNode(t, network.Node("a"))
+	client, server := a.Pod("client"), network.Node("b").Pod("server")
+	server.Start().Listen("[::]:8080")
+	out := a.capture(t, client)
+	app := client.Start()
+	for _, way := range []struct{ ip, client netip.Addr }{{server.IPv4, client.IPv4}, {server.IPv6, client.IPv6}} {
+		dst := netip.AddrPortFrom(way.ip, appPort)
+		conn := mustDial(t, app, dst)
+		if conn.Peer.Remote.Addr() != way.client {
+			t.Errorf("server sees %v, want %v", conn.Peer.Remote, way.client)
+		}
+		expect(t, out, arrival{bpf.Outbound, way.client, dst})
+	}
+}
+
+// A probe from the node's namespace reaches the application itself, its source port included.
+func TestNodeReachesItsPodsDirectly(t *testing.T) {
+	network := netnstest.New(t, "a")
+	a := openNode(t, network.Node("a"))
+	server := a.Pod("server")
+	server.Start().Listen("[::]:8080")
+	in := a.capture(t, server)
+	kubelet := a.Start()
+	for _, ip := range []netip.Addr{server.IPv4, server.IPv6} {
+		for range 3 {
+			conn := mustDial(t, kubelet, netip.AddrPortFrom(ip, appPort))
+			if conn.Peer.Remote != conn.Local {
+				t.Errorf("server sees %v, client is %v", conn.Peer.Remote, conn.Local)
+			}
+			if err := conn.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	expect(t, in)
+	if _, err := kubelet.Dial(netip.AddrPortFrom(server.IPv4, 81)); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("closed port: %v, want connection refused", err)
+	}
+}
+
+// Passage is for one connection: once the node's is closed, another client with the same address and port has none.
+func TestPassageEndsWithTheConnection(t *testing.T) {
+	network := netnstest.New(t, "a")
+	a := openNode(t, network.Node("a"))
+	server := a.Pod("server")
+	server.Start().Listen("[::]:8080")
+	a.capture(t, server)
+	before := verdicts(t, a)
+	conn := mustDial(t, a.Start(), netip.AddrPortFrom(server.IPv4, appPort))
+	if err := conn.Close(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "passage is withdrawn", func() bool {
+		now := verdicts(t, a)
+		return now["permit_withdrawn"]-before["permit_withdrawn"] == 1 && now["permit_granted"]-before["permit_granted"] == 1
+	})
+}
+
+// A pod talks to itself without ztunnel.
+func TestPodTalksToItselfDirectly(t *testing.T) {
+	network := netnstest.New(t, "a")
+	a := openNode(t, network.Node("a"))
+	pod := a.Pod("pod")
+	app := pod.Start()
+	app.Listen("[::]:8080")
+	u := a.capture(t, pod)
+	other := pod.Start()
+	for _, ip := range []string{"127.0.0.1", "127.1.2.3", "::1", "0.0.0.0", "::", pod.IPv4.String(), pod.IPv6.String()} {
+		conn, err := other.Dial(netip.AddrPortFrom(netip.MustParseAddr(ip), appPort))
+		if err != nil {
+			t.Errorf("%s: %v", ip, err)
+		} else if conn.Peer.Remote != conn.Local {
+			t.Errorf("%s: server sees %v, client is %v", ip, conn.Peer.Remote, conn.Local)
+		}
+	}
+	expect(t, u)
+}
+
+// UDP is left alone both ways.
+func TestUDPIsLeftAlone(t *testing.T) {
+	network := netnstest.New(t, "a", "b")
+	a := openNode(t, network.Node("a"))
+	captured, other := a.Pod("captured"), network.Node("b").Pod("other")
+	near, far := captured.Start(), other.Start()
+	near.ListenUDP("[::]:53")
+	far.ListenUDP("[::]:53")
+	a.capture(t, captured)
+	for _, way := range []struct {
+		from     *netnstest.App
+		to, sees netip.Addr
+	}{
+		{near, other.IPv4, captured.IPv4},
+		{near, other.IPv6, captured.IPv6},
+		{far, captured.IPv4, other.IPv4},
+		{far, captured.IPv6, other.IPv6},
+	} {
+		sight, err := way.from.AskUDP(netip.AddrPortFrom(way.to, 53))
+		if err != nil || sight.Remote.Addr() != way.sees {
+			t.Errorf("to %s: server sees %v, %v; want %s", way.to, sight.Remote, err, way.sees)
+		}
+	}
+}
+
+// Where nobody listens, the client is told so at once.
+func TestClosedPortIsRefused(t *testing.T) {
+	network := netnstest.New(t, "a", "b")
+	a, b := openNode(t, network.Node("a")), openNode(t, network.Node("b"))
+	client, server, stranger := a.Pod("client"), b.Pod("server"), a.Pod("stranger")
+	a.capture(t, client)
+	in := b.capture(t, server)
+	for _, ip := range []netip.Addr{server.IPv4, server.IPv6} {
+		dst := netip.AddrPortFrom(ip, 81)
+		for name, from := range map[string]*netnstest.Pod{"captured client": client, "stranger": stranger} {
+			start := time.Now()
+			_, err := from.Start().Dial(dst)
+			if !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.EPIPE) {
+				t.Errorf("%s to %s: %v, want a reset", name, dst, err)
+			}
+			if took := time.Since(start); took > time.Second {
+				t.Errorf("%s to %s: told after %v", name, dst, took)
+			}
+		}
+		for name, ip := range map[string]netip.Addr{"client": client.IPv4, "client 6": client.IPv6, "the pod": ip} {
+			if _, err := in.DialApp(t.Context(), ip, dst); !errors.Is(err, unix.ECONNREFUSED) {
+				t.Errorf("DialApp to %s for %s: %v, want connection refused", dst, name, err)
+			}
+		}
+	}
+}
+
+// Whoever got to the outbound listener would speak in the pod's name: nobody gets to ztunnel's listeners by their ports.
+func TestListenersCannotBeAskedForByPort(t *testing.T) {
+	network := netnstest.New(t, "a")
+	a := openNode(t, network.Node("a"))
+	pod, stranger := a.Pod("pod"), a.Pod("stranger")
+	u := a.capture(t, pod)
+	for name, from := range map[string]*netnstest.App{"pod": pod.Start(), "stranger": stranger.Start(), "node": a.Start()} {
+		for _, port := range u.ports {
+			for _, ip := range []netip.Addr{pod.IPv4, pod.IPv6} {
+				if port == bpf.PortHBONE && name != "pod" {
+					continue // that is where tunnels arrive
+				}
+				conn, err := from.Dial(netip.AddrPortFrom(ip, port))
+				if err == nil {
+					t.Errorf("%s reached %s:%d: %v", name, ip, port, conn.Sight)
+				}
+			}
+		}
+	}
+	app := pod.Start()
+	for _, port := range u.ports {
+		for _, ip := range []string{"127.0.0.1", "::1"} {
+			if _, err := app.Dial(netip.AddrPortFrom(netip.MustParseAddr(ip), port)); !errors.Is(err, unix.ECONNREFUSED) {
+				t.Errorf("pod to %s:%d: %v, want connection refused", ip, port, err)
+			}
+		}
+	}
+	for _, a := range u.take() {
+		if a.at != bpf.Plaintext || a.client == pod.IPv4 || a.client == pod.IPv6 {
+			t.Errorf("%v reached a listener", a)
+		}
+	}
+}
+
+// An application may use the ports that ztunnel prefers.
+func TestApplicationKeepsItsPorts(t *testing.T) {
+	network := netnstest.New(t, "a")
+	a := openNode(t, network.Node("a"))
+	pod, stranger := a.Pod("pod"), a.Pod("stranger")
+	app := pod.Start()
+	app.Listen("[::]:15001")
+	app.Listen("[::]:15006")
+	u := a.capture(t, pod)
+	for _, port := range []uint16{15001, 15006} {
+		dst := netip.AddrPortFrom(pod.IPv4, port)
+		mustDial(t, pod.Start(), dst)
+		conn := mustDial(t, stranger.Start(), dst)
+		if conn.Peer.Remote.Addr() != stranger.IPv4 {
+			t.Errorf("server sees %v", conn.Peer.Remote)
+		}
+		expect(t, u, arrival{bpf.Plaintext, stranger.IPv4, dst})
+	}
+}
+
+// A socket that is bound to an address which is not the pod's in the mesh would not reach ztunnel: it may not connect.
+func TestForeignSourceMayNotConnect(t *testing.T) {
+	network := netnstest.New(t, "a", "b")
+	a := openNode(t, network.Node("a"))
+	pod, server := a.Pod("pod"), network.Node("b").Pod("server")
+	server.Start().Listen("[::]:8080")
+	second := netip.MustParseAddr("10.1.0.200")
+	if err := pod.Do(func() error { return addAddress("eth0", netip.PrefixFrom(second, 24)) }); err != nil {
+		t.Fatal(err)
+	}
+	u := a.capture(t, pod)
+	_, err := pod.Start().DialWith(netip.AddrPortFrom(server.IPv4, appPort), netnstest.DialOptions{Source: second})
+	if !errors.Is(err, unix.EPERM) {
+		t.Errorf("bound to %s: %v, want not permitted", second, err)
+	}
+	expect(t, u)
+}
+
+// Addresses that the mesh does not know, of another network of the pod, are reached past ztunnel.
+func TestOtherNetworksOfThePodAreLeftAlone(t *testing.T) {
+	network := netnstest.New(t, "a")
+	a := openNode(t, network.Node("a"))
+	pod, stranger := a.Pod("pod"), a.Pod("stranger")
+	second := netip.MustParseAddr("10.1.0.200")
+	if err := pod.Do(func() error { return addAddress("eth0", netip.PrefixFrom(second, 24)) }); err != nil {
+		t.Fatal(err)
+	}
+	pod.Start().Listen("[::]:8080")
+	u := a.capture(t, pod)
+	conn := mustDial(t, stranger.Start(), netip.AddrPortFrom(second, appPort))
+	if conn.Peer.Remote != conn.Local {
+		t.Errorf("server sees %v, client is %v", conn.Peer.Remote, conn.Local)
+	}
+	expect(t, u)
+}
+
+// A pod of one family may not leave by the other, where nothing would bring it to ztunnel.
+func TestFamilyWithoutAddressMayNotConnect(t *testing.T) {
+	network := netnstest.New(t, "a", "b")
+	a := openNode(t, network.Node("a"))
+	pod, server := a.Pod("pod"), network.Node("b").Pod("server")
+	server.Start().Listen("[::]:8080")
+	only4 := podOf(t, pod)
+	only4.IPs = []netip.Addr{pod.IPv4}
+	c, err := a.Enroll(t.Context(), only4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := carry(c)
+	t.Cleanup(func() { u.closeListeners(); u.running.Wait() })
+	app := pod.Start()
+	mustDial(t, app, netip.AddrPortFrom(server.IPv4, appPort))
+	if _, err := app.Dial(netip.AddrPortFrom(server.IPv6, appPort)); !errors.Is(err, unix.EPERM) {
+		t.Errorf("IPv6: %v, want not permitted", err)
+	}
+}
+
+func mustDial(t testing.TB, from *netnstest.App, to netip.AddrPort) *netnstest.AppConn {
+	t.Helper()
+	conn, err := from.Dial(to)
+	if err != nil {
+		t.Fatalf("dial %s: %v", to, err)
+	}
+	if err := conn.Echo("hello"); err != nil {
+		t.Fatalf("echo at %s: %v", to, err)
+	}
+	return conn
+}
+
+func addAddress(device string, prefix netip.Prefix) error {
+	link, err := netlink.LinkByName(device)
+	if err != nil {
+		return err
+	}
+	ip := &net.IPNet{IP: prefix.Addr().AsSlice(), Mask: net.CIDRMask(prefix.Bits(), prefix.Addr().BitLen())}
+	return netlink.AddrAdd(link, &netlink.Addr{IPNet: ip})
+}
+
+func verdicts(t testing.TB, n *testNode) map[string]uint64 {
+	t.Helper()
+	v, err := n.Verdicts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+func eventually(t testing.TB, what string, is func() bool) {
+	t.Helper()
+	for start := time.Now(); time.Since(start) < 5*time.Second; time.Sleep(5 * time.Millisecond) {
+		if is() {
+			return
+		}
+	}
+	t.Errorf("not in 5 s: %s", what)
 }

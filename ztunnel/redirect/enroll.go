@@ -148,10 +148,11 @@ func (c *Capture) flipLocked(steer *ebpf.Program) (err error) {
 	}
 	if err := r.node.Enrol(cookie, bpf.Enrolment{UID: c.pod.UID, IPv4: c.ip4, IPv6: c.ip6}); err != nil {
 		err = fmt.Errorf("enrol namespace: %w", err)
+		err = errors.Join(err, c.steer.Close())
 		if !adopted {
-			err = errors.Join(err, c.steer.Unpin())
+			err = errors.Join(err, r.pins.removePod(c.pod.UID))
 		}
-		return errors.Join(err, c.steer.Close())
+		return err
 	}
 	return nil
 }

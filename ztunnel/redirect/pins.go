@@ -59,10 +59,31 @@ func (p pins) uids() ([]string, error) {
 
 // removePod ends what is pinned for a pod, which need not exist.
 func (p pins) removePod(uid string) error {
-	if err := os.RemoveAll(p.pod(uid)); err != nil {
+	if err := detachAll(p.pod(uid)); err != nil {
 		return fmt.Errorf("remove pins of pod %s: %w", uid, err)
 	}
 	return nil
+}
+
+// detachAll detaches the links pinned in a folder, which need not exist, and removes it. To remove a pin alone would not do:
+// the kernel detaches later, when it gets round to it, and another process may hold the link.
+func detachAll(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("list pinned links: %w", err)
+	}
+	for _, e := range entries {
+		l, err := link.LoadPinnedLink(filepath.Join(dir, e.Name()), nil)
+		if err != nil {
+			return fmt.Errorf("load pinned link: %w", err)
+		}
+		err = l.Detach()
+		l.Close()
+		if err != nil {
+			return fmt.Errorf("detach pinned link %s: %w", e.Name(), err)
+		}
+	}
+	return os.RemoveAll(dir)
 }
 
 // replacePin puts l at path in one step, whatever was there.
@@ -217,9 +238,32 @@ func (p pins) withdrawAll() error {
 	return nil
 }
 
-// Remove takes every pin out of dir, of any layout, and lets all pods go: first what they connect to, then what connects
-// to them, then the node's programs. A ztunnel that still runs keeps the programs that it holds. Established connections
-// stay; those that a ztunnel carries are its own.
+// remove ends all that is pinned: first what pods connect to goes past ztunnel, then what connects to them, then the node's
+// programs end.
+func (p pins) remove() error {
+	if err := p.withdrawAll(); err != nil {
+		return err
+	}
+	uids, err := p.uids()
+	if err != nil {
+		return err
+	}
+	for _, uid := range uids {
+		if err := p.removePod(uid); err != nil {
+			return err
+		}
+	}
+	if err := detachAll(p.links()); err != nil {
+		return fmt.Errorf("remove pins of the node: %w", err)
+	}
+	if err := os.RemoveAll(string(p)); err != nil {
+		return fmt.Errorf("remove pins: %w", err)
+	}
+	return nil
+}
+
+// Remove takes every pin out of dir, of any layout, and lets all pods go, even from a ztunnel that still runs. Established
+// connections stay; those that a ztunnel carries are its own.
 func Remove(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -229,18 +273,12 @@ func Remove(dir string) error {
 		return fmt.Errorf("list pins: %w", err)
 	}
 	for _, e := range entries {
-		p := pins(filepath.Join(dir, e.Name()))
-		if err := p.withdrawAll(); err != nil {
+		if err := pins(filepath.Join(dir, e.Name())).remove(); err != nil {
 			return err
-		}
-		for _, part := range []string{p.pods(), p.links(), string(p)} {
-			if err := os.RemoveAll(part); err != nil {
-				return fmt.Errorf("remove pins: %w", err)
-			}
 		}
 	}
 	if err := os.Remove(dir); err != nil {
-		return fmt.Errorf("remove pins: %w", err)
+		return fmt.Errorf("remove folder for pins: %w", err)
 	}
 	return nil
 }

@@ -31,7 +31,6 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -228,8 +227,8 @@ func (r *Redirect) retireLocked() error {
 			left = append(left, other)
 			continue
 		}
-		if err := os.RemoveAll(string(other)); err != nil {
-			return fmt.Errorf("remove pins of another layout: %w", err)
+		if err := other.remove(); err != nil {
+			return err
 		}
 		r.logger.Info("removed pins of another layout", "path", string(other))
 	}

@@ -1,0 +1,309 @@
+package redirect
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ambit-mesh/ambit/bpf"
+	"github.com/ambit-mesh/ambit/internal/netnstest"
+)
+
+// Connections in both directions, opened before a pod is captured, while it is, and after it was let go, all live on.
+func TestEstablishedConnectionsSurvive(t *testing.T) {
+	network := netnstest.New(t, "a", "b")
+	a := openNode(t, network.Node("a"))
+	captured, other := a.Pod("captured"), network.Node("b").Pod("other")
+	near, far, node := captured.Start(), other.Start(), a.Start()
+	near.Listen("[::]:8080")
+	far.Listen("[::]:8080")
+	var conns []*netnstest.AppConn
+	open := func() {
+		t.Helper()
+		for _, way := range []struct {
+			from *netnstest.App
+			to   netip.Addr
+		}{
+			{near, other.IPv4}, {near, other.IPv6}, {far, captured.IPv4}, {far, captured.IPv6}, {node, captured.IPv4},
+		} {
+			conns = append(conns, mustDial(t, way.from, netip.AddrPortFrom(way.to, appPort)))
+		}
+		for i, c := range conns {
+			if err := c.Echo("still here"); err != nil {
+				t.Errorf("connection %d, %v: %v", i, c.Sight, err)
+			}
+		}
+	}
+	open()
+	u := a.capture(t, captured)
+	open()
+	if got := len(u.take()); got != 4 {
+		t.Errorf("%d connections were carried, want 4", got)
+	}
+	if err := u.Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	open()
+	expect(t, u)
+	// And around again.
+	u = a.capture(t, captured)
+	open()
+	if got := len(u.take()); got != 4 {
+		t.Errorf("%d connections were carried, want 4", got)
+	}
+}
+
+// While pods are captured and let go again and again, no new connection fails and none is cut.
+func TestNoConnectionFailsWhilePodsComeAndGo(t *testing.T) {
+	network := netnstest.New(t, "a", "b")
+	a, b := openNode(t, network.Node("a")), openNode(t, network.Node("b"))
+	client, server := a.Pod("client"), b.Pod("server")
+	server.Start().Listen("[::]:8080")
+	stop := make(chan struct{})
+	var dialled atomic.Int64
+	var clients sync.WaitGroup
+	for _, ip := range []netip.Addr{server.IPv4, server.IPv6} {
+		app := client.Start()
+		clients.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				conn, err := app.Dial(netip.AddrPortFrom(ip, appPort))
+				if err == nil {
+					err = errors.Join(conn.Echo("hello"), conn.Close())
+				}
+				if err != nil {
+					t.Errorf("after %d connections: %v", dialled.Load(), err)
+					return
+				}
+				dialled.Add(1)
+			}
+		})
+	}
+	for range 20 {
+		// As the mesh does: who is captured first can already be tunnelled to.
+		s := b.capture(t, server)
+		time.Sleep(10 * time.Millisecond)
+		c := a.capture(t, client)
+		time.Sleep(20 * time.Millisecond)
+		if err := c.Release(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if err := s.Release(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	close(stop)
+	clients.Wait()
+	if dialled.Load() < 100 {
+		t.Errorf("only %d connections were made", dialled.Load())
+	}
+	t.Logf("%d connections", dialled.Load())
+}
+
+// Release waits for connections that the kernel has accepted and ztunnel has not.
+func TestReleaseLosesNoConnectionInTheQueue(t *testing.T) {
+	network := netnstest.New(t, "a")
+	a := openNode(t, network.Node("a"))
+	pod, client := a.Pod("pod"), a.Pod("client")
+	pod.Start().Listen("[::]:8080")
+	c, err := a.Enroll(t.Context(), podOf(t, pod))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dialled := make(chan error, 1)
+	app := client.Start()
+	go func() {
+		_, err := app.Dial(netip.AddrPortFrom(pod.IPv4, appPort))
+		dialled <- err
+	}()
+	eventually(t, "the connection is in the queue", func() bool { return queued(c.Plaintext) == 1 })
+	released := make(chan error, 1)
+	go func() { released <- c.Release(context.Background()) }()
+	select {
+	case err := <-released:
+		t.Fatalf("released with a connection in the queue: %v", err)
+	case <-time.After(3 * handshakeTime):
+	}
+	u := carry(c)
+	if err := <-dialled; err != nil {
+		t.Error(err)
+	}
+	if err := <-released; err != nil {
+		t.Error(err)
+	}
+	u.running.Wait()
+}
+
+// Release with a context that has ended lets the pod go all the same.
+func TestReleaseDoesNotWaitLongerThanItsContext(t *testing.T) {
+	network := netnstest.New(t, "a")
+	a := openNode(t, network.Node("a"))
+	pod, client := a.Pod("pod"), a.Pod("client")
+	pod.Start().Listen("[::]:8080")
+	u := a.capture(t, pod)
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := u.Release(ended); err != nil {
+		t.Error(err)
+	}
+	mustDial(t, client.Start(), netip.AddrPortFrom(pod.IPv4, appPort))
+	expect(t, u)
+}
+
+// A pod that was let go has plain networking, and nothing of it remains on the node.
+func TestReleaseRestoresPlainNetworking(t *testing.T) {
+	network := netnstest.New(t, "a", "b")
+	a := openNode(t, network.Node("a"))
+	pod, other := a.Pod("pod"), network.Node("b").Pod("other")
+	near, far := pod.Start(), other.Start()
+	near.Listen("[::]:8080")
+	far.Listen("[::]:8080")
+	u := a.capture(t, pod)
+	if err := u.Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, way := range []struct {
+		from *netnstest.App
+		to   netip.Addr
+	}{{near, other.IPv4}, {near, other.IPv6}, {far, pod.IPv4}, {far, pod.IPv6}} {
+		conn := mustDial(t, way.from, netip.AddrPortFrom(way.to, appPort))
+		if conn.Peer.Remote != conn.Local {
+			t.Errorf("server sees %v, client is %v", conn.Peer.Remote, conn.Local)
+		}
+	}
+	for _, port := range u.ports {
+		if _, err := near.Dial(netip.AddrPortFrom(pod.IPv4, port)); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("port %d: %v, want connection refused", port, err)
+		}
+	}
+	enrolled, err := a.node.Enrolled()
+	if err != nil || len(enrolled) != 0 {
+		t.Errorf("captured: %v, %v", enrolled, err)
+	}
+	pods, err := a.node.Pods()
+	if err != nil || len(pods) != 0 {
+		t.Errorf("addresses of captured pods: %v, %v", pods, err)
+	}
+	if uids, err := a.pins.uids(); err != nil || len(uids) != 0 {
+		t.Errorf("pinned: %v, %v", uids, err)
+	}
+	expect(t, u)
+}
+
+// StopOutbound lets go of one direction only.
+func TestStopOutbound(t *testing.T) {
+	network := netnstest.New(t, "a")
+	a := openNode(t, network.Node("a"))
+	pod, other := a.Pod("pod"), a.Pod("other")
+	near, far := pod.Start(), other.Start()
+	near.Listen("[::]:8080")
+	far.Listen("[::]:8080")
+	u := a.capture(t, pod)
+	if err := u.StopOutbound(); err != nil {
+		t.Fatal(err)
+	}
+	mustDial(t, near, netip.AddrPortFrom(other.IPv4, appPort))
+	expect(t, u)
+	dst := netip.AddrPortFrom(pod.IPv4, appPort)
+	mustDial(t, far, dst)
+	expect(t, u, arrival{bpf.Plaintext, other.IPv4, dst})
+}
+
+// A pod is paired only with a namespace that bears its addresses, and never with the node's.
+func TestWrongNamespaceIsRefused(t *testing.T) {
+	network := netnstest.New(t, "a")
+	a := openNode(t, network.Node("a"))
+	pod, other := a.Pod("pod"), a.Pod("other")
+
+	mixed := podOf(t, pod)
+	mixed.IPs = []netip.Addr{pod.IPv4, other.IPv6}
+	_, err := a.Enroll(t.Context(), mixed)
+	var mismatch *AddressMismatch
+	if !errors.As(err, &mismatch) {
+		t.Errorf("another pod's address: %v, want AddressMismatch", err)
+	} else if want := "pod pod has addresses " + pod.IPv4.String() + ", " + other.IPv6.String(); len(mismatch.Have) < 2 ||
+		mismatch.Error()[:len(want)] != want {
+		t.Errorf("the error does not name both: %v", err)
+	}
+
+	loopback := podOf(t, pod)
+	loopback.IPs = []netip.Addr{netip.MustParseAddr("127.0.0.1")}
+	if _, err := a.Enroll(t.Context(), loopback); !errors.As(err, &mismatch) {
+		t.Errorf("loopback address: %v, want AddressMismatch", err)
+	}
+
+	node := podOf(t, &netnstest.Pod{NetNS: a.NetNS, Name: "host", IPv4: a.IPv4, IPv6: a.IPv6})
+	var host *HostNamespace
+	if _, err := a.Enroll(t.Context(), node); !errors.As(err, &host) {
+		t.Errorf("the node's namespace: %v, want HostNamespace", err)
+	}
+
+	for name, ips := range map[string][]netip.Addr{
+		"no address": nil, "two of a family": {pod.IPv4, other.IPv4}, "an invalid one": {{}},
+	} {
+		wrong := podOf(t, pod)
+		wrong.IPs = ips
+		if _, err := a.Enroll(t.Context(), wrong); err == nil {
+			t.Errorf("%s: captured", name)
+		}
+	}
+	for _, uid := range []string{"", ".", "..", "a/b", "a.b", string(make([]byte, 64))} {
+		wrong := podOf(t, pod)
+		wrong.UID = uid
+		if _, err := a.Enroll(t.Context(), wrong); err == nil {
+			t.Errorf("UID %q: captured", uid)
+		}
+	}
+	if uids, err := a.pins.uids(); err != nil || len(uids) != 0 {
+		t.Errorf("pinned: %v, %v", uids, err)
+	}
+}
+
+// Enroll is idempotent, and two pods never share anything.
+func TestEnrollTwice(t *testing.T) {
+	network := netnstest.New(t, "a")
+	a := openNode(t, network.Node("a"))
+	pod, other := a.Pod("pod"), a.Pod("other")
+	first := a.capture(t, pod)
+	again, err := a.Enroll(t.Context(), podOf(t, pod))
+	if err != nil || again != first.Capture {
+		t.Errorf("enrolled again: %p, %v; want %p", again, err, first.Capture)
+	}
+	impostor := podOf(t, other)
+	impostor.UID = "pod"
+	if _, err := a.Enroll(t.Context(), impostor); err == nil {
+		t.Error("one UID was captured in two namespaces")
+	}
+}
+
+// An enrolment that fails on the way leaves nothing behind.
+func TestFailedEnrollmentLeavesNothing(t *testing.T) {
+	network := netnstest.New(t, "a")
+	a := openNode(t, network.Node("a"))
+	pod, client := a.Pod("pod"), a.Pod("client")
+	pod.Start().Listen("[::]:8080")
+	a.config.Procfs = t.TempDir() // without sys/net
+	a.Redirect.config.Procfs = a.config.Procfs
+	if _, err := a.Enroll(t.Context(), podOf(t, pod)); err == nil {
+		t.Fatal("captured without sysctls")
+	}
+	mustDial(t, client.Start(), netip.AddrPortFrom(pod.IPv4, appPort))
+	if pods, err := a.node.Pods(); err != nil || len(pods) != 0 {
+		t.Errorf("addresses of captured pods: %v, %v", pods, err)
+	}
+	if uids, err := a.pins.uids(); err != nil || len(uids) != 0 {
+		t.Errorf("pinned: %v, %v", uids, err)
+	}
+	a.Redirect.config.Procfs = "/proc"
+	a.capture(t, pod)
+}
