@@ -1,11 +1,14 @@
 package feed_test
 
 import (
+	"context"
 	"crypto/x509"
 	"errors"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -412,3 +415,61 @@ func TestIncompleteConfigIsRefused(t *testing.T) {
 }
 
 func onHostNetwork(w *api.Workload) { w.NetworkMode = api.NetworkMode_HOST_NETWORK }
+
+// A controller that vanishes without a word is noticed, and one that is only
+// silent is left alone.
+func TestVanishedController(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newController(t)
+		frozen := make(chan struct{})
+		f := run(t, c, func(config *feed.Config) {
+			config.Dial = func(ctx context.Context, address string) (net.Conn, error) {
+				conn, err := c.dial(ctx, address)
+				return &freezing{Conn: conn, frozen: frozen, closed: make(chan struct{})}, err
+			}
+		})
+		c.accept().serve(meshConfig)
+		time.Sleep(10 * time.Minute)
+		if !f.Connected() {
+			t.Fatal("a silent controller was left")
+		}
+		close(frozen)
+		time.Sleep(45 * time.Second)
+		if f.Connected() {
+			t.Error("still connected 45 s after the controller vanished")
+		}
+	})
+}
+
+// freezing is a connection whose network stops delivering.
+type freezing struct {
+	net.Conn
+	frozen <-chan struct{}
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (c *freezing) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	select {
+	case <-c.frozen:
+		<-c.closed
+		return 0, net.ErrClosed
+	default:
+		return n, err
+	}
+}
+
+func (c *freezing) Write(b []byte) (int, error) {
+	select {
+	case <-c.frozen:
+		return len(b), nil
+	default:
+		return c.Conn.Write(b)
+	}
+}
+
+func (c *freezing) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return c.Conn.Close()
+}
