@@ -77,9 +77,11 @@ func (l *Listener) serveRequest(alive, cut context.Context, t tunnel, in *hbone.
 		Started:   time.Now(),
 	}
 	l.identify(&attempt.Source, true)
+	// The peer gets the reason's word; the details are this side's business.
 	refuse := func(status int, err error) {
-		in.Refuse(status, err.Error())
-		l.cfg.Conns.Fail(attempt, conns.ReasonOf(err), err)
+		reason := conns.ReasonOf(err)
+		in.Refuse(status, string(reason))
+		l.cfg.Conns.Fail(attempt, reason, err)
 	}
 	dst, err := targetOf(in.Authority, t.local)
 	if err != nil {

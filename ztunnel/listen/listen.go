@@ -52,8 +52,10 @@ type Server struct {
 	serving sync.WaitGroup
 }
 
-// New makes a Server that serves at most limit connections at a time.
+// New makes a Server that serves at most limit connections at a time. The
+// listener's deadline is the Server's from now on.
 func New(l *net.TCPListener, limit int, log *slog.Logger) *Server {
+	l.SetDeadline(time.Time{})
 	s := &Server{listener: l, log: log, slots: make(chan struct{}, limit), stop: make(chan struct{})}
 	s.cut, s.cutNow = context.WithCancelCause(context.Background())
 	return s
@@ -91,9 +93,7 @@ func (s *Server) Cut() { s.cutNow(ErrDrained) }
 
 func (s *Server) accept(ctx context.Context, serve Serve) error {
 	for {
-		select {
-		case s.slots <- struct{}{}:
-		case <-s.stop:
+		if !s.takeSlot() {
 			return nil
 		}
 		conn, err := s.listener.AcceptTCP()
@@ -116,6 +116,22 @@ func (s *Server) accept(ctx context.Context, serve Serve) error {
 		case <-time.After(pauseAfterError):
 		case <-s.stop:
 		}
+	}
+}
+
+// takeSlot waits for a free slot. Having stopped is no reason not to take one
+// that is free: what is queued is still accepted, until the listener's deadline.
+func (s *Server) takeSlot() bool {
+	select {
+	case s.slots <- struct{}{}:
+		return true
+	default:
+	}
+	select {
+	case s.slots <- struct{}{}:
+		return true
+	case <-s.stop:
+		return false
 	}
 }
 

@@ -61,7 +61,7 @@ func New(t testing.TB) *Mesh {
 		CA:           certstest.NewCA(t, trustDomain),
 		Store:        workload.NewStore(),
 		Metrics:      prometheus.NewRegistry(),
-		DrainTimeout: 2 * time.Second,
+		DrainTimeout: 500 * time.Millisecond,
 		t:            t,
 		pods:         map[string]*Pod{},
 		captured:     firstCaptured,
@@ -89,19 +89,25 @@ func (m *Mesh) Publish(resources ...proto.Message) {
 func (m *Mesh) Service(name, vip string, pods ...*Pod) {
 	m.t.Helper()
 	addAddress(m.t, vip)
-	var ports []*api.Port
-	for p := firstCaptured; p <= lastCaptured; p++ {
-		ports = append(ports, &api.Port{ServicePort: uint32(p), TargetPort: AppPort})
-	}
-	s := &api.Service{
-		Name: name, Namespace: "shop", Hostname: name + ".shop.svc.cluster.local",
-		Addresses: workloadtest.NetworkAddrs(vip), Ports: ports,
-	}
-	m.Publish(s)
+	s := m.service(name, vip)
 	for _, p := range pods {
-		p.published.Services = map[string]*api.PortList{workload.ServiceKey(s.Namespace, s.Hostname): {Ports: ports}}
+		p.published.Services = map[string]*api.PortList{workload.ServiceKey(s.Namespace, s.Hostname): {Ports: s.Ports}}
 		m.Publish(p.published)
 	}
+}
+
+// service publishes a service, whose tunnels may have identities of its own.
+func (m *Mesh) service(name, vip string, identities ...string) *api.Service {
+	m.t.Helper()
+	s := &api.Service{
+		Name: name, Namespace: "shop", Hostname: name + ".shop.svc.cluster.local",
+		Addresses: workloadtest.NetworkAddrs(vip), SubjectAltNames: identities,
+	}
+	for p := firstCaptured; p <= lastCaptured; p++ {
+		s.Ports = append(s.Ports, &api.Port{ServicePort: uint32(p), TargetPort: AppPort})
+	}
+	m.Publish(s)
+	return s
 }
 
 // Deliver is outbound.Local.

@@ -2,10 +2,12 @@ package proxytest
 
 import (
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"strconv"
+	"syscall"
 	"time"
 
 	api "github.com/ambit-mesh/ambit/api/workload"
@@ -25,6 +27,8 @@ type Pod struct {
 	// Inbound and Outbound are nil until started.
 	Inbound  *inbound.Listener
 	Outbound *outbound.Listener
+	// CloseInbound closes the listeners of Inbound, so that another may start.
+	CloseInbound func()
 	// StopInbound and StopOutbound drain them, and return when they have ended.
 	StopInbound, StopOutbound func()
 
@@ -84,9 +88,11 @@ func (p *Pod) Start() *Pod {
 func (p *Pod) StartInbound() {
 	p.mesh.t.Helper()
 	p.want()
+	tunnels, plaintext := p.Listen(15008), p.Listen(PlaintextPort)
+	p.CloseInbound = func() { tunnels.Close(); plaintext.Close() }
 	p.Inbound = inbound.New(inbound.Config{
-		HBONE:        p.Listen(15008),
-		Plaintext:    p.Listen(PlaintextPort),
+		HBONE:        tunnels,
+		Plaintext:    plaintext,
 		App:          p.Capture,
 		TLS:          p.mesh.Certs.ServerConfig(p.ID),
 		Target:       p.workload,
@@ -177,11 +183,45 @@ func (p *Pod) ConnectPlaintext(to netip.Addr) *net.TCPConn {
 
 func (p *Pod) dial(dst netip.AddrPort) *net.TCPConn {
 	p.mesh.t.Helper()
-	conn, err := dialFrom(p.mesh.t.Context(), p.Addr, dst)
+	conn, err := p.tryDial(dst)
 	if err != nil {
 		p.mesh.t.Fatal(err)
 	}
+	return conn
+}
+
+func (p *Pod) tryDial(dst netip.AddrPort) (*net.TCPConn, error) {
+	conn, err := dialFrom(p.mesh.t.Context(), p.Addr, dst)
+	if err != nil {
+		return nil, err
+	}
 	p.mesh.t.Cleanup(func() { conn.Close() })
 	conn.SetReadDeadline(time.Now().Add(10 * time.Second))
-	return conn
+	return conn, nil
+}
+
+// Refused connects as Connect does, and demands that the connection be reset
+// before a byte arrives.
+func (p *Pod) Refused(to netip.Addr) {
+	p.mesh.t.Helper()
+	p.refused(netip.AddrPortFrom(to, p.captured))
+}
+
+// RefusedPlaintext does so as ConnectPlaintext does.
+func (p *Pod) RefusedPlaintext(to netip.Addr) {
+	p.mesh.t.Helper()
+	p.refused(netip.AddrPortFrom(to, PlaintextPort))
+}
+
+func (p *Pod) refused(dst netip.AddrPort) {
+	p.mesh.t.Helper()
+	n := 0
+	// A reset may be so early that connecting itself tells.
+	conn, err := p.tryDial(dst)
+	if err == nil {
+		n, err = conn.Read(make([]byte, 1))
+	}
+	if !errors.Is(err, syscall.ECONNRESET) {
+		p.mesh.t.Fatalf("connection to %s: %d bytes, %v; want a reset", dst, n, err)
+	}
 }

@@ -22,6 +22,7 @@ import (
 	"os/exec"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 )
@@ -82,4 +83,20 @@ func addAddress(t testing.TB, ip string) {
 		t.Fatalf("add address %s: %v", ip, err)
 	}
 	t.Cleanup(func() { netlink.AddrDel(lo, addr) })
+	awaitLocal(t, addr.IP)
+}
+
+// awaitLocal waits until the kernel takes the address for its own: with IPv6
+// that comes some time after it was added.
+func awaitLocal(t testing.TB, ip net.IP) {
+	t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		routes, err := netlink.RouteGet(ip)
+		if err == nil && len(routes) > 0 && routes[0].Type == syscall.RTN_LOCAL {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s does not become local: %v %v", ip, routes, err)
+		}
+	}
 }

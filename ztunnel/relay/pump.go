@@ -11,8 +11,7 @@ import (
 )
 
 const (
-	// smallBuffer is what a stream's idle direction holds: an interactive
-	// message fits.
+	// smallBuffer is what an idle stream holds: an interactive message fits.
 	smallBuffer = 2 << 10
 	// largeBuffer is four TLS records: beyond it throughput hardly grows.
 	largeBuffer = 64 << 10
@@ -130,7 +129,7 @@ func (r *socketReader) release() {
 }
 
 // pumpStream reads from a stream, which blocks in Read: with a small buffer, and
-// with a large one for as long as reads come back fuller than that.
+// with a large one after reads that filled theirs, so that more is likely there.
 func (s *session) pumpStream(src, dst *end, moved *atomic.Int64) (blame *end, err error) {
 	small := make([]byte, smallBuffer)
 	for full := false; ; {
@@ -141,7 +140,7 @@ func (s *session) pumpStream(src, dst *end, moved *atomic.Int64) (blame *end, er
 			b = large[:]
 		}
 		n, rerr := src.conn.Read(b)
-		full = n >= smallBuffer
+		full = n == len(b)
 		var written int
 		if n > 0 {
 			written, err = dst.write(b[:n])

@@ -1,0 +1,223 @@
+package proxytest
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	api "github.com/ambit-mesh/ambit/api/workload"
+	"github.com/ambit-mesh/ambit/internal/hbone"
+	"github.com/ambit-mesh/ambit/internal/spiffe"
+	"github.com/ambit-mesh/ambit/internal/workload"
+	"github.com/ambit-mesh/ambit/ztunnel/inbound"
+)
+
+// Whatever goes wrong with a tunnel, the connection is refused: its bytes take
+// no other way.
+func TestTunnelFailureIsNeverPlaintext(t *testing.T) {
+	for _, c := range []struct {
+		name, reason string
+		breakIt      func(m *Mesh, server *Pod)
+	}{
+		{"nobody listens for tunnels", "ConnectFailed", func(*Mesh, *Pod) {}},
+		{"the peer has another identity", "TLSFailed", func(m *Mesh, server *Pod) {
+			impostor := spiffe.ID{TrustDomain: trustDomain, Namespace: "shop", ServiceAccount: "impostor"}
+			m.Certs.Want(impostor)
+			m.peer(server, m.Certs.ServerConfig(impostor))
+		}},
+		{"the peer's certificate is of another authority", "TLSFailed", func(m *Mesh, server *Pod) {
+			other := New(m.t)
+			m.peer(server, &tls.Config{
+				Certificates: []tls.Certificate{other.CA.Issue(server.ID, time.Hour)},
+				ClientAuth:   tls.RequestClientCert, NextProtos: []string{"h2"},
+			})
+		}},
+		{"the peer does not speak TLS", "TLSFailed", func(m *Mesh, server *Pod) {
+			l := server.Listen(15008)
+			go func() {
+				for conn, err := l.Accept(); err == nil; conn, err = l.Accept() {
+					conn.Write([]byte("SSH-2.0-OpenSSH\r\n"))
+				}
+			}()
+		}},
+		{"the peer hangs up", "TLSFailed", func(m *Mesh, server *Pod) {
+			l := server.Listen(15008)
+			go func() {
+				for conn, err := l.Accept(); err == nil; conn, err = l.Accept() {
+					conn.Close()
+				}
+			}()
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := New(t)
+			client, server := m.Pod("client"), m.Pod("server")
+			client.StartOutbound()
+			var reached atomic.Bool
+			server.App(func(*net.TCPConn) { reached.Store(true) })
+			c.breakIt(m, server)
+			client.Refused(server.Addr)
+			if line := m.Access(1)[0]; line["reason"] != c.reason {
+				t.Errorf("logged %v: %v, want %s", line["reason"], line["error"], c.reason)
+			}
+			if reached.Load() || slices.ContainsFunc(client.Capture.Dialed(), func(a netip.AddrPort) bool { return a.Port() != 15008 }) {
+				t.Errorf("went on in plaintext: dialed %v", client.Capture.Dialed())
+			}
+		})
+	}
+}
+
+// peer answers tunnels to the pod, and lets everything through that comes.
+func (m *Mesh) peer(p *Pod, config *tls.Config) {
+	l := p.Listen(15008)
+	m.run(p.Name+" peer", func(ctx context.Context) error {
+		context.AfterFunc(ctx, func() { l.Close() })
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return nil
+			}
+			go hbone.Serve(ctx, tls.Server(conn, config), hbone.Options{DrainTimeout: -1}, func(_ context.Context, in *hbone.Incoming) {
+				m.t.Error("a request reached a peer that is not the destination")
+				in.Refuse(503, "")
+			})
+		}
+	})
+}
+
+func TestDestinationOfThisNodeThatIsNotCaptured(t *testing.T) {
+	m := New(t)
+	client, server := m.Pod("client", On("n1")), m.Pod("server", On("n1"))
+	client.StartOutbound()
+	server.App(func(*net.TCPConn) { t.Error("the application was reached") })
+	client.Refused(server.Addr)
+	if line := m.Access(1)[0]; line["reason"] != "DeliveryFailed" {
+		t.Errorf("logged %v", line)
+	}
+	if dialed := client.Capture.Dialed(); len(dialed) != 0 {
+		t.Errorf("dialed %v", dialed)
+	}
+}
+
+func TestServiceWithoutEndpoint(t *testing.T) {
+	m := New(t)
+	client := m.Pod("client").Start()
+	m.Service("empty", "10.96.0.1")
+	client.Refused(netip.MustParseAddr("10.96.0.1"))
+	if line := m.Access(1)[0]; line["reason"] != "NoEndpoint" || line["response_flags"] != "CONNECT" {
+		t.Errorf("logged %v", line)
+	}
+}
+
+// One policy decides over every way in, by the identity that was proven there.
+func TestPolicyDecidesOverEveryWayIn(t *testing.T) {
+	for _, way := range ways[:3] {
+		t.Run(way.name, func(t *testing.T) {
+			m, client, server := way.make(t)
+			asked := make(chan inbound.Connection, 1)
+			m.Policy = func(c inbound.Connection) bool { asked <- c; return false }
+			server.App(func(*net.TCPConn) { t.Error("the application was reached") })
+			client.Refused(server.Addr)
+			c := <-asked
+			if c.Identity != client.ID || c.Client.Addr() != client.Addr || c.Destination.Addr() != server.Addr || c.Target.Name != "server" {
+				t.Errorf("policy was asked about %+v", c)
+			}
+			for _, line := range m.Access(2) {
+				if line["reason"] != "PolicyDenied" || line["response_flags"] != "DENY" {
+					t.Errorf("logged %v", line)
+				}
+			}
+		})
+	}
+	t.Run("plaintext", func(t *testing.T) {
+		m := New(t)
+		outsider, server := m.Pod("outsider", Plain), m.Pod("server").Start()
+		m.Policy = func(c inbound.Connection) bool { return !c.Identity.IsZero() }
+		server.App(func(*net.TCPConn) { t.Error("the application was reached") })
+		outsider.RefusedPlaintext(server.Addr)
+	})
+}
+
+// An address of the pods' range that is not known is asked for.
+func TestUnknownAddressIsAskedFor(t *testing.T) {
+	setUp := func(t *testing.T) (m *Mesh, client, server *Pod) {
+		m = New(t)
+		client = m.Pod("client").Start()
+		server = m.Pod("server", On("n2"))
+		server.App(func(c *net.TCPConn) { io.Copy(c, c); c.Close() })
+		for _, rejection := range m.Store.Apply(deltaRemoving(server)) {
+			t.Fatal(rejection)
+		}
+		return m, client, server
+	}
+	t.Run("it is of the mesh", func(t *testing.T) {
+		m, client, server := setUp(t)
+		server.StartInbound()
+		m.Lookup = func(_ context.Context, addr netip.Addr) (bool, error) {
+			if addr != server.Addr {
+				t.Errorf("asked for %s", addr)
+			}
+			m.Publish(server.published)
+			return true, nil
+		}
+		conn := client.Connect(server.Addr)
+		say(t, conn, "hi")
+		hear(t, conn, "hi")
+		if dialed := client.Capture.Dialed(); len(dialed) != 1 || dialed[0].Port() != 15008 {
+			t.Errorf("dialed %v", dialed)
+		}
+	})
+	t.Run("it is not", func(t *testing.T) {
+		_, client, server := setUp(t)
+		conn := client.Connect(server.Addr)
+		say(t, conn, "hi")
+		hear(t, conn, "hi")
+		if dialed := client.Capture.Dialed(); len(dialed) != 1 || dialed[0].Port() == 15008 {
+			t.Errorf("dialed %v", dialed)
+		}
+	})
+	t.Run("nobody knows", func(t *testing.T) {
+		m, client, server := setUp(t)
+		m.Lookup = func(ctx context.Context, _ netip.Addr) (bool, error) {
+			if _, ok := ctx.Deadline(); !ok {
+				t.Error("asked without a deadline")
+			}
+			return false, errors.New("the controller is away")
+		}
+		client.Refused(server.Addr)
+		if line := m.Access(1)[0]; line["reason"] != "UnknownDestination" {
+			t.Errorf("logged %v", line)
+		}
+	})
+}
+
+// A service's own identities are accepted besides its endpoints'.
+func TestTunnelPeerMayHaveTheServicesIdentity(t *testing.T) {
+	m := New(t)
+	client, server := m.Pod("client").Start(), m.Pod("server").Start()
+	server.App(func(c *net.TCPConn) { io.Copy(c, c); c.Close() })
+	m.Service("web", "10.96.0.1", server)
+	// The endpoint is published with another identity than its tunnel has.
+	w := proto.Clone(server.published).(*api.Workload)
+	w.ServiceAccount = "other"
+	m.Publish(w)
+	client.Refused(netip.MustParseAddr("10.96.0.1"))
+
+	m.service("web", "10.96.0.1", server.ID.String())
+	conn := client.Connect(netip.MustParseAddr("10.96.0.1"))
+	say(t, conn, "hi")
+	hear(t, conn, "hi")
+}
+
+func deltaRemoving(p *Pod) workload.Delta {
+	return workload.Delta{Type: workload.AddressType, Removed: []string{p.published.Uid}}
+}
