@@ -35,7 +35,7 @@ func run(ctx, force context.Context, s settings, logger *slog.Logger, level *slo
 		return err
 	}
 	admin, metrics, readiness := daemon.NewAdmin(logger, level), daemon.NewMetrics(), daemon.NewReadiness()
-	parts, err := assemble(s, config, metrics.Registry(), logger)
+	parts, err := assemble(s, config, metrics.Registry, logger)
 	if err != nil {
 		return err
 	}

@@ -10,26 +10,26 @@ import (
 )
 
 // Metrics is the server that Prometheus reads.
-type Metrics struct{ registry *prometheus.Registry }
+type Metrics struct {
+	// Registry is where to register.
+	Registry *prometheus.Registry
+}
 
 // NewMetrics makes a registry with the process's and the runtime's figures.
 func NewMetrics() *Metrics {
-	m := &Metrics{registry: prometheus.NewRegistry()}
-	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m := &Metrics{Registry: prometheus.NewRegistry()}
+	m.Registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "ambit_build_info", Help: "1, with the version of the binary.", ConstLabels: prometheus.Labels{"version": Version},
 	})
 	build.Set(1)
-	m.registry.MustRegister(build)
+	m.Registry.MustRegister(build)
 	return m
 }
 
-// Registry is where to register.
-func (m *Metrics) Registry() *prometheus.Registry { return m.registry }
-
 // Run serves /metrics, also under its name in the field, until ctx ends.
 func (m *Metrics) Run(ctx context.Context, address string) error {
-	handler := promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{Registry: m.registry})
+	handler := promhttp.HandlerFor(m.Registry, promhttp.HandlerOpts{Registry: m.Registry})
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", handler)
 	mux.Handle("GET /stats/prometheus", handler)

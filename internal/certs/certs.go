@@ -1,0 +1,233 @@
+// Package certs keeps the certificates of the identities that a node's pods have.
+//
+//	Want     an identity is wanted: its key is made and its certificate fetched
+//	         ahead of need, and again at half of its life
+//	Get      waits for it, before those that nobody waits for
+//	Forget   after the last Want is taken back, key and certificate are dropped
+//
+// An entry is kept by one goroutine of [Store.Run]. A fetch that fails is
+// repeated with growing pauses, while the certificate at hand stays in use until
+// it ends. What the CA returns is accepted only if it is for the identity and
+// key asked for and chains to the trust bundle.
+//
+// Invariants: no expired certificate is ever used; a peer is accepted only if
+// its certificate chains to the bundle of that moment, bears exactly one SPIFFE
+// ID, of our own trust domain, and one of those expected where any are.
+//
+// Which identities a node may have is the CA's decision.
+package certs
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ambit-mesh/ambit/internal/spiffe"
+)
+
+// Config is what a [Store] stands on.
+type Config struct {
+	// Fetch asks the CA to sign a request for an identity. It returns PEM: the
+	// leaf first, intermediates after it, and possibly roots at the end.
+	Fetch func(ctx context.Context, id spiffe.ID, csrPEM []byte) ([]string, error)
+	// Bundle returns the roots that are trusted now; empty until they are known.
+	Bundle func() []*x509.Certificate
+	Logger *slog.Logger
+	// Registerer receives the metrics; nil for none.
+	Registerer prometheus.Registerer
+}
+
+// ErrNotWanted is returned for an identity that nobody wants: there is no key.
+var ErrNotWanted = errors.New("identity is not wanted on this node")
+
+const (
+	// maxFetches bounds what one node asks of the CA at a time.
+	maxFetches = 8
+	// maxAhead of them may be for certificates that nobody waits for yet.
+	maxAhead = 6
+)
+
+// Store keeps the certificates of the identities wanted on this node.
+type Store struct {
+	// fixed after New
+	config  Config
+	metrics metrics
+	slots   chan struct{} // maxFetches
+	ahead   chan struct{} // maxAhead
+
+	mu      sync.Mutex // guards the rest
+	entries map[spiffe.ID]*entry
+	// start begins an entry's goroutine; nil before Run.
+	start func(*entry)
+}
+
+// entry is one wanted identity.
+type entry struct {
+	// fixed
+	id spiffe.ID
+	// gone is closed when the last Want was taken back.
+	gone chan struct{}
+	// wake is sent to when somebody waits, or the bundle changed.
+	wake chan struct{}
+
+	// guarded by Store.mu
+	wants       int
+	waiting     int
+	certificate *tls.Certificate // with Leaf; nil until there is one
+	lastError   error
+	changed     chan struct{} // closed when certificate or lastError changes
+}
+
+// New returns a Store; its fetching begins with [Store.Run].
+func New(c Config) *Store {
+	s := &Store{
+		config:  c,
+		slots:   make(chan struct{}, maxFetches),
+		ahead:   make(chan struct{}, maxAhead),
+		entries: map[spiffe.ID]*entry{},
+	}
+	s.metrics = newMetrics(c.Registerer, s)
+	return s
+}
+
+// Run fetches and renews until ctx ends.
+func (s *Store) Run(ctx context.Context) error {
+	var group sync.WaitGroup
+	s.mu.Lock()
+	s.start = func(e *entry) { group.Go(func() { s.keep(ctx, e) }) }
+	for _, e := range s.entries {
+		s.start(e)
+	}
+	s.mu.Unlock()
+	<-ctx.Done()
+	s.mu.Lock()
+	s.start = func(*entry) {} // nothing begins while we wait
+	s.mu.Unlock()
+	group.Wait()
+	return nil
+}
+
+// Want asks that id's certificate be fetched ahead of need and kept fresh.
+// Every Want is to be paired with a Forget.
+func (s *Store) Want(id spiffe.ID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.entries[id]; e != nil {
+		e.wants++
+		return
+	}
+	e := &entry{id: id, wants: 1, gone: make(chan struct{}), wake: make(chan struct{}, 1), changed: make(chan struct{})}
+	s.entries[id] = e
+	if s.start != nil {
+		s.start(e)
+	}
+}
+
+// Forget takes back one Want; after the last one, key and certificate are dropped.
+func (s *Store) Forget(id spiffe.ID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.entries[id]
+	if e == nil {
+		return
+	}
+	if e.wants--; e.wants > 0 {
+		return
+	}
+	delete(s.entries, id)
+	close(e.gone)
+	e.announceLocked()
+}
+
+// announceLocked wakes all who wait for a change of the entry.
+func (e *entry) announceLocked() {
+	close(e.changed)
+	e.changed = make(chan struct{})
+}
+
+// hurry makes the entry's goroutine fetch now, unless it has just tried.
+func (e *entry) hurry() {
+	select {
+	case e.wake <- struct{}{}:
+	default:
+	}
+}
+
+// validLocked returns the certificate if it may be used now.
+func (e *entry) validLocked(now time.Time) *tls.Certificate {
+	if e.certificate == nil || now.After(e.certificate.Leaf.NotAfter) {
+		return nil
+	}
+	return e.certificate
+}
+
+// Get returns a valid certificate of a wanted identity and waits for it until ctx ends.
+func (s *Store) Get(ctx context.Context, id spiffe.ID) (*tls.Certificate, error) {
+	for {
+		s.mu.Lock()
+		e := s.entries[id]
+		if e == nil {
+			s.mu.Unlock()
+			return nil, fmt.Errorf("certificate of %s: %w", id, ErrNotWanted)
+		}
+		if certificate := e.validLocked(time.Now()); certificate != nil {
+			s.mu.Unlock()
+			return certificate, nil
+		}
+		e.waiting++
+		changed, lastError := e.changed, e.lastError
+		s.mu.Unlock()
+		e.hurry()
+		select {
+		case <-changed:
+			s.leave(e)
+		case <-ctx.Done():
+			s.leave(e)
+			if lastError != nil {
+				return nil, fmt.Errorf("certificate of %s: %w (the last attempt: %w)", id, ctx.Err(), lastError)
+			}
+			return nil, fmt.Errorf("certificate of %s: %w", id, ctx.Err())
+		}
+	}
+}
+
+// leave is the end of a wait.
+func (s *Store) leave(e *entry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e.waiting--
+}
+
+// Expires returns when the held certificate of id expires.
+func (s *Store) Expires(id spiffe.ID) (time.Time, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.entries[id]; e != nil && e.certificate != nil {
+		return e.certificate.Leaf.NotAfter, true
+	}
+	return time.Time{}, false
+}
+
+// BundleChanged judges the held certificates by the bundle of now: what it no
+// longer vouches for is dropped and fetched anew.
+func (s *Store) BundleChanged() {
+	roots := pool(s.config.Bundle())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range s.entries {
+		if e.certificate != nil && chains(e.certificate, roots) != nil {
+			e.certificate = nil
+			e.announceLocked()
+		}
+		if e.certificate == nil {
+			e.hurry()
+		}
+	}
+}

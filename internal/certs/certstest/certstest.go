@@ -1,0 +1,123 @@
+// Package certstest is a certificate authority in memory, for tests.
+package certstest
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"math/big"
+	"net/url"
+	"testing"
+	"time"
+
+	"github.com/ambit-mesh/ambit/internal/spiffe"
+)
+
+// CA is a certificate authority for one trust domain.
+type CA struct {
+	t    testing.TB
+	root *x509.Certificate
+	key  crypto.Signer
+	// TTL of what Fetch signs.
+	TTL time.Duration
+}
+
+// NewCA makes an authority with a root of its own.
+func NewCA(t testing.TB, trustDomain string) *CA {
+	t.Helper()
+	key := newKey(t)
+	template := &x509.Certificate{
+		SerialNumber: serial(t), Subject: pkix.Name{CommonName: "test root of " + trustDomain},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(10 * 365 * 24 * time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &CA{t: t, root: root, key: key, TTL: 24 * time.Hour}
+}
+
+// Issue returns a certificate and key for id, valid from now for ttl.
+func (ca *CA) Issue(id spiffe.ID, ttl time.Duration) tls.Certificate {
+	ca.t.Helper()
+	key := newKey(ca.t)
+	der, err := ca.sign(key.Public(), []*url.URL{id.URL()}, ttl)
+	if err != nil {
+		ca.t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		ca.t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
+}
+
+// Fetch signs a request, as certs.Config.Fetch wants it.
+func (ca *CA) Fetch(_ context.Context, id spiffe.ID, csrPEM []byte) ([]string, error) {
+	block, _ := pem.Decode(csrPEM)
+	if block == nil {
+		return nil, errors.New("the request is no PEM")
+	}
+	request, err := x509.ParseCertificateRequest(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	if err := request.CheckSignature(); err != nil {
+		return nil, err
+	}
+	der, err := ca.sign(request.PublicKey, []*url.URL{id.URL()}, ca.TTL)
+	if err != nil {
+		return nil, err
+	}
+	return []string{encode(der), encode(ca.root.Raw)}, nil
+}
+
+// Bundle returns the roots, as certs.Config.Bundle wants it.
+func (ca *CA) Bundle() []*x509.Certificate { return []*x509.Certificate{ca.root} }
+
+func (ca *CA) sign(key crypto.PublicKey, names []*url.URL, ttl time.Duration) ([]byte, error) {
+	number, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
+	if err != nil {
+		return nil, err
+	}
+	return x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber: number, URIs: names,
+		NotBefore: time.Now(), NotAfter: time.Now().Add(ttl),
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}, ca.root, key, ca.key)
+}
+
+func encode(der []byte) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+}
+
+func newKey(t testing.TB) *ecdsa.PrivateKey {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func serial(t testing.TB) *big.Int {
+	t.Helper()
+	number, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return number
+}

@@ -1,0 +1,219 @@
+package certs
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math"
+	mathrand "math/rand/v2"
+	"net/url"
+	"time"
+
+	"github.com/ambit-mesh/ambit/internal/spiffe"
+)
+
+const (
+	// firstPause and lastPause bound the pauses between failed fetches, which
+	// double each time.
+	firstPause = 500 * time.Millisecond
+	lastPause  = 150 * time.Second
+	// renewalJitter spreads the renewals of certificates that were fetched at
+	// one time: 10% of their life around its half.
+	renewalJitter = 0.1
+	// fetchTimeout bounds one fetch.
+	fetchTimeout = 30 * time.Second
+)
+
+// keep holds one entry's certificate fresh until it is forgotten.
+func (s *Store) keep(ctx context.Context, e *entry) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-e.gone:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	failures := 0
+	for ctx.Err() == nil {
+		release, err := s.take(ctx, e)
+		if err != nil {
+			return
+		}
+		certificate, err := s.fetch(ctx, e.id)
+		release()
+		if ctx.Err() != nil {
+			return
+		}
+		s.settle(e, certificate, err)
+		if err == nil {
+			failures = 0
+			s.pause(ctx, e, untilRenewal(certificate.Leaf, time.Now()))
+			continue
+		}
+		pause := backoff(failures)
+		failures++
+		s.config.Logger.Warn("certificate not fetched", "identity", e.id.String(), "retry_in", pause.String(), "error", err)
+		s.pause(ctx, e, pause)
+	}
+}
+
+// take waits for a slot: one that is meant for fetches ahead of need, or any as
+// soon as somebody waits for the certificate.
+func (s *Store) take(ctx context.Context, e *entry) (release func(), err error) {
+	release = func() {}
+	for ahead := false; !ahead && !s.waitedFor(e); {
+		select {
+		case s.ahead <- struct{}{}:
+			release = func() { <-s.ahead }
+			ahead = true
+		case <-e.wake: // somebody may wait by now
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	select {
+	case s.slots <- struct{}{}:
+		first := release
+		return func() { <-s.slots; first() }, nil
+	case <-ctx.Done():
+		release()
+		return nil, ctx.Err()
+	}
+}
+
+func (s *Store) waitedFor(e *entry) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return e.waiting > 0
+}
+
+// pause waits for a time, or until somebody needs what is not there. A wake-up
+// never comes sooner than the first pause, whoever asks how often.
+func (s *Store) pause(ctx context.Context, e *entry, d time.Duration) {
+	due, soonest := time.NewTimer(d), time.NewTimer(min(d, firstPause))
+	defer due.Stop()
+	defer soonest.Stop()
+	select {
+	case <-soonest.C:
+	case <-ctx.Done():
+		return
+	}
+	if d <= firstPause {
+		return
+	}
+	for {
+		select {
+		case <-due.C:
+			return
+		case <-ctx.Done():
+			return
+		case <-e.wake:
+			if !s.valid(e) {
+				return
+			}
+		}
+	}
+}
+
+func (s *Store) valid(e *entry) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return e.validLocked(time.Now()) != nil
+}
+
+// settle notes what a fetch brought.
+func (s *Store) settle(e *entry, certificate *tls.Certificate, err error) {
+	s.metrics.fetched(err)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e.lastError = err; err == nil {
+		e.certificate = certificate
+		e.announceLocked()
+	}
+}
+
+// backoff is the pause after so many failures before: doubling, with a random
+// half, so that nodes do not ask together.
+func backoff(failures int) time.Duration {
+	pause := time.Duration(math.Min(float64(lastPause), float64(firstPause)*math.Pow(2, float64(failures))))
+	return pause/2 + mathrand.N(pause/2+1)
+}
+
+// untilRenewal is half of the certificate's life, give or take the jitter.
+func untilRenewal(leaf *x509.Certificate, now time.Time) time.Duration {
+	life := leaf.NotAfter.Sub(leaf.NotBefore)
+	jitter := time.Duration((mathrand.Float64()*2 - 1) * renewalJitter * float64(life))
+	return max(leaf.NotBefore.Add(life/2+jitter).Sub(now), firstPause)
+}
+
+// fetch makes a key, has it certified, and checks what came back.
+func (s *Store) fetch(ctx context.Context, id spiffe.ID) (*tls.Certificate, error) {
+	roots := s.config.Bundle()
+	if len(roots) == 0 {
+		return nil, errors.New("the trust bundle is not known yet")
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	request, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{URIs: []*url.URL{id.URL()}}, key)
+	if err != nil {
+		return nil, fmt.Errorf("make request: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
+	defer cancel()
+	chain, err := s.config.Fetch(ctx, id, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: request}))
+	if err != nil {
+		return nil, fmt.Errorf("ask the CA: %w", err)
+	}
+	certificate, err := assemble(chain)
+	if err != nil {
+		return nil, fmt.Errorf("read the CA's answer: %w", err)
+	}
+	if !key.PublicKey.Equal(certificate.Leaf.PublicKey) {
+		return nil, errors.New("the CA's answer is for another key")
+	}
+	if got, err := spiffe.FromCertificate(certificate.Leaf); err != nil || got != id {
+		return nil, fmt.Errorf("the CA's answer is for %s, not for %s (%v)", got, id, err)
+	}
+	if err := chains(certificate, pool(roots)); err != nil {
+		return nil, fmt.Errorf("the CA's answer: %w", err)
+	}
+	certificate.PrivateKey = key
+	return certificate, nil
+}
+
+// assemble reads PEM, leaf first; roots are left out, since a peer has its own.
+func assemble(chain []string) (*tls.Certificate, error) {
+	certificate := &tls.Certificate{}
+	for _, element := range chain {
+		for rest := []byte(element); ; {
+			var block *pem.Block
+			if block, rest = pem.Decode(rest); block == nil {
+				break
+			}
+			parsed, err := x509.ParseCertificate(block.Bytes)
+			if err != nil {
+				return nil, err
+			}
+			if certificate.Leaf == nil {
+				certificate.Leaf = parsed
+			} else if parsed.CheckSignatureFrom(parsed) == nil {
+				continue
+			}
+			certificate.Certificate = append(certificate.Certificate, block.Bytes)
+		}
+	}
+	if certificate.Leaf == nil {
+		return nil, errors.New("no certificate in it")
+	}
+	return certificate, nil
+}

@@ -1,0 +1,118 @@
+package certs
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/ambit-mesh/ambit/internal/spiffe"
+)
+
+// protocol is what a tunnel speaks over TLS.
+const protocol = "h2"
+
+// ServerConfig returns the TLS configuration with which id accepts peers of its
+// own trust domain; one of expected, if any are given. Certificate and bundle
+// are those of each handshake's moment.
+func (s *Store) ServerConfig(id spiffe.ID, expected ...spiffe.ID) *tls.Config {
+	config := s.config13(id, expected, x509.ExtKeyUsageClientAuth)
+	config.ClientAuth = tls.RequireAnyClientCert // verified by VerifyConnection
+	config.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		return s.Get(hello.Context(), id)
+	}
+	return config
+}
+
+// ClientConfig returns the TLS configuration with which id connects to a peer
+// that is one of expected, or, if none are given, anyone of its own trust domain.
+func (s *Store) ClientConfig(id spiffe.ID, expected ...spiffe.ID) *tls.Config {
+	config := s.config13(id, expected, x509.ExtKeyUsageServerAuth)
+	config.InsecureSkipVerify = true // names are not how peers are known: VerifyConnection does it all
+	config.GetClientCertificate = func(request *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		return s.Get(request.Context(), id)
+	}
+	return config
+}
+
+// config13 is what both sides have in common.
+func (s *Store) config13(id spiffe.ID, expected []spiffe.ID, usage x509.ExtKeyUsage) *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		NextProtos: []string{protocol},
+		// A resumed session would outlive the certificate that it began with.
+		SessionTicketsDisabled: true,
+		VerifyConnection: func(state tls.ConnectionState) error {
+			return s.verify(state, id, expected, usage)
+		},
+	}
+}
+
+// verify decides whether a peer is accepted.
+func (s *Store) verify(state tls.ConnectionState, self spiffe.ID, expected []spiffe.ID, usage x509.ExtKeyUsage) error {
+	if state.NegotiatedProtocol != protocol {
+		return fmt.Errorf("peer does not speak %s", protocol)
+	}
+	if len(state.PeerCertificates) == 0 {
+		return errors.New("peer has no certificate")
+	}
+	leaf := state.PeerCertificates[0]
+	intermediates := pool(state.PeerCertificates[1:])
+	if err := verifyChain(leaf, intermediates, pool(s.config.Bundle()), usage); err != nil {
+		return fmt.Errorf("peer's certificate: %w", err)
+	}
+	peer, err := spiffe.FromCertificate(leaf)
+	if err != nil {
+		return fmt.Errorf("peer's certificate: %w", err)
+	}
+	if peer.TrustDomain != self.TrustDomain {
+		return fmt.Errorf("peer %s is of another trust domain than %s", peer, self)
+	}
+	if len(expected) > 0 && !slices.Contains(expected, peer) {
+		return fmt.Errorf("peer is %s, expected %v", peer, expected)
+	}
+	return nil
+}
+
+// PeerID returns the verified identity of the peer of a finished handshake.
+func PeerID(state tls.ConnectionState) (spiffe.ID, error) {
+	if !state.HandshakeComplete || len(state.PeerCertificates) == 0 {
+		return spiffe.ID{}, errors.New("peer is not authenticated")
+	}
+	return spiffe.FromCertificate(state.PeerCertificates[0])
+}
+
+func pool(certificates []*x509.Certificate) *x509.CertPool {
+	p := x509.NewCertPool()
+	for _, c := range certificates {
+		p.AddCert(c)
+	}
+	return p
+}
+
+// chains tells whether our own certificate is one that peers will accept.
+func chains(certificate *tls.Certificate, roots *x509.CertPool) error {
+	intermediates := x509.NewCertPool()
+	for _, der := range certificate.Certificate[1:] {
+		parsed, err := x509.ParseCertificate(der)
+		if err != nil {
+			return err
+		}
+		intermediates.AddCert(parsed)
+	}
+	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth} {
+		if err := verifyChain(certificate.Leaf, intermediates, roots, usage); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func verifyChain(leaf *x509.Certificate, intermediates, roots *x509.CertPool, usage x509.ExtKeyUsage) error {
+	_, err := leaf.Verify(x509.VerifyOptions{
+		Roots: roots, Intermediates: intermediates, CurrentTime: time.Now(), KeyUsages: []x509.ExtKeyUsage{usage},
+	})
+	return err
+}
