@@ -1,0 +1,88 @@
+package pods
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/ambit-mesh/ambit/ztunnel/atomicfile"
+	"github.com/ambit-mesh/ambit/ztunnel/cniproto"
+)
+
+// writeEnrolment keeps the file by which the CNI gate decides while this
+// process is down. It is first written when all namespaces are known.
+func (p *Pods) writeEnrolment(ctx context.Context) {
+	written, before := readEnrolment(p.config.EnrolmentPath)
+	for {
+		enrolment := p.enrolment(before)
+		content, err := json.MarshalIndent(enrolment, "", "  ")
+		if err != nil {
+			err = fmt.Errorf("encode enrolment: %w", err)
+		}
+		if err == nil && !bytes.Equal(content, written) {
+			err = atomicfile.Write(p.config.EnrolmentPath, content, 0o600)
+		}
+		p.mu.Lock()
+		if err != nil && p.gateError == nil {
+			p.logger.Error("enrolment not written", "error", err)
+		}
+		p.gateError = err
+		p.mu.Unlock()
+
+		var retry <-chan time.Time
+		if err != nil {
+			retry = time.After(saveRetry)
+		} else {
+			written, before = content, enrolment
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.watch.enrolmentChanged:
+		case <-retry:
+		}
+	}
+}
+
+func readEnrolment(path string) (content []byte, enrolment cniproto.Enrolment) {
+	content, err := os.ReadFile(path)
+	if err == nil {
+		err = json.Unmarshal(content, &enrolment)
+	}
+	if err != nil {
+		return nil, cniproto.Enrolment{} // written anew
+	}
+	return content, enrolment
+}
+
+// enrolment is what the gate has to know now. That a namespace had labelled
+// pods is remembered for as long as it exists.
+func (p *Pods) enrolment(before cniproto.Enrolment) cniproto.Enrolment {
+	now := cniproto.Enrolment{Excluded: p.config.NeverHeld, Namespaces: make(map[string]cniproto.NamespaceEnrolment)}
+	labelled := make(map[string]bool)
+	for _, object := range p.watch.labelled.GetStore().List() {
+		if pod, ok := object.(*corev1.Pod); ok && pod.Labels[DataplaneModeLabel] == modeAmbient {
+			labelled[pod.Namespace] = true
+		}
+	}
+	for _, object := range p.watch.namespaces.GetStore().List() {
+		namespace, ok := object.(*corev1.Namespace)
+		if !ok {
+			continue
+		}
+		mode := cniproto.ModeNone
+		if namespace.Labels[DataplaneModeLabel] == modeAmbient {
+			mode = cniproto.ModeAmbient
+		}
+		now.Namespaces[namespace.Name] = cniproto.NamespaceEnrolment{
+			Mode:         mode,
+			LabelledPods: labelled[namespace.Name] || before.Namespaces[namespace.Name].LabelledPods,
+		}
+	}
+	return now
+}

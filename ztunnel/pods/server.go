@@ -1,0 +1,123 @@
+package pods
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/ambit-mesh/ambit/ztunnel/cniproto"
+)
+
+const (
+	// maxRequest is far above any request of the plugin.
+	maxRequest = 64 << 10
+	// serverGrace is what requests in flight get when the server stops.
+	serverGrace = 2 * time.Second
+)
+
+// ServeCNI answers the CNI plugin on a unix socket until the context ends.
+func (p *Pods) ServeCNI(ctx context.Context, path string) error {
+	// A socket left by a killed process would refuse a new one its name.
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("serve CNI plugin: %w", err)
+	}
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
+	if err != nil {
+		return fmt.Errorf("serve CNI plugin: %w", err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return errors.Join(fmt.Errorf("serve CNI plugin: %w", err), listener.Close())
+	}
+	server := &http.Server{
+		Handler:           p.cniRoutes(),
+		ReadHeaderTimeout: cniproto.AddTimeout,
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+	}
+	stopped := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(stopped)
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), serverGrace)
+		defer cancel()
+		if server.Shutdown(grace) != nil {
+			server.Close()
+		}
+	})
+	err = server.Serve(listener)
+	if !stop() {
+		<-stopped
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("serve CNI plugin: %w", err)
+}
+
+func (p *Pods) cniRoutes() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST "+cniproto.PathAdd, func(w http.ResponseWriter, r *http.Request) {
+		var request cniproto.AddRequest
+		if err := decode(r, &request); err != nil {
+			answer(w, nil, err)
+			return
+		}
+		// Shorter than the plugin's own, so that it hears the reason.
+		ctx, cancel := context.WithTimeout(r.Context(), cniproto.AddTimeout-2*time.Second)
+		defer cancel()
+		began := time.Now()
+		captured, err := p.admit(ctx, request)
+		if err != nil {
+			p.logger.Warn("pod held", "pod", request.Name, "namespace", request.Namespace, "uid", request.UID, "error", err)
+		} else {
+			p.logger.Info("pod let start", "pod", request.Name, "namespace", request.Namespace, "uid", request.UID, "captured", captured, "took", time.Since(began))
+		}
+		answer(w, cniproto.AddReply{Captured: captured}, err)
+	})
+	mux.HandleFunc("POST "+cniproto.PathCheck, func(w http.ResponseWriter, r *http.Request) {
+		var request cniproto.AddRequest
+		err := decode(r, &request)
+		if err == nil {
+			err = p.check(request)
+		}
+		answer(w, struct{}{}, err)
+	})
+	mux.HandleFunc("POST "+cniproto.PathDel, func(w http.ResponseWriter, r *http.Request) {
+		var request cniproto.DelRequest
+		err := decode(r, &request)
+		if err == nil {
+			p.sandboxEnded(request)
+		}
+		answer(w, struct{}{}, err)
+	})
+	return mux
+}
+
+func decode(r *http.Request, into any) error {
+	if err := json.NewDecoder(io.LimitReader(r.Body, maxRequest)).Decode(into); err != nil {
+		return refuse(http.StatusBadRequest, "BadRequest", "decode request: %v", err)
+	}
+	return nil
+}
+
+func answer(w http.ResponseWriter, reply any, err error) {
+	status := http.StatusOK
+	if err != nil {
+		r := asRefusal(err)
+		status, reply = r.status, r.problem
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(reply) // the plugin is gone if this fails, and holds the pod
+}
+
+// cutReason splits a reason into its code and its sentence.
+func cutReason(reason string) (code, sentence string, ok bool) {
+	return strings.Cut(reason, ": ")
+}
