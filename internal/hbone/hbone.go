@@ -1,0 +1,115 @@
+// Package hbone carries TCP connections as streams of a tunnel: HTTP/2 CONNECT
+// (RFC 9113 section 8.5) over mutual TLS, as the ambient meshes speak it.
+//
+//	client.go   Open: one CONNECT, one stream
+//	server.go   Serve: an Incoming for each CONNECT, to Accept or Refuse
+//	stream.go   a net.Conn with half-close, reset and deadlines
+//	session.go  what both sides share: settings, pings, the end
+//	write.go    frames out
+//	read.go     control frames in
+//	receive.go  data in
+//	inbox.go    what was received and not yet read
+//	headers.go  blocks of headers
+//	limits.go   what a peer may make this side hold or do
+//
+// It frames with golang.org/x/net/http2's Framer and not with its Server: that
+// one cannot close the sending half of a stream while it receives, so a server
+// that speaks first and stops first would be cut short.
+//
+// Invariants: the reading goroutine of a tunnel never waits for a stream or for
+// a write, so no stream holds up another's control frames; a stream reads EOF
+// only if the peer closed its half in order; what a peer can make this side
+// buffer is bounded for a stream and for a tunnel; when Serve or Close returns,
+// so has every goroutine they started.
+//
+// Who the peer is was settled before, by TLS (package certs); whether it may
+// connect where it asks is the caller's to decide.
+package hbone
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"golang.org/x/net/http2"
+)
+
+// Stream is one tunnelled connection. Its deadlines work as those of a TCP
+// connection do; Read, Write and the rest may be called concurrently.
+type Stream interface {
+	// Read returns io.EOF once the peer has closed its half in order, and an
+	// error for which errors.Is(err, ErrReset) holds if the peer reset the
+	// stream, after the bytes that arrived before. A stream whose tunnel died
+	// fails with an error for which errors.Is(err, ErrTunnelClosed) holds.
+	//
+	// Close resets the stream unless both halves were closed before: what was
+	// cut short must not look complete to the peer.
+	net.Conn
+	// CloseWrite closes the sending half: the peer reads io.EOF after what was
+	// written.
+	CloseWrite() error
+	// Reset ends the stream so that the peer's reads and writes fail, as a TCP
+	// RST does.
+	Reset() error
+}
+
+// HeaderReason carries, in a refusal, a few words for whoever reads the logs.
+const HeaderReason = "X-Ambit-Reason"
+
+var (
+	// ErrReset is wrapped by the errors of a stream that either side reset.
+	ErrReset = errors.New("stream reset")
+	// ErrTunnelClosed is wrapped by the errors of a stream whose tunnel ended.
+	ErrTunnelClosed = errors.New("tunnel closed")
+	// ErrNotProcessed is wrapped by errors of [Client.Open] after which the
+	// peer is known not to have acted on the request: another tunnel may be
+	// tried without doing anything twice.
+	ErrNotProcessed = errors.New("request not processed")
+	// ErrPeerSilent is why a tunnel ended whose peer no longer answers pings.
+	ErrPeerSilent = errors.New("peer does not answer pings")
+)
+
+// ResetError is the end of a stream that was reset. errors.Is(err, ErrReset) holds.
+type ResetError struct {
+	Code http2.ErrCode
+	// Remote tells that the peer reset the stream.
+	Remote bool
+}
+
+func (e *ResetError) Error() string {
+	by := "by this side"
+	if e.Remote {
+		by = "by the peer"
+	}
+	return fmt.Sprintf("stream reset %s: %s", by, strings.ToLower(e.Code.String()))
+}
+
+// Is makes every ResetError an ErrReset.
+func (e *ResetError) Is(target error) bool { return target == ErrReset }
+
+// StatusError is a request that the peer answered with another status than 200.
+type StatusError struct {
+	Code int
+	// Reason is the peer's [HeaderReason], made printable; often empty.
+	Reason string
+}
+
+func (e *StatusError) Error() string {
+	if e.Reason == "" {
+		return fmt.Sprintf("peer answered %d", e.Code)
+	}
+	return fmt.Sprintf("peer answered %d: %s", e.Code, e.Reason)
+}
+
+// Options are a tunnel's times. The zero value is what production uses.
+type Options struct {
+	// PingEvery is how often an answer is demanded of the peer; 10 s if zero.
+	PingEvery time.Duration
+	// PingTimeout is how long the peer may stay silent after that; 20 s if zero.
+	PingTimeout time.Duration
+	// DrainTimeout is how long [Serve] lets streams finish once its context
+	// ended; 25 s if zero, at once if negative.
+	DrainTimeout time.Duration
+}

@@ -1,0 +1,134 @@
+package hbone
+
+import (
+	"time"
+
+	"golang.org/x/net/http2"
+)
+
+// What this side announces. The figures are those of the ambient meshes, so
+// that no peer sees other behaviour than it was tuned for.
+const (
+	streamWindow = 4 << 20
+	tunnelWindow = 16 << 20
+	maxReadFrame = 1 << 20
+	// maxServerStreams bounds the handlers of one tunnel. A handler counts until
+	// it returned, whatever became of its stream: resetting early buys nothing.
+	maxServerStreams = 200
+	serverHeaderList = 64 << 10
+	clientHeaderList = 16 << 10
+)
+
+// Ours.
+const (
+	// receiveBudget bounds what a tunnel buffers for readers that do not read.
+	// It is four tunnel windows: sixteen streams may stand still, each with a
+	// full window unread, before the others have to wait for them. With one
+	// window it would be four, and applications that keep some connections
+	// unread while they wait for another would hang where plain TCP did not.
+	receiveBudget = 4 * tunnelWindow
+	// Credit is given back in quarters of a window: few frames, never a stall.
+	streamCredit = streamWindow / 4
+	tunnelCredit = tunnelWindow / 4
+	// maxDataFrame keeps one stream's frame from delaying the others' by much.
+	maxDataFrame = 64 << 10
+	// outLimit is how much may wait for the connection before writers do.
+	outLimit = 256 << 10
+	// outControlLimit bounds answers (to pings, settings, broken streams) that
+	// wait for a peer which asks and does not read.
+	outControlLimit = 64 << 10
+	// maxControlFrame bounds every frame but DATA, and a whole block of headers:
+	// they have to be held in whole.
+	maxControlFrame = 2 * serverHeaderList
+	// maxContinuations bounds the frames that a block of headers comes in; one
+	// would do, for what we announce.
+	maxContinuations = 16
+	// maxHeaderBlock is the smallest maximum frame size (RFC 9113 section
+	// 4.2): what fits needs no CONTINUATION.
+	maxHeaderBlock = 16 << 10
+	// assumedStreams is how many streams are opened before the peer's settings
+	// are known (RFC 9113 section 5.1.2 recommends no less than 100).
+	assumedStreams = 100
+	// chunkSize is a TLS record.
+	chunkSize = 16 << 10
+	// maxReason bounds the words of a refusal.
+	maxReason = 128
+
+	prefaceTimeout = 10 * time.Second
+	// flushTimeout bounds the last words (GOAWAY, RST_STREAM) of a dying tunnel.
+	flushTimeout = time.Second
+	// drainPingTimeout bounds the wait for the round trip after which no
+	// further CONNECT can be under way.
+	drainPingTimeout = time.Second
+
+	defaultPingEvery    = 10 * time.Second
+	defaultPingTimeout  = 20 * time.Second
+	defaultDrainTimeout = 25 * time.Second
+)
+
+// Of the specification.
+const (
+	initialWindow = 65535     // RFC 9113 section 6.9.2
+	maxWindow     = 1<<31 - 1 // RFC 9113 section 6.9.1
+	maxStreamID   = 1<<31 - 1 // RFC 9113 section 5.1.1
+	minMaxFrame   = 16 << 10  // RFC 9113 section 6.5.2
+	frameHeader   = 9         // RFC 9113 section 4.1
+)
+
+// budget is how much a peer may do that carries no data: a token bucket.
+type budget struct {
+	tokens, burst, perSecond float64
+	at                       time.Time
+}
+
+// quietBudget is for frames that carry nothing: PING, SETTINGS, PRIORITY,
+// empty DATA, unknown ones. Those that carry data earn them.
+func quietBudget() budget { return newBudget(1000, 100) }
+
+// updateBudget is for WINDOW_UPDATE: some peers send one for every few KiB that
+// they read, so what was sent to them earns them.
+func updateBudget() budget { return newBudget(2000, 100) }
+
+// resetBudget is for streams that the peer made and ended without use: reset
+// before the answer, or broken so that this side had to reset them. A full
+// tunnel of requests given up at once is twice within it.
+func resetBudget() budget { return newBudget(2*maxServerStreams, 50) }
+
+func newBudget(burst, perSecond float64) budget {
+	return budget{tokens: burst, burst: burst, perSecond: perSecond, at: time.Now()}
+}
+
+// earn adds n tokens.
+func (b *budget) earn(n float64) { b.tokens = min(b.burst, b.tokens+n) }
+
+// spend takes a token and reports whether there was one.
+func (b *budget) spend() bool {
+	if b.tokens < 1 {
+		now := time.Now()
+		b.earn(now.Sub(b.at).Seconds() * b.perSecond)
+		b.at = now
+		if b.tokens < 1 {
+			return false
+		}
+	}
+	b.tokens--
+	return true
+}
+
+func clientSettings() []http2.Setting {
+	return []http2.Setting{
+		{ID: http2.SettingEnablePush, Val: 0},
+		{ID: http2.SettingInitialWindowSize, Val: streamWindow},
+		{ID: http2.SettingMaxFrameSize, Val: maxReadFrame},
+		{ID: http2.SettingMaxHeaderListSize, Val: clientHeaderList},
+	}
+}
+
+func serverSettings() []http2.Setting {
+	return []http2.Setting{
+		{ID: http2.SettingMaxConcurrentStreams, Val: maxServerStreams},
+		{ID: http2.SettingInitialWindowSize, Val: streamWindow},
+		{ID: http2.SettingMaxFrameSize, Val: maxReadFrame},
+		{ID: http2.SettingMaxHeaderListSize, Val: serverHeaderList},
+	}
+}

@@ -1,0 +1,217 @@
+package hbone
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+)
+
+// Incoming is a peer's request for a connection. Exactly one of Accept and
+// Refuse is to be called.
+type Incoming struct {
+	// Authority is the address or name, with a port, that the peer wants: well
+	// formed, nothing more.
+	Authority string
+	Header    http.Header
+
+	st *stream
+}
+
+// Accept answers 200. It fails if the peer has given up meanwhile.
+func (in *Incoming) Accept() (Stream, error) {
+	if err := in.st.answerWith(http.StatusOK, ""); err != nil {
+		return nil, fmt.Errorf("accept stream to %s: %w", in.Authority, err)
+	}
+	return in.st, nil
+}
+
+// Refuse answers with an HTTP status (400, 401, 503) and a few words.
+func (in *Incoming) Refuse(code int, reason string) error {
+	if code < 400 || code > 599 {
+		code = http.StatusInternalServerError // no refusal may look like consent
+	}
+	if err := in.st.answerWith(code, reason); err != nil {
+		return fmt.Errorf("refuse stream to %s: %w", in.Authority, err)
+	}
+	return nil
+}
+
+var errAnswered = errors.New("already answered")
+
+func (st *stream) answerWith(code int, reason string) error {
+	st.s.mu.Lock()
+	defer st.s.mu.Unlock()
+	return st.answerLocked(code, reason)
+}
+
+func (st *stream) answerLocked(code int, reason string) error {
+	switch {
+	case st.answered:
+		return errAnswered
+	case st.err != nil:
+		return st.err
+	}
+	st.answered = true
+	var h http.Header
+	if reason = printable(reason); reason != "" {
+		h = http.Header{HeaderReason: {reason}}
+	}
+	refused := code != http.StatusOK
+	err := st.s.headersLocked(st.id, refused, []hpack.HeaderField{{Name: ":status", Value: strconv.Itoa(code)}}, h)
+	if err != nil {
+		return err
+	}
+	if refused {
+		if !st.remoteDone {
+			// The answer is whole and the request's data unwanted (RFC 9113 section 8.1).
+			st.s.enc.WriteRSTStream(st.id, http2.ErrCodeNo)
+		}
+		st.localDone = true
+		st.endLocked(net.ErrClosed)
+	}
+	return nil
+}
+
+// Serve answers the requests of one tunnel over conn, an established TLS
+// connection that it takes over: h runs in a goroutine for each. A stream that
+// h leaves without having closed it in order is reset.
+//
+// When ctx ends, the tunnel drains: the peer is told to open no more streams,
+// and those that are open may finish until opts.DrainTimeout has passed. The
+// context of h does not end with ctx, but when the tunnel does, or when the peer
+// gives up a request that is not yet answered. Serve returns after every h has:
+// with nil unless streams were cut short, or rules broken.
+func Serve(ctx context.Context, conn net.Conn, opts Options, h func(context.Context, *Incoming)) error {
+	tunnelCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	var running sync.WaitGroup
+	s, err := newSession(conn, true, opts, func(st *stream, b *block) {
+		in := &Incoming{Authority: b.pseudo["authority"], Header: b.header, st: st}
+		ctx, cancel := context.WithCancelCause(tunnelCtx)
+		st.gaveUp = cancel
+		running.Go(func() {
+			defer cancel(nil)
+			h(ctx, in)
+			st.left()
+		})
+	})
+	if err != nil {
+		conn.Close()
+		return err
+	}
+	var cut error
+	select {
+	case <-s.done:
+	case <-ctx.Done():
+		cut = s.drain(opts.drainTimeout())
+	}
+	s.close()
+	cancel()
+	running.Wait()
+	return errors.Join(cut, s.failure())
+}
+
+// left is called when a stream's handler has returned.
+func (st *stream) left() {
+	s := st.s
+	s.mu.Lock()
+	answered := st.answered
+	s.mu.Unlock()
+	if answered {
+		st.Close()
+	} else {
+		st.end(http2.ErrCodeInternal)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.handlers--
+	s.leftLocked()
+}
+
+// gotRequestLocked begins a stream, or answers without one.
+func (s *session) gotRequestLocked(b *block) error {
+	switch {
+	case s.err != nil:
+		return nil
+	case b.streamID > s.limitID, s.handlers >= maxServerStreams:
+		return s.breakStreamLocked(b.streamID, http2.ErrCodeRefusedStream)
+	}
+	st := s.newStreamLocked(b.streamID)
+	if b.ended {
+		st.remoteDone = true
+		st.inbox.finish(io.EOF)
+	}
+	if fault := connectFault(b); fault != "" {
+		if !s.resets.spend() {
+			return fmt.Errorf("%w: with malformed requests", errCalm)
+		}
+		s.chargeLocked(frameHeader)
+		return st.answerLocked(http.StatusBadRequest, fault)
+	}
+	s.handlers++
+	s.incoming(st, b)
+	return nil
+}
+
+// connectFault tells what keeps a request from being a CONNECT (RFC 9113
+// section 8.5); empty if nothing does.
+func connectFault(b *block) string {
+	_, scheme := b.pseudo["scheme"]
+	_, path := b.pseudo["path"]
+	_, protocol := b.pseudo["protocol"]
+	switch {
+	case b.malformed != nil:
+		return b.malformed.Error()
+	case b.pseudo["method"] != http.MethodConnect:
+		return "only CONNECT is served here"
+	case scheme || path || protocol || len(b.pseudo) != 2:
+		return "CONNECT takes an authority and nothing else"
+	case !validAuthority(b.pseudo["authority"]):
+		return "malformed authority"
+	}
+	return ""
+}
+
+// drainPing is the ping whose answer tells that the peer has read GOAWAY.
+var drainPing = [8]byte{'d', 'r', 'a', 'i', 'n'}
+
+// drain lets the streams finish (RFC 9113 section 6.8): a first GOAWAY asks for
+// no more, and after a round trip, when none can be under way any more, a second
+// one names the last that is served. It fails if not all finished in time.
+func (s *session) drain(timeout time.Duration) error {
+	deadline := time.NewTimer(timeout)
+	defer deadline.Stop()
+	s.mu.Lock()
+	s.enc.WriteGoAway(maxStreamID, http2.ErrCodeNo, nil)
+	s.enc.WritePing(false, drainPing)
+	s.mu.Unlock()
+	select {
+	case <-s.drainPong:
+	case <-time.After(min(timeout, drainPingTimeout)):
+	case <-s.done:
+		return nil
+	}
+	s.mu.Lock()
+	s.limitID = s.lastID
+	s.enc.WriteGoAway(s.limitID, http2.ErrCodeNo, nil)
+	s.drainLocked()
+	s.mu.Unlock()
+	select {
+	case <-s.idle:
+	case <-s.done:
+	case <-deadline.C:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return fmt.Errorf("%w with %d streams: drained for %s", ErrTunnelClosed, len(s.streams), timeout)
+	}
+	return nil
+}

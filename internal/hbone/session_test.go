@@ -1,0 +1,308 @@
+package hbone_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/net/http2"
+
+	"github.com/ambit-mesh/ambit/internal/hbone"
+)
+
+func TestDrainLetsStreamsFinish(t *testing.T) {
+	r := tunnel(t, hbone.Options{DrainTimeout: 10 * time.Second}, accepted(t, echo))
+	st := r.open(t)
+	r.drain()
+	within(t, 5*time.Second, "the client's learning of the drain", func() {
+		for r.CanOpen() {
+			time.Sleep(time.Millisecond)
+		}
+	})
+	if _, err := r.Open(t.Context(), hbone.Request{Authority: target}); !errors.Is(err, hbone.ErrNotProcessed) {
+		t.Errorf("open while draining: %v", err)
+	}
+	// What is open goes on as if nothing was.
+	go func() { st.Write(make([]byte, 1<<20)); st.CloseWrite() }()
+	if n, err := io.Copy(io.Discard, st); n != 1<<20 || err != nil {
+		t.Errorf("echo while draining: %d bytes, %v", n, err)
+	}
+	within(t, 5*time.Second, "end of the drained tunnel", func() { <-r.served; <-r.Done() })
+	if r.serveErr != nil || r.Err() != nil {
+		t.Errorf("drained in order: server %v, client %v", r.serveErr, r.Err())
+	}
+}
+
+func TestDrainDeadlineCuts(t *testing.T) {
+	handler := make(chan error, 1)
+	r := tunnel(t, hbone.Options{DrainTimeout: 100 * time.Millisecond}, func(ctx context.Context, in *hbone.Incoming) {
+		st, _ := in.Accept()
+		_, err := st.Read(make([]byte, 1))
+		<-ctx.Done()
+		handler <- err
+	})
+	st := r.open(t)
+	r.drain()
+	_, err := st.Read(make([]byte, 1))
+	if !errors.Is(err, hbone.ErrTunnelClosed) || errors.Is(err, io.EOF) {
+		t.Errorf("client's read: %v", err)
+	}
+	if err := <-handler; !errors.Is(err, hbone.ErrTunnelClosed) {
+		t.Errorf("server's read: %v", err)
+	}
+	<-r.served
+	if !errors.Is(r.serveErr, hbone.ErrTunnelClosed) {
+		t.Errorf("Serve: %v", r.serveErr)
+	}
+}
+
+// TestDrainRacesOpen opens streams while the server drains: each is either
+// served to its end or reported as not processed. None is lost.
+func TestDrainRacesOpen(t *testing.T) {
+	for range 20 {
+		r := tunnel(t, hbone.Options{}, accepted(t, echo))
+		var all counter
+		for range 50 {
+			all.run(func() error {
+				st, err := r.Open(t.Context(), hbone.Request{Authority: target})
+				if errors.Is(err, hbone.ErrNotProcessed) {
+					return nil
+				}
+				if err != nil {
+					return err
+				}
+				defer st.Close()
+				io.WriteString(st, "hello")
+				st.CloseWrite()
+				b, err := io.ReadAll(st)
+				if string(b) != "hello" {
+					return errors.Join(err, errors.New("echo differs"))
+				}
+				return err
+			})
+		}
+		r.drain()
+		if err := all.wait(); err != nil {
+			t.Fatal(err)
+		}
+		<-r.served
+	}
+}
+
+func TestClientShutdown(t *testing.T) {
+	r := tunnel(t, hbone.Options{}, accepted(t, echo))
+	st := r.open(t)
+	ended := make(chan error, 1)
+	go func() { ended <- r.Shutdown(t.Context()) }()
+	for r.CanOpen() {
+		time.Sleep(time.Millisecond)
+	}
+	io.WriteString(st, "bye")
+	st.CloseWrite()
+	if b, err := io.ReadAll(st); string(b) != "bye" || err != nil {
+		t.Errorf("%q, %v", b, err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	<-r.served
+	if r.serveErr != nil {
+		t.Error(r.serveErr)
+	}
+}
+
+func TestClientShutdownDeadlineCuts(t *testing.T) {
+	r := tunnel(t, hbone.Options{}, accepted(t, echo))
+	st := r.open(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := r.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+	if _, err := st.Read(make([]byte, 1)); !errors.Is(err, hbone.ErrTunnelClosed) {
+		t.Error(err)
+	}
+}
+
+// TestCutConnectionIsNotEOF: a peer's death in the middle of a stream must not
+// read as the stream's end.
+func TestCutConnectionIsNotEOF(t *testing.T) {
+	c, s := tlsPair(t)
+	r := tunnelOver(t, c, s, hbone.Options{}, accepted(t, func(st hbone.Stream) {
+		io.WriteString(st, "half an ans")
+		st.Read(make([]byte, 1))
+	}))
+	st := r.open(t)
+	b := make([]byte, 11)
+	if _, err := io.ReadFull(st, b); err != nil {
+		t.Fatal(err)
+	}
+	s.NetConn().Close()
+	_, err := st.Read(b)
+	if !errors.Is(err, hbone.ErrTunnelClosed) || errors.Is(err, io.EOF) {
+		t.Errorf("read: %v", err)
+	}
+	if _, err := st.Write(b); !errors.Is(err, hbone.ErrTunnelClosed) {
+		t.Errorf("write: %v", err)
+	}
+	<-r.Done()
+	if !errors.Is(r.Err(), hbone.ErrTunnelClosed) {
+		t.Errorf("client: %v", r.Err())
+	}
+	if _, err := r.Open(t.Context(), hbone.Request{Authority: target}); !errors.Is(err, hbone.ErrNotProcessed) {
+		t.Errorf("open: %v", err)
+	}
+}
+
+// TestSilentPeer: pings every 10 s, death after 20 s without any sign of life.
+func TestSilentPeer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, s := net.Pipe()
+		go io.Copy(io.Discard, s) // reads, and says nothing
+		start := time.Now()
+		client, err := hbone.NewClient(c, hbone.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		opened := make(chan error)
+		go func() {
+			_, err := client.Open(t.Context(), hbone.Request{Authority: target})
+			opened <- err
+		}()
+		if err := <-opened; !errors.Is(err, hbone.ErrPeerSilent) {
+			t.Errorf("open: %v", err)
+		}
+		<-client.Done()
+		if took := time.Since(start); took != 30*time.Second {
+			t.Errorf("took %s", took)
+		}
+		if !errors.Is(client.Err(), hbone.ErrPeerSilent) {
+			t.Error(client.Err())
+		}
+		s.Close()
+	})
+}
+
+func TestIdlePeersKeepEachOtherAlive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, s := net.Pipe()
+		r := tunnelOver(t, c, s, hbone.Options{}, accepted(t, echo))
+		st := r.open(t)
+		time.Sleep(time.Hour)
+		io.WriteString(st, "still here")
+		st.CloseWrite()
+		if b, err := io.ReadAll(st); string(b) != "still here" || err != nil {
+			t.Errorf("%q, %v", b, err)
+		}
+		r.Close()
+	})
+}
+
+// TestServerWaitsForNoPreface: who connects and stays silent is cut after 10 s.
+func TestServerWaitsForNoPreface(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, s := net.Pipe()
+		defer c.Close()
+		go io.Copy(io.Discard, c)
+		start := time.Now()
+		hbone.Serve(t.Context(), s, hbone.Options{}, nil)
+		if took := time.Since(start); took != 10*time.Second {
+			t.Errorf("took %s", took)
+		}
+	})
+}
+
+func TestLimitOfStreams(t *testing.T) {
+	release := make(chan struct{})
+	r := tunnel(t, hbone.Options{}, accepted(t, func(st hbone.Stream) { <-release; echo(st) }))
+	var streams []hbone.Stream
+	defer func() {
+		for _, st := range streams {
+			st.Close()
+		}
+	}()
+	for r.CanOpen() {
+		streams = append(streams, r.open(t))
+	}
+	if len(streams) != 200 {
+		t.Errorf("%d streams", len(streams))
+	}
+	if _, err := r.Open(t.Context(), hbone.Request{Authority: target}); !errors.Is(err, hbone.ErrNotProcessed) {
+		t.Errorf("one more: %v", err)
+	}
+	// A stream given up still occupies its handler: the server refuses another
+	// in a way that lets it be tried elsewhere.
+	streams[0].Reset()
+	if !r.CanOpen() {
+		t.Error("no room after a stream was given up")
+	}
+	if _, err := r.Open(t.Context(), hbone.Request{Authority: target}); !errors.Is(err, hbone.ErrNotProcessed) {
+		t.Errorf("one more than the server has handlers: %v", err)
+	}
+	close(release)
+	within(t, 5*time.Second, "room for another stream", func() {
+		for {
+			st, err := r.Open(t.Context(), hbone.Request{Authority: target})
+			if err == nil {
+				st.Close()
+				return
+			}
+		}
+	})
+}
+
+func TestOpenRefusesNonsense(t *testing.T) {
+	r := tunnel(t, hbone.Options{}, accepted(t, echo))
+	for name, request := range map[string]hbone.Request{
+		"no address":      {},
+		"no port":         {Authority: netip.MustParseAddrPort("192.0.2.1:0")},
+		"a zone":          {Authority: netip.MustParseAddrPort("[fe80::1%eth0]:80")},
+		"header splits":   {Authority: target, Header: http.Header{"Baggage": {"a\r\nb: c"}}},
+		"header name":     {Authority: target, Header: http.Header{"b g": {"a"}}},
+		"pseudo-header":   {Authority: target, Header: http.Header{":path": {"/"}}},
+		"header too long": {Authority: target, Header: http.Header{"Baggage": {strings.Repeat("~", 20<<10)}}},
+	} {
+		if st, err := r.Open(t.Context(), request); err == nil || errors.Is(err, hbone.ErrNotProcessed) {
+			t.Errorf("%s: %v, %v", name, st, err)
+		}
+	}
+	// And none of it did harm.
+	st := r.open(t)
+	st.CloseWrite()
+	if _, err := io.ReadAll(st); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestProtocolMustBeH2(t *testing.T) {
+	c, s := tcpPair(t)
+	cfg := tlsConfig(t)
+	cfg.NextProtos = nil
+	client, server := tlsClientServer(c, s, cfg)
+	if _, err := hbone.NewClient(client, hbone.Options{}); err == nil {
+		t.Error("a client over a connection without ALPN h2")
+	}
+	if err := hbone.Serve(t.Context(), server, hbone.Options{}, nil); err == nil {
+		t.Error("a server over a connection without ALPN h2")
+	}
+}
+
+func TestErrorsSayWhatHappened(t *testing.T) {
+	for want, err := range map[string]error{
+		"peer answered 401: denied by policy":       &hbone.StatusError{Code: 401, Reason: "denied by policy"},
+		"peer answered 503":                         &hbone.StatusError{Code: 503},
+		"stream reset by the peer: connect_error":   &hbone.ResetError{Code: http2.ErrCodeConnect, Remote: true},
+		"stream reset by this side: protocol_error": &hbone.ResetError{Code: http2.ErrCodeProtocol},
+	} {
+		if err.Error() != want {
+			t.Errorf("%q, want %q", err, want)
+		}
+	}
+}
