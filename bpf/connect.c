@@ -39,6 +39,51 @@ static __always_inline bool source_is_foreign(struct bpf_sock *sk, const struct 
 	return !addr_equal(&source, self);
 }
 
+/* Tells whether a connection with the ends of this delivery exists: the client's own, to ztunnel or to the application, if its
+ * ports reach into the range that deliveries use. Two such would break each other. The lookup ends among the listeners,
+ * where steer would count it as a connection if it were not told. */
+static __always_inline bool delivery_is_taken(struct bpf_sock_addr *ctx, struct bpf_sock *sk, const struct addr *destination)
+{
+	struct bpf_sock_tuple tuple = {};
+	__u64 asked = PERMIT_ASKED;
+	struct bpf_sock *found;
+	struct flow flow = {};
+	__u32 size, state;
+
+	flow.destination = *destination;
+	flow.source_port = bpf_htons((__u16)sk->src_port);
+	flow.destination_port = (__u16)ctx->user_port;
+	if (addr_is4(destination)) {
+		addr_from4(&flow.source, sk->src_ip4);
+		tuple.ipv4.saddr = sk->src_ip4;
+		tuple.ipv4.daddr = destination->word[3];
+		tuple.ipv4.sport = flow.source_port;
+		tuple.ipv4.dport = flow.destination_port;
+		size = sizeof(tuple.ipv4);
+	} else {
+		flow.source.word[0] = tuple.ipv6.saddr[0] = sk->src_ip6[0];
+		flow.source.word[1] = tuple.ipv6.saddr[1] = sk->src_ip6[1];
+		flow.source.word[2] = tuple.ipv6.saddr[2] = sk->src_ip6[2];
+		flow.source.word[3] = tuple.ipv6.saddr[3] = sk->src_ip6[3];
+		tuple.ipv6.daddr[0] = destination->word[0];
+		tuple.ipv6.daddr[1] = destination->word[1];
+		tuple.ipv6.daddr[2] = destination->word[2];
+		tuple.ipv6.daddr[3] = destination->word[3];
+		tuple.ipv6.sport = flow.source_port;
+		tuple.ipv6.dport = flow.destination_port;
+		size = sizeof(tuple.ipv6);
+	}
+	if (bpf_map_update_elem(&mesh_permits, &flow, &asked, BPF_NOEXIST))
+		return true;
+	found = bpf_skc_lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	bpf_map_delete_elem(&mesh_permits, &flow);
+	if (!found)
+		return false;
+	state = found->state;
+	bpf_sk_release(found);
+	return state != BPF_TCP_LISTEN;
+}
+
 static __always_inline int connect_decide(struct bpf_sock_addr *ctx, const struct addr *destination)
 {
 	__u64 cookie = bpf_get_netns_cookie(ctx);
@@ -47,6 +92,7 @@ static __always_inline int connect_decide(struct bpf_sock_addr *ctx, const struc
 	__u32 mark = MARK;
 	struct bpf_sock *sk;
 	struct addr *self;
+	enum own *own;
 
 	if (!pod)
 		return end(VERDICT_CONNECT_NOT_ENROLLED, ALLOW);
@@ -55,7 +101,10 @@ static __always_inline int connect_decide(struct bpf_sock_addr *ctx, const struc
 	sk = ctx->sk;
 	if (!sk)
 		return end(VERDICT_CONNECT_DENIED_NO_SOCKET, DENY);
-	if (bpf_sk_storage_get(&mesh_own, sk, 0, 0))
+	own = bpf_sk_storage_get(&mesh_own, sk, 0, 0);
+	if (own && *own == OWN_DELIVERY && sk->src_port && delivery_is_taken(ctx, sk, destination))
+		return end(VERDICT_CONNECT_DENIED_TAKEN, DENY);
+	if (own)
 		return end(VERDICT_CONNECT_OWN, ALLOW);
 	if (addr_is_loopback(destination) || addr_equal(destination, &pod->self4) ||
 	    addr_equal(destination, &pod->self6))

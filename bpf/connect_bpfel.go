@@ -73,24 +73,26 @@ const (
 	connectVerdictVERDICT_CONNECT_DENIED_FOREIGN_SOURCE connectVerdict = 8
 	connectVerdictVERDICT_CONNECT_DENIED_UNBIND         connectVerdict = 9
 	connectVerdictVERDICT_CONNECT_DENIED_MARK           connectVerdict = 10
-	connectVerdictVERDICT_PERMIT_OTHER_CALLBACK         connectVerdict = 11
-	connectVerdictVERDICT_PERMIT_NOT_OURS               connectVerdict = 12
-	connectVerdictVERDICT_PERMIT_NOT_ENROLLED           connectVerdict = 13
-	connectVerdictVERDICT_PERMIT_TUNNEL_PORT            connectVerdict = 14
-	connectVerdictVERDICT_PERMIT_GRANTED                connectVerdict = 15
-	connectVerdictVERDICT_PERMIT_REFUSED                connectVerdict = 16
-	connectVerdictVERDICT_PERMIT_WITHDRAWN              connectVerdict = 17
-	connectVerdictVERDICT_STEER_NOT_TCP                 connectVerdict = 18
-	connectVerdictVERDICT_STEER_LOCAL                   connectVerdict = 19
-	connectVerdictVERDICT_STEER_FOREIGN                 connectVerdict = 20
-	connectVerdictVERDICT_STEER_PERMITTED               connectVerdict = 21
-	connectVerdictVERDICT_STEER_OUTBOUND                connectVerdict = 22
-	connectVerdictVERDICT_STEER_PLAINTEXT               connectVerdict = 23
-	connectVerdictVERDICT_STEER_HBONE                   connectVerdict = 24
-	connectVerdictVERDICT_STEER_DROPPED_OWN_PORT        connectVerdict = 25
-	connectVerdictVERDICT_STEER_DROPPED_NO_LISTENER     connectVerdict = 26
-	connectVerdictVERDICT_STEER_DROPPED_ASSIGN          connectVerdict = 27
-	connectVerdictVERDICT_COUNT                         connectVerdict = 28
+	connectVerdictVERDICT_CONNECT_DENIED_TAKEN          connectVerdict = 11
+	connectVerdictVERDICT_PERMIT_OTHER_CALLBACK         connectVerdict = 12
+	connectVerdictVERDICT_PERMIT_NOT_OURS               connectVerdict = 13
+	connectVerdictVERDICT_PERMIT_NOT_ENROLLED           connectVerdict = 14
+	connectVerdictVERDICT_PERMIT_TUNNEL_PORT            connectVerdict = 15
+	connectVerdictVERDICT_PERMIT_GRANTED                connectVerdict = 16
+	connectVerdictVERDICT_PERMIT_REFUSED                connectVerdict = 17
+	connectVerdictVERDICT_PERMIT_WITHDRAWN              connectVerdict = 18
+	connectVerdictVERDICT_STEER_NOT_TCP                 connectVerdict = 19
+	connectVerdictVERDICT_STEER_LOCAL                   connectVerdict = 20
+	connectVerdictVERDICT_STEER_FOREIGN                 connectVerdict = 21
+	connectVerdictVERDICT_STEER_ASKED                   connectVerdict = 22
+	connectVerdictVERDICT_STEER_PERMITTED               connectVerdict = 23
+	connectVerdictVERDICT_STEER_OUTBOUND                connectVerdict = 24
+	connectVerdictVERDICT_STEER_PLAINTEXT               connectVerdict = 25
+	connectVerdictVERDICT_STEER_HBONE                   connectVerdict = 26
+	connectVerdictVERDICT_STEER_DROPPED_OWN_PORT        connectVerdict = 27
+	connectVerdictVERDICT_STEER_DROPPED_NO_LISTENER     connectVerdict = 28
+	connectVerdictVERDICT_STEER_DROPPED_ASSIGN          connectVerdict = 29
+	connectVerdictVERDICT_COUNT                         connectVerdict = 30
 )
 
 // Names of all BPF objects in the ELF.

@@ -12,15 +12,6 @@ struct enrolment {
 };
 _Static_assert(sizeof(struct enrolment) == 32 + UID_SIZE, "no padding in a pinned map");
 
-/* A TCP connection as its initiator sees it: ports in network byte order. */
-struct flow {
-	struct addr source;
-	struct addr destination;
-	__u16 source_port;
-	__u16 destination_port;
-};
-_Static_assert(sizeof(struct flow) == 36, "no padding in a key");
-
 /* Network namespace cookie -> pod whose connects are captured. Written by Go: the last step of enrolling, the first of
  * letting go. Pinned. */
 struct {
@@ -47,7 +38,7 @@ struct {
 } mesh_own SEC(".maps");
 
 /* Connection that may reach the application past the pod's listeners -> nanoseconds since boot at which it was
- * opened. Written by permit. It matters during the handshake only, so the least recently used may go: one entry for
+ * opened, or PERMIT_ASKED. Written by permit; by connect for as long as it asks. It matters during the handshake only, so the least recently used may go: one entry for
  * each connection of the node to its own pods. Pinned. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

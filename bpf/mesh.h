@@ -37,6 +37,11 @@ enum listener {
 	LISTENER_HBONE = 2,
 };
 
+/* Value in mesh_permits, if not a time: connect only asks which socket would take such a SYN. */
+enum permit {
+	PERMIT_ASKED = 0,
+};
+
 /* Value in mesh_own: what ztunnel made the socket for. */
 enum own {
 	OWN_NONE = 0,
@@ -59,24 +64,26 @@ enum verdict {
 	VERDICT_CONNECT_DENIED_FOREIGN_SOURCE = 8,
 	VERDICT_CONNECT_DENIED_UNBIND = 9,
 	VERDICT_CONNECT_DENIED_MARK = 10,
-	VERDICT_PERMIT_OTHER_CALLBACK = 11,
-	VERDICT_PERMIT_NOT_OURS = 12,
-	VERDICT_PERMIT_NOT_ENROLLED = 13,
-	VERDICT_PERMIT_TUNNEL_PORT = 14,
-	VERDICT_PERMIT_GRANTED = 15,
-	VERDICT_PERMIT_REFUSED = 16,
-	VERDICT_PERMIT_WITHDRAWN = 17,
-	VERDICT_STEER_NOT_TCP = 18,
-	VERDICT_STEER_LOCAL = 19,
-	VERDICT_STEER_FOREIGN = 20,
-	VERDICT_STEER_PERMITTED = 21,
-	VERDICT_STEER_OUTBOUND = 22,
-	VERDICT_STEER_PLAINTEXT = 23,
-	VERDICT_STEER_HBONE = 24,
-	VERDICT_STEER_DROPPED_OWN_PORT = 25,
-	VERDICT_STEER_DROPPED_NO_LISTENER = 26,
-	VERDICT_STEER_DROPPED_ASSIGN = 27,
-	VERDICT_COUNT = 28,
+	VERDICT_CONNECT_DENIED_TAKEN = 11,
+	VERDICT_PERMIT_OTHER_CALLBACK = 12,
+	VERDICT_PERMIT_NOT_OURS = 13,
+	VERDICT_PERMIT_NOT_ENROLLED = 14,
+	VERDICT_PERMIT_TUNNEL_PORT = 15,
+	VERDICT_PERMIT_GRANTED = 16,
+	VERDICT_PERMIT_REFUSED = 17,
+	VERDICT_PERMIT_WITHDRAWN = 18,
+	VERDICT_STEER_NOT_TCP = 19,
+	VERDICT_STEER_LOCAL = 20,
+	VERDICT_STEER_FOREIGN = 21,
+	VERDICT_STEER_ASKED = 22,
+	VERDICT_STEER_PERMITTED = 23,
+	VERDICT_STEER_OUTBOUND = 24,
+	VERDICT_STEER_PLAINTEXT = 25,
+	VERDICT_STEER_HBONE = 26,
+	VERDICT_STEER_DROPPED_OWN_PORT = 27,
+	VERDICT_STEER_DROPPED_NO_LISTENER = 28,
+	VERDICT_STEER_DROPPED_ASSIGN = 29,
+	VERDICT_COUNT = 30,
 };
 
 /* An IPv6 address, or an IPv4 one as ::ffff:a.b.c.d, in network byte order. All zero: no address. */
@@ -84,6 +91,15 @@ struct addr {
 	__u32 word[4];
 };
 _Static_assert(sizeof(struct addr) == 16, "an address has 16 bytes");
+
+/* A TCP connection as its initiator sees it: ports in network byte order. */
+struct flow {
+	struct addr source;
+	struct addr destination;
+	__u16 source_port;
+	__u16 destination_port;
+};
+_Static_assert(sizeof(struct flow) == 36, "no padding in a key");
 
 static __always_inline void addr_from4(struct addr *a, __u32 ip4)
 {

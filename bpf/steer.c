@@ -88,6 +88,7 @@ int steer_sk_lookup(struct bpf_sk_lookup *ctx)
 {
 	struct flow flow = {};
 	bool from_self;
+	__u64 *permit;
 
 	if (ctx->protocol != IPPROTO_TCP)
 		return end(VERDICT_STEER_NOT_TCP, SK_PASS);
@@ -105,7 +106,10 @@ int steer_sk_lookup(struct bpf_sk_lookup *ctx)
 	}
 	if (from_self)
 		return leave(ctx, VERDICT_STEER_LOCAL);
-	if (bpf_map_lookup_elem(&mesh_permits, &flow))
+	permit = bpf_map_lookup_elem(&mesh_permits, &flow);
+	if (permit && *permit == PERMIT_ASKED)
+		return end(VERDICT_STEER_ASKED, SK_PASS);
+	if (permit)
 		return leave(ctx, VERDICT_STEER_PERMITTED);
 	if (ctx->local_port == PORT_HBONE)
 		return hand_to(ctx, LISTENER_HBONE, VERDICT_STEER_HBONE);

@@ -139,6 +139,7 @@ type DialOptions struct {
 	Device  string        // SO_BINDTODEVICE
 	Mark    int           // SO_MARK
 	Source  netip.Addr    // bind(2)
+	Port    uint16        // bind(2), with Source
 	Timeout time.Duration // 3 s if zero
 }
 

@@ -223,7 +223,7 @@ func prepare(fd, family int, o DialOptions) error {
 		}
 	}
 	if o.Source.IsValid() {
-		return os.NewSyscallError("bind", unix.Bind(fd, sockaddr(netip.AddrPortFrom(o.Source, 0), family)))
+		return os.NewSyscallError("bind", unix.Bind(fd, sockaddr(netip.AddrPortFrom(o.Source, o.Port), family)))
 	}
 	return nil
 }

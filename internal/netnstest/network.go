@@ -206,14 +206,15 @@ func connect(inner, outer *NetNS, bridge, port string, addrs ...netip.Prefix) {
 		return netlink.LinkSetUp(veth)
 	})
 	inner.must(func() error { return setUp("eth0", addrs...) })
-	inner.must(waitLinkLocal)
+	inner.must(func() error { return waitUp("eth0") })
+	outer.must(func() error { return errors.Join(waitUp(port), waitUp(bridge)) })
 }
 
-// waitLinkLocal waits until eth0 speaks IPv6. The kernel notices a carrier up to a second late.
-func waitLinkLocal() error {
-	const limit, pause = 3 * time.Second, 5 * time.Millisecond
+// waitUp waits until a device carries packets and speaks IPv6. The kernel notices a carrier up to a second late.
+func waitUp(device string) error {
+	const limit, pause = 3 * time.Second, 2 * time.Millisecond
 	for start := time.Now(); time.Since(start) < limit; time.Sleep(pause) {
-		link, err := netlink.LinkByName("eth0")
+		link, err := netlink.LinkByName(device)
 		if err != nil {
 			return err
 		}
@@ -221,11 +222,12 @@ func waitLinkLocal() error {
 		if err != nil {
 			return err
 		}
-		if slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IP.IsLinkLocalUnicast() }) {
+		speaks := slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IP.IsLinkLocalUnicast() })
+		if speaks && link.Attrs().OperState == netlink.OperUp {
 			return nil
 		}
 	}
-	return errors.New("eth0 has no link-local address")
+	return fmt.Errorf("%s is not up", device)
 }
 
 func addBridge(name string, addrs ...netip.Prefix) error {

@@ -1,6 +1,7 @@
 package redirect
 
 import (
+	"context"
 	"errors"
 	"net"
 	"net/netip"
@@ -243,6 +244,70 @@ func TestClosedPortIsRefused(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A client may have a connection of its own from the port that a delivery would use: the delivery takes another, and neither
+// disturbs the other.
+func TestDeliveryAvoidsTheClientsOwnPorts(t *testing.T) {
+	network := netnstest.New(t, "a")
+	a := openNode(t, network.Node("a"))
+	pod, client := a.Pod("pod"), a.Pod("client")
+	pod.Start().Listen("[::]:8080")
+	app := client.Start()
+	const port = 2000
+	var before []*netnstest.AppConn
+	for _, ip := range []netip.Addr{client.IPv4, client.IPv6} { // straight to the application
+		conn, err := app.DialWith(netip.AddrPortFrom(sameFamily(pod, ip), appPort), netnstest.DialOptions{Source: ip, Port: port})
+		if err != nil {
+			t.Fatal(err)
+		}
+		before = append(before, conn)
+	}
+	u := a.capture(t, pod)
+	for _, ip := range []netip.Addr{client.IPv4, client.IPv6} { // and to ztunnel
+		conn, err := app.DialWith(netip.AddrPortFrom(sameFamily(pod, ip), appPort), netnstest.DialOptions{Source: ip, Port: port + 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		before = append(before, conn)
+	}
+	for _, ip := range []netip.Addr{client.IPv4, client.IPv6} {
+		dst := netip.AddrPortFrom(sameFamily(pod, ip), appPort)
+		deliver := func(port uint16) error {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			conn, err := u.connect(ctx, dst, func(fd int) error { return u.spoof(fd, netip.AddrPortFrom(ip, port)) })
+			if err == nil {
+				conn.Close()
+			}
+			return err
+		}
+		for taken := range uint16(2) {
+			if err := deliver(port + taken); !errors.Is(err, unix.EPERM) {
+				t.Errorf("delivery from %s:%d: %v, want not permitted", ip, port+taken, err)
+			}
+		}
+		was := verdicts(t, a)
+		if err := deliver(port + 2); err != nil {
+			t.Errorf("delivery from %s:%d: %v", ip, port+2, err)
+		}
+		is := verdicts(t, a)
+		if is["steer_permitted"]-was["steer_permitted"] != 1 || is["steer_plaintext"] != was["steer_plaintext"] {
+			t.Errorf("one delivery was counted as: before %v, after %v", was, is)
+		}
+	}
+	for _, conn := range before {
+		if err := conn.Echo("still here"); err != nil {
+			t.Errorf("%v: %v", conn.Sight, err)
+		}
+	}
+}
+
+func sameFamily(pod *netnstest.Pod, ip netip.Addr) netip.Addr {
+	if ip.Is4() {
+		return pod.IPv4
+	}
+	return pod.IPv6
 }
 
 // Whoever got to the outbound listener would speak in the pod's name: nobody gets to ztunnel's listeners by their ports.

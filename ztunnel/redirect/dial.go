@@ -16,12 +16,12 @@ import (
 	"github.com/ambit-mesh/ambit/bpf"
 )
 
-// Ports that are bound together with a client's address lie below those that clients are given: the client may have a
-// connection of its own to the same port of the pod, and two connections cannot have the same ends.
+// Ports that are bound together with a client's address lie below those that clients are given by default: the client may
+// have a connection of its own to the same port of the pod, and two connections cannot have the same ends.
 const (
 	firstSpoofedPort = 1024
 	lastSpoofedPort  = 32767
-	// Of 32,000 ports a busy pod has some thousand in use: eight in a row are taken once in 10^12 connections.
+	// A busy client has some thousand of 32,000 ports in use: eight in a row are taken once in 10^12 connections.
 	spoofAttempts = 8
 )
 
@@ -59,7 +59,8 @@ func (c *Capture) dialApp(ctx context.Context, client netip.Addr, dst netip.Addr
 	for attempt := 1; ; attempt++ {
 		port := uint16(firstSpoofedPort + rand.IntN(lastSpoofedPort-firstSpoofedPort+1))
 		conn, err := c.connect(ctx, dst, func(fd int) error { return c.spoof(fd, netip.AddrPortFrom(client, port)) })
-		taken := errors.Is(err, unix.EADDRINUSE) || errors.Is(err, unix.EADDRNOTAVAIL)
+		// By another delivery (in use by bind, not available to connect), or by the client itself (EPERM from connect.c).
+		taken := errors.Is(err, unix.EADDRINUSE) || errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EPERM)
 		if !taken || attempt == spoofAttempts {
 			return conn, err
 		}
