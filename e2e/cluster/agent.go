@@ -77,17 +77,24 @@ func (a *agent) start(ctx context.Context, s service) error {
 	return nil
 }
 
-// apiPatience covers a host that is busy with something else.
-const apiPatience = 3 * time.Minute
+// apiPollInterval is how often a machine asks for the API server.
+const apiPollInterval = 200 * time.Millisecond
 
-// waitForAPI returns once the API server serves, with its roles in place.
-// Components that meet it half started end, or back off for seconds.
-func (a *agent) waitForAPI(credentials string) error {
+// waitForAPI returns once the API server serves, with its roles in place,
+// however long the control plane is off. Components that meet it half started
+// end, or back off for seconds.
+func (a *agent) waitForAPI(ctx context.Context, credentials string) error {
 	api, err := newAPI(apiServer(), machineConfig, credentials)
 	if err != nil {
 		return err
 	}
-	err = waitFor("the API server", apiPatience, api.ready)
-	a.log.Info("API server answers", "error", err)
-	return err
+	for !api.ready() {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(apiPollInterval):
+		}
+	}
+	a.log.Info("API server answers")
+	return nil
 }

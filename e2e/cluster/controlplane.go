@@ -14,7 +14,7 @@ func (a *agent) runControlPlane(ctx context.Context) error {
 	if err := a.start(ctx, service{"kube-apiserver", group, apiServerArgs(a.machine)}); err != nil {
 		return err
 	}
-	if err := a.waitForAPI("admin"); err != nil {
+	if err := a.waitForAPI(ctx, "admin"); err != nil {
 		return err
 	}
 	if err := a.start(ctx, service{"kube-controller-manager", group, controllerManagerArgs()}); err != nil {

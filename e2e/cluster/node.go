@@ -28,7 +28,7 @@ func (a *agent) runNode(ctx context.Context) error {
 	if err := a.importImages(ctx); err != nil {
 		return err
 	}
-	if err := a.waitForAPI(a.machine.name); err != nil {
+	if err := a.waitForAPI(ctx, a.machine.name); err != nil {
 		return err
 	}
 	// The kubelet has a group of its own, so that a pod's processes and it can

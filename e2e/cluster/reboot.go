@@ -57,6 +57,10 @@ func (c *cluster) powerOnAndWait(ctx context.Context, p *progress, m machine) er
 	if err := powerOn(c.layout, m); err != nil {
 		return fmt.Errorf("power on %s: %w", m.name, err)
 	}
+	if _, on := initPID(c.layout, machines()[0]); !on {
+		p.done(m.name + " is on; the control plane is not")
+		return nil
+	}
 	p.done(m.name + " is on")
 	p.start("waiting for " + m.name)
 	stop := p.watch()

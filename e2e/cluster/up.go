@@ -18,8 +18,11 @@ import (
 // apiLocalPort is where the API server is on 127.0.0.1, unless taken.
 const apiLocalPort = 16443
 
-// nodePatience covers a host that is busy with something else.
-const nodePatience = 3 * time.Minute
+// These cover a host that is busy with something else.
+const (
+	apiPatience  = 3 * time.Minute
+	nodePatience = 3 * time.Minute
+)
 
 // up brings up whatever is not up.
 func (c *cluster) up(ctx context.Context) error {
