@@ -1,11 +1,12 @@
 // Package feed keeps a workload.Store in step with the controller, over delta ADS.
 //
-//	feed.go      the client: connect, stay connected, reconnect
-//	dial.go      TLS and credentials of one connection
-//	stream.go    one stream: subscribe, apply, acknowledge
-//	lookup.go    questions about single addresses
-//	resources.go what the controller sent, as it sent it
-//	disk.go      the last good state, on disk
+//	feed.go          the client: connect, stay connected, reconnect
+//	dial.go          TLS and credentials of one connection
+//	stream.go        one stream: subscribe, apply, acknowledge
+//	lookup.go        questions about single addresses
+//	subscriptions.go what was asked for by name
+//	resources.go     what the controller sent, as it sent it
+//	disk.go          the last good state, on disk
 //
 // Invariants: a response is acknowledged only after the store has published
 // it, because the controller takes the acknowledgement for a promise that
@@ -148,12 +149,14 @@ func (c *Client) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		level := slog.LevelWarn
 		if time.Since(started) >= steady {
 			wait.reset()
+			level = slog.LevelInfo // Controllers end streams now and then: the credentials are to be shown anew.
 		}
 		delay := wait.next()
 		c.metrics.reconnects.Inc()
-		c.logger.Warn("configuration stream ended", "address", c.config.Address, "error", err, "retry_in", delay)
+		c.logger.Log(ctx, level, "configuration stream ended", "address", c.config.Address, "error", err, "retry_in", delay)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()

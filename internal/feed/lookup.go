@@ -119,15 +119,15 @@ func (qs *questions) leave(addr netip.Addr, q *question) {
 	}
 }
 
-// open lists the keys of the questions without an answer.
-func (qs *questions) open() []string {
+// open returns the questions without an answer, by their keys.
+func (qs *questions) open() map[string]*question {
 	qs.mu.Lock()
 	defer qs.mu.Unlock()
-	keys := make([]string, 0, len(qs.unanswered))
-	for addr := range qs.unanswered {
-		keys = append(keys, workload.AddressKey(addr))
+	open := make(map[string]*question, len(qs.unanswered))
+	for addr, q := range qs.unanswered {
+		open[workload.AddressKey(addr)] = q
 	}
-	return keys
+	return open
 }
 
 // answer settles the questions that snapshot answers, and those that the

@@ -250,14 +250,14 @@ func TestOnDemand(t *testing.T) {
 			t.Error("the store does not know that it is partial")
 		}
 
-		// Found: from now on it is followed by its own name.
+		// Found: from now on it is followed.
 		asked := lookup(f, newborn, time.Second)
 		subscribes(t, s.request(), []string{"/" + newborn}, nil)
 		s.push(workload.AddressType, nil, pod("new", newborn))
 		if a := <-asked; !a.found {
 			t.Errorf("answer is %v", a)
 		}
-		subscribes(t, s.request(), []string{uid("new")}, []string{"/" + newborn})
+		s.quiet()
 
 		// It is asked for again on a new stream, and so is its latest version told.
 		s.cut()
@@ -274,6 +274,54 @@ func TestOnDemand(t *testing.T) {
 		if _, ok := f.store.Snapshot().WorkloadByUID(uid("new")); ok {
 			t.Error("it is still there")
 		}
+	})
+}
+
+// On demand, what was asked for is gone, and asked for once more.
+func TestOnDemandGoneAndBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newController(t)
+		f := run(t, c, func(config *feed.Config) { config.OnDemand = true })
+		s := c.accept()
+		s.first()
+		s.push(workload.ConfigType, nil, meshConfig)
+		for _, name := range []string{"one", "two"} {
+			asked := lookup(f, newborn, time.Second)
+			subscribes(t, s.request(), []string{"/" + newborn}, nil)
+			s.push(workload.AddressType, nil, pod(name, newborn))
+			if a := <-asked; !a.found {
+				t.Errorf("answer is %v", a)
+			}
+			s.push(workload.AddressType, []string{uid(name)})
+			subscribes(t, s.request(), nil, []string{"/" + newborn})
+		}
+	})
+}
+
+// On demand, client and controller are a message apart: what comes for a
+// subscription that is being taken back must not start a new one, or the two
+// would go on like that for ever.
+func TestOnDemandCrossing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newController(t)
+		f := run(t, c, func(config *feed.Config) { config.OnDemand = true })
+		s := c.accept()
+		s.first()
+		s.push(workload.ConfigType, nil, meshConfig)
+
+		asked := lookup(f, stranger, time.Second)
+		subscribes(t, s.request(), []string{"/" + stranger}, nil)
+		s.push(workload.AddressType, []string{"/" + stranger})
+		if a := <-asked; a.found {
+			t.Errorf("answer is %v", a)
+		}
+		// The controller has not read yet that the client takes it back.
+		s.send(workload.AddressType, nil, workloadtest.Resource(t, pod("late", stranger)))
+		subscribes(t, s.request(), nil, []string{"/" + stranger})
+		s.request() // The acknowledgement.
+		s.quiet()
+		s.push(workload.AddressType, []string{uid("late")})
+		s.quiet()
 	})
 }
 

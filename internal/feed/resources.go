@@ -103,6 +103,15 @@ func (rs *resources) names(typeURL string) []string {
 	return names
 }
 
+// has tells whether names has it.
+func (rs *resources) has(typeURL, name string) bool {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	_, good := rs.good[typeURL][name]
+	_, rejected := rs.rejected[typeURL][name]
+	return good || rejected
+}
+
 // list returns the resources of a type, in no order.
 func (rs *resources) list(typeURL string) (good, rejected []workload.Resource) {
 	rs.mu.Lock()

@@ -25,10 +25,8 @@ type stream struct {
 	*Client
 	ads discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
 	// awaiting are the types without a first response.
-	awaiting map[string]bool
-	// subscribed are the single address resources that the controller was
-	// asked for on this stream.
-	subscribed map[string]bool
+	awaiting  map[string]bool
+	addresses *subscriptions
 }
 
 // follow connects and follows the controller until the stream or ctx ends.
@@ -54,7 +52,7 @@ func (c *Client) follow(ctx context.Context) error {
 	ended := make(chan error, 1)
 	receiving.Go(func() { ended <- receive(ctx, ads, responses) })
 
-	s := &stream{Client: c, ads: ads, awaiting: map[string]bool{}, subscribed: map[string]bool{}}
+	s := &stream{Client: c, ads: ads, awaiting: map[string]bool{}, addresses: newSubscriptions(c.heldAddresses(), c.questions.open())}
 	if err := s.subscribeAll(); err != nil {
 		return s.explain(err, ended)
 	}
@@ -128,47 +126,45 @@ func (s *stream) subscribeAll() error {
 // subscription means all. With OnDemand it is none but what is named: the
 // protocol has no other way to say so than to take the wildcard back at once.
 func (s *stream) subscribeAddresses(request *discovery.DeltaDiscoveryRequest) {
-	names := s.wanted()
-	for _, name := range names {
-		s.subscribed[name] = true
+	if names := s.addresses.list(); len(names) > 0 || s.config.OnDemand {
+		request.ResourceNamesSubscribe = append([]string{wildcard}, names...)
 	}
 	if s.config.OnDemand {
-		request.ResourceNamesSubscribe = append([]string{wildcard}, names...)
 		request.ResourceNamesUnsubscribe = []string{wildcard}
-	} else if len(names) > 0 {
-		request.ResourceNamesSubscribe = append([]string{wildcard}, names...)
 	}
 }
 
-// wanted lists the address resources to be asked for by name: open questions,
-// and with OnDemand everything that is held.
-func (s *stream) wanted() []string {
-	names := s.questions.open()
-	if s.config.OnDemand {
-		names = append(names, s.resources.names(workload.AddressType)...)
-	}
-	return names
-}
-
-// ask brings the subscriptions to what is wanted now.
-func (s *stream) ask() error {
-	wanted := map[string]bool{}
-	request := &discovery.DeltaDiscoveryRequest{TypeUrl: workload.AddressType}
-	for _, name := range s.wanted() {
-		if wanted[name] = true; !s.subscribed[name] {
-			request.ResourceNamesSubscribe = append(request.ResourceNamesSubscribe, name)
-		}
-	}
-	for name := range s.subscribed {
-		if !wanted[name] {
-			request.ResourceNamesUnsubscribe = append(request.ResourceNamesUnsubscribe, name)
-		}
-	}
-	s.subscribed = wanted
-	if len(request.ResourceNamesSubscribe)+len(request.ResourceNamesUnsubscribe) == 0 {
+// heldAddresses lists what has to be subscribed to by name to be kept.
+func (c *Client) heldAddresses() []string {
+	if !c.config.OnDemand {
 		return nil
 	}
-	if err := s.ads.Send(request); err != nil {
+	return c.resources.names(workload.AddressType)
+}
+
+// holds tells whether a name stands for something that has to be subscribed to
+// by name to be kept.
+func (c *Client) holds(name string) bool {
+	if !c.config.OnDemand {
+		return false
+	}
+	if addr, ok := workload.ParseAddressKey(name); ok {
+		found, err := known(c.config.Store.Snapshot(), addr)
+		return found || err != nil
+	}
+	return c.resources.has(workload.AddressType, name)
+}
+
+// ask brings the subscriptions by name up to date.
+func (s *stream) ask() error {
+	subscribe, unsubscribe := s.addresses.update(s.questions.open(), s.holds)
+	if len(subscribe)+len(unsubscribe) == 0 {
+		return nil
+	}
+	err := s.ads.Send(&discovery.DeltaDiscoveryRequest{
+		TypeUrl: workload.AddressType, ResourceNamesSubscribe: subscribe, ResourceNamesUnsubscribe: unsubscribe,
+	})
+	if err != nil {
 		return fmt.Errorf("ask for addresses: %w", err)
 	}
 	return nil

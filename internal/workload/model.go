@@ -1,11 +1,12 @@
 // Package workload is the mesh as a data plane sees it: workloads, services and
 // what goes with them, parsed once from the wire and kept in immutable snapshots.
 //
-//	model.go                  the structs: addresses as netip, identities as spiffe.ID
-//	parse.go                  one resource of the wire -> one struct, or an error that names the field
-//	store.go                  applies deltas, publishes a Snapshot
-//	snapshot.go               what readers ask
-//	table.go index.go         maps whose copy costs as much as what changed, not as what they hold
+//	model.go               the structs: addresses as netip, identities as spiffe.ID
+//	parse*.go              one resource of the wire -> one struct, or an error that names the field
+//	store.go addresses.go  apply deltas, publish a Snapshot
+//	snapshot.go            what readers ask
+//	table.go index.go      maps whose copy costs as much as what changed, not as what they hold
+//	digest.go              the version of the whole, from the versions of its parts
 //
 // Invariants: a Snapshot and everything reached from it never changes. A
 // resource that cannot be read leaves its former state in place and is
