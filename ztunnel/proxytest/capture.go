@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 )
 
 const (
@@ -25,7 +26,7 @@ type Capture struct {
 	addr netip.Addr
 	// Looping, if set, makes connections to the application come back to the
 	// plaintext listener, as a lost permit of the kernel would.
-	Looping bool
+	Looping atomic.Bool
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -42,7 +43,7 @@ func (c *Capture) Dial(ctx context.Context, dst netip.AddrPort) (*net.TCPConn, e
 
 // DialApp connects the application from the client's address.
 func (c *Capture) DialApp(ctx context.Context, client netip.Addr, dst netip.AddrPort) (*net.TCPConn, error) {
-	if c.Looping {
+	if c.Looping.Load() {
 		return dialFrom(ctx, client, netip.AddrPortFrom(dst.Addr(), PlaintextPort))
 	}
 	return dialFrom(ctx, client, behind(dst))

@@ -177,7 +177,8 @@ func TestOneStalledConnectionStopsNoOther(t *testing.T) {
 			first := make([]byte, 5)
 			io.ReadFull(c, first)
 			if string(first) == "stall" {
-				return // with c open and unread
+				t.Cleanup(func() { c.Close() }) // open and unread until then
+				return
 			}
 			c.Write(first)
 		})
@@ -303,7 +304,7 @@ func TestPlaintextClientOfACapturedPod(t *testing.T) {
 func TestLoopIsFound(t *testing.T) {
 	m := New(t)
 	outsider, server := m.Pod("outsider", Plain), m.Pod("server").Start()
-	server.Capture.Looping = true
+	server.Capture.Looping.Store(true)
 	outsider.RefusedPlaintext(server.Addr)
 	time.Sleep(50 * time.Millisecond)
 	var loops int

@@ -201,14 +201,13 @@ func TestMetricsOfALiveConnection(t *testing.T) {
 			conn := client.Connect(server.Addr)
 			say(t, conn, "12345")
 			hear(t, conn, "12345")
+			// A byte is counted once it was passed on, so a moment later.
 			for _, reporter := range []string{"source", "destination"} {
 				for name, value := range map[string]float64{
 					"istio_tcp_connections_opened_total": 1, "istio_tcp_connections_closed_total": 0,
 					"istio_tcp_received_bytes_total": 5, "istio_tcp_sent_bytes_total": 5,
 				} {
-					if got := m.metric(name, reporter); got != value {
-						t.Errorf("%s of the %s is %v, want %v", name, reporter, got, value)
-					}
+					m.await(name+" of the "+reporter, func() bool { return m.metric(name, reporter) == value })
 				}
 			}
 			live := m.Conns.Live()
@@ -236,6 +235,15 @@ func (m *Mesh) ofDirection(direction string) map[string]any {
 	}
 	m.t.Fatalf("no %s connection in the access log", direction)
 	return nil
+}
+
+func (m *Mesh) await(what string, done func() bool) {
+	m.t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); !done(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			m.t.Fatalf("never: %s", what)
+		}
+	}
 }
 
 // metric sums a metric over the labels of one reporter.

@@ -39,21 +39,28 @@ type Mesh struct {
 	// To be set before pods start.
 	// IPv6 gives pods addresses of that family instead of IPv4.
 	IPv6 bool
-	// Lookup answers for the controller; it knows of nothing if nil.
-	Lookup func(ctx context.Context, addr netip.Addr) (bool, error)
 	// DrainTimeout of the proxies.
 	DrainTimeout time.Duration
-	// Policy of all pods; everything is admitted if nil.
-	Policy func(inbound.Connection) bool
 
 	t           testing.TB
 	poolMetrics *pool.Metrics
 	log         *slog.Logger
 	lines       lines
 
-	pods     map[string]*Pod // by uid
-	captured uint16          // the next port that a pod's outbound listener owns
+	captured uint16 // the next port that a pod's outbound listener owns
+
+	mu sync.Mutex
+	// Guarded by mu.
+	pods   map[string]*Pod // by uid
+	lookup Lookup
+	policy Policy
 }
+
+// Lookup answers for the controller.
+type Lookup func(ctx context.Context, addr netip.Addr) (found bool, err error)
+
+// Policy decides for all pods.
+type Policy func(inbound.Connection) bool
 
 // New makes a mesh without pods. It ends with the test.
 func New(t testing.TB) *Mesh {
@@ -64,6 +71,8 @@ func New(t testing.TB) *Mesh {
 		DrainTimeout: 500 * time.Millisecond,
 		t:            t,
 		pods:         map[string]*Pod{},
+		lookup:       func(context.Context, netip.Addr) (bool, error) { return false, nil },
+		policy:       func(inbound.Connection) bool { return true },
 		captured:     firstCaptured,
 	}
 	m.log = slog.New(slog.NewJSONHandler(&m.lines, nil))
@@ -112,27 +121,50 @@ func (m *Mesh) service(name, vip string, identities ...string) *api.Service {
 
 // Deliver is outbound.Local.
 func (m *Mesh) Deliver(ctx context.Context, target *workload.Workload, src outbound.LocalSource, dst netip.AddrPort) (outbound.LocalConn, error) {
-	p, ok := m.pods[target.UID]
-	if !ok || p.Inbound == nil {
+	m.mu.Lock()
+	var in *inbound.Listener
+	if p, ok := m.pods[target.UID]; ok {
+		in = p.Inbound
+	}
+	m.mu.Unlock()
+	if in == nil {
 		return nil, errors.New("not captured on this node")
 	}
-	c, err := p.Inbound.Local(ctx, src.Workload, src.Client, dst)
+	c, err := in.Local(ctx, src.Workload, src.Client, dst)
 	if err != nil {
 		return nil, err
 	}
 	return c, nil
 }
 
-// Authorize is inbound.Policy.
-func (m *Mesh) Authorize(c inbound.Connection) (bool, string) {
-	return m.Policy == nil || m.Policy(c), "test"
+// SetPolicy replaces the policy that admits everything.
+func (m *Mesh) SetPolicy(policy Policy) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.policy = policy
 }
 
-func (m *Mesh) lookup(ctx context.Context, addr netip.Addr) (bool, error) {
-	if m.Lookup == nil {
-		return false, nil
-	}
-	return m.Lookup(ctx, addr)
+// Authorize is inbound.Policy.
+func (m *Mesh) Authorize(c inbound.Connection) (bool, string) {
+	m.mu.Lock()
+	policy := m.policy
+	m.mu.Unlock()
+	return policy(c), "test"
+}
+
+// SetLookup replaces the controller that knows of nothing.
+func (m *Mesh) SetLookup(lookup Lookup) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.lookup = lookup
+}
+
+// Lookup is outbound.Config's.
+func (m *Mesh) Lookup(ctx context.Context, addr netip.Addr) (bool, error) {
+	m.mu.Lock()
+	lookup := m.lookup
+	m.mu.Unlock()
+	return lookup(ctx, addr)
 }
 
 // run runs something until the test ends or stop is called, and then waits for it.

@@ -71,7 +71,9 @@ func (m *Mesh) Pod(name string, changes ...func(*api.Workload)) *Pod {
 		mesh:      m,
 		published: w,
 	}
+	m.mu.Lock()
 	m.pods[w.Uid] = p
+	m.mu.Unlock()
 	m.Publish(w)
 	return p
 }
@@ -90,7 +92,7 @@ func (p *Pod) StartInbound() {
 	p.want()
 	tunnels, plaintext := p.Listen(15008), p.Listen(PlaintextPort)
 	p.CloseInbound = func() { tunnels.Close(); plaintext.Close() }
-	p.Inbound = inbound.New(inbound.Config{
+	in := inbound.New(inbound.Config{
 		HBONE:        tunnels,
 		Plaintext:    plaintext,
 		App:          p.Capture,
@@ -102,7 +104,10 @@ func (p *Pod) StartInbound() {
 		Logger:       p.mesh.log,
 		DrainTimeout: p.mesh.DrainTimeout,
 	})
-	p.StopInbound = p.mesh.run(p.Name+" inbound", p.Inbound.Run)
+	p.mesh.mu.Lock()
+	p.Inbound = in
+	p.mesh.mu.Unlock()
+	p.StopInbound = p.mesh.run(p.Name+" inbound", in.Run)
 }
 
 // StartOutbound starts what carries the connections that the pod opens.
@@ -117,7 +122,7 @@ func (p *Pod) StartOutbound() {
 		TLS:          func(expected ...spiffe.ID) *tls.Config { return p.mesh.Certs.ClientConfig(p.ID, expected...) },
 		Source:       p.workload,
 		Snapshot:     p.mesh.Store.Snapshot,
-		Lookup:       p.mesh.lookup,
+		Lookup:       p.mesh.Lookup,
 		Local:        p.mesh,
 		Conns:        p.mesh.Conns,
 		PoolMetrics:  p.mesh.poolMetrics,

@@ -124,7 +124,7 @@ func TestPolicyDecidesOverEveryWayIn(t *testing.T) {
 		t.Run(way.name, func(t *testing.T) {
 			m, client, server := way.make(t)
 			asked := make(chan inbound.Connection, 1)
-			m.Policy = func(c inbound.Connection) bool { asked <- c; return false }
+			m.SetPolicy(func(c inbound.Connection) bool { asked <- c; return false })
 			server.App(func(*net.TCPConn) { t.Error("the application was reached") })
 			client.Refused(server.Addr)
 			c := <-asked
@@ -141,7 +141,7 @@ func TestPolicyDecidesOverEveryWayIn(t *testing.T) {
 	t.Run("plaintext", func(t *testing.T) {
 		m := New(t)
 		outsider, server := m.Pod("outsider", Plain), m.Pod("server").Start()
-		m.Policy = func(c inbound.Connection) bool { return !c.Identity.IsZero() }
+		m.SetPolicy(func(c inbound.Connection) bool { return !c.Identity.IsZero() })
 		server.App(func(*net.TCPConn) { t.Error("the application was reached") })
 		outsider.RefusedPlaintext(server.Addr)
 	})
@@ -162,13 +162,13 @@ func TestUnknownAddressIsAskedFor(t *testing.T) {
 	t.Run("it is of the mesh", func(t *testing.T) {
 		m, client, server := setUp(t)
 		server.StartInbound()
-		m.Lookup = func(_ context.Context, addr netip.Addr) (bool, error) {
+		m.SetLookup(func(_ context.Context, addr netip.Addr) (bool, error) {
 			if addr != server.Addr {
 				t.Errorf("asked for %s", addr)
 			}
 			m.Publish(server.published)
 			return true, nil
-		}
+		})
 		conn := client.Connect(server.Addr)
 		say(t, conn, "hi")
 		hear(t, conn, "hi")
@@ -187,12 +187,12 @@ func TestUnknownAddressIsAskedFor(t *testing.T) {
 	})
 	t.Run("nobody knows", func(t *testing.T) {
 		m, client, server := setUp(t)
-		m.Lookup = func(ctx context.Context, _ netip.Addr) (bool, error) {
+		m.SetLookup(func(ctx context.Context, _ netip.Addr) (bool, error) {
 			if _, ok := ctx.Deadline(); !ok {
 				t.Error("asked without a deadline")
 			}
 			return false, errors.New("the controller is away")
-		}
+		})
 		client.Refused(server.Addr)
 		if line := m.Access(1)[0]; line["reason"] != "UnknownDestination" {
 			t.Errorf("logged %v", line)
