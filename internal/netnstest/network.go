@@ -148,6 +148,9 @@ func NewNetNS(t testing.TB) *NetNS {
 	return n
 }
 
+// Close lets go of the namespace before the test ends. It is gone with its last process and socket.
+func (n *NetNS) Close() error { return n.file.Close() }
+
 // Path is where the namespace can be opened, by other processes too.
 func (n *NetNS) Path() string {
 	return filepath.Join("/proc", fmt.Sprint(os.Getpid()), "fd", fmt.Sprint(n.file.Fd()))
@@ -210,7 +213,8 @@ func connect(inner, outer *NetNS, bridge, port string, addrs ...netip.Prefix) {
 	outer.must(func() error { return errors.Join(waitUp(port), waitUp(bridge)) })
 }
 
-// waitUp waits until a device carries packets and speaks IPv6. The kernel notices a carrier up to a second late.
+// waitUp waits until a device carries packets and all its addresses can be used. The kernel notices a carrier up to a second
+// late, and an address is tentative until a worker has looked at it, even if it does not look for duplicates.
 func waitUp(device string) error {
 	const limit, pause = 3 * time.Second, 2 * time.Millisecond
 	for start := time.Now(); time.Since(start) < limit; time.Sleep(pause) {
@@ -223,7 +227,8 @@ func waitUp(device string) error {
 			return err
 		}
 		speaks := slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IP.IsLinkLocalUnicast() })
-		if speaks && link.Attrs().OperState == netlink.OperUp {
+		waits := slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.Flags&unix.IFA_F_TENTATIVE != 0 })
+		if speaks && !waits && link.Attrs().OperState == netlink.OperUp {
 			return nil
 		}
 	}

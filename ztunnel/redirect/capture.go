@@ -66,8 +66,11 @@ func (c *Capture) StopOutbound() error {
 
 // Release lets the pod go: new connections go directly from here on. It then waits, no longer than ctx, until the
 // connections that wait in the listeners are accepted, and closes the listeners. Connections that were accepted live on,
-// and Dial and DialApp still work.
+// and Dial and DialApp still work. To release again is no error.
 func (c *Capture) Release(ctx context.Context) error {
+	if !c.held() {
+		return nil
+	}
 	if err := c.StopOutbound(); err != nil {
 		return err
 	}
@@ -76,6 +79,13 @@ func (c *Capture) Release(ctx context.Context) error {
 	}
 	c.waitForQueues(ctx)
 	return c.forget()
+}
+
+// held tells whether the pod is captured by this Capture.
+func (c *Capture) held() bool {
+	c.redirect.mu.Lock()
+	defer c.redirect.mu.Unlock()
+	return c.redirect.captures[c.pod.UID] == c
 }
 
 func (c *Capture) waitForQueues(ctx context.Context) {

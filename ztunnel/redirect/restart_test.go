@@ -197,6 +197,30 @@ func TestPodWithNewNamespace(t *testing.T) {
 	}
 }
 
+// A pod whose namespace ended while no process looked is forgotten like any other.
+func TestPodIsGoneAfterRestart(t *testing.T) {
+	network := netnstest.New(t, "a")
+	a := openNode(t, network.Node("a"))
+	pod := a.Pod("pod")
+	p := podOf(t, pod)
+	if _, err := a.Enroll(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	a.Close()
+	p.NetNS.Close()
+	pod.Close()
+	a.reopen(t)
+	if got := a.Adopted(); !slices.Equal(got, []string{"pod"}) {
+		t.Errorf("adopted %v", got)
+	}
+	if err := a.Forget("pod"); err != nil {
+		t.Error(err)
+	}
+	if uids, err := a.pins.uids(); err != nil || len(uids) != 0 {
+		t.Errorf("pinned: %v, %v", uids, err)
+	}
+}
+
 // An address that another pod has by now stays that pod's when the former owner is forgotten.
 func TestForgottenPodKeepsNoAddress(t *testing.T) {
 	network := netnstest.New(t, "a")
