@@ -2,7 +2,6 @@
 // once: in the access log and in the metrics.
 //
 //	conns.go    Registry: Open, Fail, the live ones, cutting one
-//	dump.go     the live ones, to be read by people
 //	reason.go   why a connection ended
 //	access.go   the one line of the access log
 //	metrics.go  istio_tcp_*, by the labels that dashboards query

@@ -172,24 +172,6 @@ func TestCuttingOneConnection(t *testing.T) {
 	}
 }
 
-func TestDump(t *testing.T) {
-	r := start(t)
-	c := r.Open(t.Context(), tunnelled(Inbound))
-	defer c.End(Closed, nil)
-	c.Moved(3, 4)
-	got, err := json.Marshal(r.Dump())
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := `[{"direction":"inbound","transport":"hbone","opened":"2026-01-02T03:04:05Z",` +
-		`"source":{"address":"10.0.1.1:40000","workload":"client-5d8-x","namespace":"shop","identity":"spiffe://cluster.local/ns/shop/sa/client"},` +
-		`"destination":{"address":"10.0.2.1:8080","workload":"web-7c9-y","namespace":"shop","identity":"spiffe://cluster.local/ns/shop/sa/web"},` +
-		`"tunnel":"10.0.2.1:15008","service":"shop/web.shop.svc.cluster.local","bytesToServer":3,"bytesToClient":4}]`
-	if string(got) != want {
-		t.Errorf("dumped %s", got)
-	}
-}
-
 // The labels' lookup and the record are all that a connection costs here.
 func BenchmarkOpenAndEnd(b *testing.B) {
 	r := New(Config{Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry()})
@@ -274,7 +256,7 @@ func tunnelled(d Direction) Attempt {
 			},
 		},
 		Tunnel:  netip.MustParseAddrPort("10.0.2.1:15008"),
-		Service: &workload.Service{Key: "shop/web.shop.svc.cluster.local", Name: "web", Namespace: "shop", Hostname: "web.shop.svc.cluster.local"},
+		Service: &workload.Service{Name: "web", Namespace: "shop", Hostname: "web.shop.svc.cluster.local"},
 		Started: began,
 	}
 }
