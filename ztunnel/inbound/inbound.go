@@ -59,7 +59,7 @@ type Config struct {
 	HBONE     *net.TCPListener
 	Plaintext *net.TCPListener
 	App       App
-	// TLS is what the pod's identity accepts tunnels with.
+	// TLS is what the pod's identity accepts tunnels with, by GetCertificate.
 	TLS *tls.Config
 	// Target is the pod that the Listener belongs to, from what its own node
 	// knows of it. Nil is refused.

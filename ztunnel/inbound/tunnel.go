@@ -31,11 +31,10 @@ type tunnel struct {
 func (l *Listener) serveTunnel(draining, cut context.Context, raw *net.TCPConn) {
 	t := tunnel{remote: addrPort(raw.RemoteAddr()), local: addrPort(raw.LocalAddr())}
 	started := time.Now()
-	conn := tls.Server(raw, l.cfg.TLS)
 	stop := context.AfterFunc(cut, func() { raw.Close() })
 	defer stop()
 
-	peer, err := handshake(cut, conn)
+	conn, peer, err := l.handshake(cut, raw)
 	if err != nil {
 		conn.Close() // in order, so that the peer gets our alert
 		l.cfg.Conns.Fail(conns.Attempt{
@@ -45,7 +44,7 @@ func (l *Listener) serveTunnel(draining, cut context.Context, raw *net.TCPConn) 
 			Destination: conns.Peer{Workload: l.cfg.Target()},
 			Tunnel:      t.local,
 			Started:     started,
-		}, conns.TLSFailed, err)
+		}, conns.ReasonOf(err), err)
 		return
 	}
 	t.peer = peer
@@ -57,13 +56,31 @@ func (l *Listener) serveTunnel(draining, cut context.Context, raw *net.TCPConn) 
 	}
 }
 
-func handshake(ctx context.Context, conn *tls.Conn) (spiffe.ID, error) {
+// handshake learns who the peer is. Its error is always a *conns.Failure.
+func (l *Listener) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, spiffe.ID, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
-	if err := conn.HandshakeContext(ctx); err != nil {
-		return spiffe.ID{}, fmt.Errorf("handshake: %w", err)
+	// What the handshake returns does not tell a peer that was not accepted from
+	// a certificate of our own that did not come.
+	var ownErr error
+	config := l.cfg.TLS.Clone()
+	config.GetCertificate = func(hello *tls.ClientHelloInfo) (certificate *tls.Certificate, err error) {
+		certificate, ownErr = l.cfg.TLS.GetCertificate(hello)
+		return certificate, ownErr
 	}
-	return certs.PeerID(conn.ConnectionState())
+	conn := tls.Server(raw, config)
+	err := conn.HandshakeContext(ctx)
+	switch {
+	case ownErr != nil:
+		return conn, spiffe.ID{}, conns.Fail(conns.IdentityFailed, ownErr)
+	case err != nil:
+		return conn, spiffe.ID{}, conns.Fail(conns.TLSFailed, fmt.Errorf("handshake: %w", err))
+	}
+	peer, err := certs.PeerID(conn.ConnectionState())
+	if err != nil {
+		return conn, spiffe.ID{}, conns.Fail(conns.TLSFailed, err)
+	}
+	return conn, peer, nil
 }
 
 // serveRequest carries one connection that is asked for through a tunnel. alive

@@ -66,8 +66,8 @@ type LocalConn interface {
 type Config struct {
 	Listener *net.TCPListener
 	Dialer   Dialer
-	// TLS makes the configuration with which the pod's identity connects to a
-	// peer that is one of expected.
+	// TLS makes the configuration, by GetClientCertificate, with which the pod's
+	// identity connects to a peer that is one of expected.
 	TLS func(expected ...spiffe.ID) *tls.Config
 	// Source is the pod that the Listener belongs to, from what its own node
 	// knows of it. Nil is refused.

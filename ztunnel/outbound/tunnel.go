@@ -46,8 +46,22 @@ func (l *Listener) dialTunnel(ctx context.Context, target pool.Target) (net.Conn
 	if err != nil {
 		return nil, conns.Fail(conns.ConnectFailed, fmt.Errorf("dial tunnel to %s: %w", target.Address, err))
 	}
-	conn := tls.Client(raw, l.cfg.TLS(target.Identities...))
-	if err := conn.HandshakeContext(ctx); err != nil {
+	config := l.cfg.TLS(target.Identities...)
+	// What the handshake returns does not tell a peer that was not accepted from
+	// a certificate of our own that did not come.
+	var ownErr error
+	get := config.GetClientCertificate
+	config.GetClientCertificate = func(r *tls.CertificateRequestInfo) (certificate *tls.Certificate, err error) {
+		certificate, ownErr = get(r)
+		return certificate, ownErr
+	}
+	conn := tls.Client(raw, config)
+	err = conn.HandshakeContext(ctx)
+	switch {
+	case ownErr != nil:
+		relay.Reset(raw)
+		return nil, conns.Fail(conns.IdentityFailed, ownErr)
+	case err != nil:
 		relay.Reset(raw)
 		return nil, conns.Fail(conns.TLSFailed, fmt.Errorf("handshake with %s: %w", target.Address, err))
 	}

@@ -76,6 +76,23 @@ func TestTunnelFailureIsNeverPlaintext(t *testing.T) {
 	}
 }
 
+// Without a certificate of its own a pod neither opens nor takes tunnels, and
+// the log says on which side that was.
+func TestNoCertificateOfItsOwn(t *testing.T) {
+	for _, side := range []string{"outbound", "inbound"} {
+		t.Run(side, func(t *testing.T) {
+			m, client, server := ways[0].make(t)
+			server.App(func(*net.TCPConn) { t.Error("the application was reached") })
+			lacking := map[string]*Pod{"outbound": client, "inbound": server}[side]
+			for range 2 { // each half of its proxy wants one
+				m.Certs.Forget(lacking.ID)
+			}
+			client.Refused(server.Addr)
+			want(t, m.ofDirection(side), map[string]any{"reason": "IdentityFailed", "response_flags": "IDENTITY_ERROR"})
+		})
+	}
+}
+
 // peer answers tunnels to the pod, and lets everything through that comes.
 func (m *Mesh) peer(p *Pod, config *tls.Config) {
 	l := p.Listen(15008)
