@@ -156,6 +156,13 @@ func (c *Client) Streams() int {
 	return len(c.s.streams)
 }
 
+// Limit is how many streams the peer allows at once, as far as it has said.
+func (c *Client) Limit() int {
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	return int(min(c.s.peerStreams, maxStreamID/2))
+}
+
 // Done is closed when the tunnel has ended and its goroutines with it.
 func (c *Client) Done() <-chan struct{} { return c.s.done }
 

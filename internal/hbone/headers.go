@@ -61,29 +61,34 @@ func (r *headerReader) read(fr *http2.Framer, hf *http2.HeadersFrame) (*block, e
 	return b, r.decode(b)
 }
 
-// decode fills b from the collected fragment.
+// decode fills b from the collected fragment. A list beyond the limit makes b
+// malformed; one far beyond it is an attack on memory or time and ends the
+// connection, before the rest is looked at.
 func (r *headerReader) decode(b *block) error {
 	b.pseudo, b.header = map[string]string{}, http.Header{}
-	left := r.maxList
-	r.dec.SetEmitEnabled(true)
+	size := 0
 	r.dec.SetEmitFunc(func(f hpack.HeaderField) {
-		if left -= int(f.Size()); left < 0 {
+		if size += int(f.Size()); size > r.maxList {
 			b.malformed = fmt.Errorf("headers exceed %d bytes", r.maxList)
-		} else if err := b.add(f); err != nil {
-			b.malformed = err
-		}
-		if b.malformed != nil {
-			r.dec.SetEmitEnabled(false)
+		} else if b.malformed == nil {
+			b.malformed = b.add(f)
 		}
 	})
-	_, err := r.dec.Write(r.fragment)
-	if err == nil {
-		err = r.dec.Close()
+	for rest := r.fragment; len(rest) > 0; {
+		const step = 1 << 10
+		n := min(step, len(rest))
+		if _, err := r.dec.Write(rest[:n]); err != nil {
+			return http2.ConnectionError(http2.ErrCodeCompression)
+		}
+		if size > excessHeaderList*r.maxList {
+			return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
+		}
+		rest = rest[n:]
 	}
 	if cap(r.fragment) > 4<<10 {
 		r.fragment = nil // an idle tunnel keeps no big buffer
 	}
-	if err != nil {
+	if r.dec.Close() != nil {
 		return http2.ConnectionError(http2.ErrCodeCompression)
 	}
 	return nil

@@ -36,6 +36,8 @@ func newRaw(t *testing.T, conn *tls.Conn, client bool) *raw {
 	p.enc = hpack.NewEncoder(&p.buf)
 	if client {
 		io.WriteString(conn, http2.ClientPreface)
+	} else if _, err := io.ReadFull(conn, make([]byte, len(http2.ClientPreface))); err != nil {
+		t.Fatal(err)
 	}
 	go p.watch()
 	return p
@@ -470,22 +472,18 @@ func TestClientAgainstBrokenServers(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c1, s1 := tlsPair(t)
-			p := newRaw(t, s1, false)
-			go func() {
-				io.ReadFull(s1, make([]byte, 0))
-				p.WriteSettings()
-			}()
 			client, err := hbone.NewClient(c1, hbone.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer client.Close()
+			p := newRaw(t, s1, false)
+			p.WriteSettings()
 			opened := make(chan error, 1)
 			go func() {
 				_, err := client.Open(t.Context(), hbone.Request{Authority: target})
 				opened <- err
 			}()
-			time.Sleep(20 * time.Millisecond)
+			p.expect(t, "HEADERS CONNECT")
 			c.answer(p)
 			select {
 			case err := <-opened:

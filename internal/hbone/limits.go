@@ -43,6 +43,8 @@ const (
 	// maxContinuations bounds the frames that a block of headers comes in; one
 	// would do, for what we announce.
 	maxContinuations = 16
+	// excessHeaderList, times the announced limit, is what no mistake explains.
+	excessHeaderList = 4
 	// maxHeaderBlock is the smallest maximum frame size (RFC 9113 section
 	// 4.2): what fits needs no CONTINUATION.
 	maxHeaderBlock = 16 << 10
