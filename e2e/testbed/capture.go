@@ -46,7 +46,7 @@ func Capture(ctx context.Context, filter string, run func() error) ([]Packet, er
 	}
 	file.Close()
 	defer os.Remove(file.Name())
-	recorder := inWire(ctx, "tcpdump", "-i", wireDevice, "-n", "-s", "0", "-U", "-w", file.Name(), "tcp and ("+filter+")")
+	recorder := inWire(ctx, "tcpdump", "-i", wireDevice, "-n", "-s", "0", "--immediate-mode", "-U", "-w", file.Name(), "tcp and ("+filter+")")
 	if err := record(recorder, run); err != nil {
 		return nil, err
 	}
