@@ -36,6 +36,8 @@ const (
 	PortHBONE = uint16(connectNumberPORT_HBONE)
 	// MaxPods is how many pods of one node can be captured at a time.
 	MaxPods = int(connectNumberMAX_PODS)
+	// MaxPodCgroups is how many cgroups of pods a node can have.
+	MaxPodCgroups = int(connectNumberMAX_POD_CGROUPS)
 	// MaxUID is the longest pod UID in bytes.
 	MaxUID = int(connectNumberUID_SIZE) - 1
 )
@@ -83,9 +85,16 @@ type Node struct {
 	verdicts []string // by number
 }
 
+// A Host is the network namespace of the node, whose connections pass the pods' listeners.
+type Host struct {
+	Cookie uint64
+	// PodCgroups are the ids of the cgroups below which all pods are, MaxPodCgroups at most: what is there does not pass.
+	PodCgroups []uint64
+}
+
 // Load loads the node's programs. The maps that outlive the process are taken from, or pinned to, the folder pins of a
-// BPF file system. hostCookie identifies the network namespace whose connections pass the pods' listeners.
-func Load(pins string, hostCookie uint64) (_ *Node, err error) {
+// BPF file system.
+func Load(pins string, host Host) (_ *Node, err error) {
 	connect, err := loadConnect()
 	if err != nil {
 		return nil, err
@@ -112,8 +121,8 @@ func Load(pins string, hostCookie uint64) (_ *Node, err error) {
 			n.Close()
 		}
 	}()
-	if err := permit.Variables[permitVarHostCookie].Set(hostCookie); err != nil {
-		return nil, fmt.Errorf("set %s: %w", permitVarHostCookie, err)
+	if err := setHost(host, connect, permit); err != nil {
+		return nil, err
 	}
 	var programs struct {
 		connectPrograms
@@ -129,6 +138,28 @@ func Load(pins string, hostCookie uint64) (_ *Node, err error) {
 	}
 	n.Permit = programs.PermitSockops
 	return n, nil
+}
+
+func setHost(host Host, connect, permit *ebpf.CollectionSpec) error {
+	if len(host.PodCgroups) > MaxPodCgroups {
+		return fmt.Errorf("%d cgroups of pods, %d at most", len(host.PodCgroups), MaxPodCgroups)
+	}
+	var cgroups [connectNumberMAX_POD_CGROUPS]uint64
+	copy(cgroups[:], host.PodCgroups)
+	for _, v := range []struct {
+		spec  *ebpf.CollectionSpec
+		name  string
+		value any
+	}{
+		{connect, connectVarHostCookie, host.Cookie},
+		{connect, connectVarPodCgroups, cgroups},
+		{permit, permitVarHostCookie, host.Cookie},
+	} {
+		if err := v.spec.Variables[v.name].Set(v.value); err != nil {
+			return fmt.Errorf("set %s: %w", v.name, err)
+		}
+	}
+	return nil
 }
 
 // loadMaps creates every mesh_ map, or takes it from its pin. The listeners are not pinned: they end with the process.

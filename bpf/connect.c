@@ -13,6 +13,13 @@
 #define ALLOW 1
 #define DENY 0 /* connect(2) returns EPERM */
 
+/* Levels of the cgroup hierarchy in which the cgroup of all pods is looked for: nested nodes have it at the fourth. */
+#define CGROUP_LEVELS 8
+
+/* Set at load. */
+const volatile __u64 host_cookie; /* of the node's network namespace */
+const volatile __u64 pod_cgroups[MAX_POD_CGROUPS]; /* ids of the cgroups below which all pods are; zero: none */
+
 static __always_inline int end(enum verdict verdict, int answer)
 {
 	count(verdict);
@@ -84,6 +91,36 @@ static __always_inline bool delivery_is_taken(struct bpf_sock_addr *ctx, struct 
 	return state != BPF_TCP_LISTEN;
 }
 
+static __always_inline bool caller_is_pod(void)
+{
+#pragma unroll
+	for (int level = 1; level <= CGROUP_LEVELS; level++) {
+		__u64 id = bpf_get_current_ancestor_cgroup_id(level);
+
+		if (!id)
+			return false;
+#pragma unroll
+		for (int i = 0; i < MAX_POD_CGROUPS; i++)
+			if (id == pod_cgroups[i])
+				return true;
+	}
+	return false;
+}
+
+/* The node's processes may pass pods' listeners, but not the pods that use its network: they get a tag, for permit cannot tell
+ * who connects. */
+static __always_inline int not_enrolled(struct bpf_sock_addr *ctx, __u64 cookie, const struct addr *destination)
+{
+	enum own host_pod = OWN_HOST_POD;
+	struct bpf_sock *sk = ctx->sk;
+
+	if (cookie != host_cookie || !bpf_map_lookup_elem(&mesh_pods, destination) || !caller_is_pod())
+		return end(VERDICT_CONNECT_NOT_ENROLLED, ALLOW);
+	if (!sk || !bpf_sk_storage_get(&mesh_own, sk, &host_pod, BPF_SK_STORAGE_GET_F_CREATE))
+		return end(VERDICT_CONNECT_DENIED_TAG, DENY);
+	return end(VERDICT_CONNECT_HOST_POD, ALLOW);
+}
+
 static __always_inline int connect_decide(struct bpf_sock_addr *ctx, const struct addr *destination)
 {
 	__u64 cookie = bpf_get_netns_cookie(ctx);
@@ -95,7 +132,7 @@ static __always_inline int connect_decide(struct bpf_sock_addr *ctx, const struc
 	enum own *own;
 
 	if (!pod)
-		return end(VERDICT_CONNECT_NOT_ENROLLED, ALLOW);
+		return not_enrolled(ctx, cookie, destination);
 	if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_MULTIPATH_TCP)
 		return end(VERDICT_CONNECT_NOT_TCP, ALLOW);
 	sk = ctx->sk;

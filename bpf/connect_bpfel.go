@@ -44,11 +44,12 @@ const (
 type connectNumber uint32
 
 const (
-	connectNumberMARK       connectNumber = 1337
-	connectNumberPORT_HBONE connectNumber = 15008
-	connectNumberMAX_PODS   connectNumber = 1024
-	connectNumberSLOT_SIZE  connectNumber = 4
-	connectNumberUID_SIZE   connectNumber = 64
+	connectNumberMARK            connectNumber = 1337
+	connectNumberPORT_HBONE      connectNumber = 15008
+	connectNumberMAX_PODS        connectNumber = 1024
+	connectNumberSLOT_SIZE       connectNumber = 4
+	connectNumberMAX_POD_CGROUPS connectNumber = 4
+	connectNumberUID_SIZE        connectNumber = 64
 )
 
 type connectOwn uint32
@@ -57,42 +58,45 @@ const (
 	connectOwnOWN_NONE     connectOwn = 0
 	connectOwnOWN_TUNNEL   connectOwn = 1
 	connectOwnOWN_DELIVERY connectOwn = 2
+	connectOwnOWN_HOST_POD connectOwn = 3
 )
 
 type connectVerdict uint32
 
 const (
 	connectVerdictVERDICT_CONNECT_NOT_ENROLLED          connectVerdict = 0
-	connectVerdictVERDICT_CONNECT_NOT_TCP               connectVerdict = 1
-	connectVerdictVERDICT_CONNECT_OWN                   connectVerdict = 2
-	connectVerdictVERDICT_CONNECT_LOCAL                 connectVerdict = 3
-	connectVerdictVERDICT_CONNECT_LINK_LOCAL            connectVerdict = 4
-	connectVerdictVERDICT_CONNECT_CAPTURED              connectVerdict = 5
-	connectVerdictVERDICT_CONNECT_DENIED_NO_SOCKET      connectVerdict = 6
-	connectVerdictVERDICT_CONNECT_DENIED_NO_ADDRESS     connectVerdict = 7
-	connectVerdictVERDICT_CONNECT_DENIED_FOREIGN_SOURCE connectVerdict = 8
-	connectVerdictVERDICT_CONNECT_DENIED_UNBIND         connectVerdict = 9
-	connectVerdictVERDICT_CONNECT_DENIED_MARK           connectVerdict = 10
-	connectVerdictVERDICT_CONNECT_DENIED_TAKEN          connectVerdict = 11
-	connectVerdictVERDICT_PERMIT_OTHER_CALLBACK         connectVerdict = 12
-	connectVerdictVERDICT_PERMIT_NOT_OURS               connectVerdict = 13
-	connectVerdictVERDICT_PERMIT_NOT_ENROLLED           connectVerdict = 14
-	connectVerdictVERDICT_PERMIT_TUNNEL_PORT            connectVerdict = 15
-	connectVerdictVERDICT_PERMIT_GRANTED                connectVerdict = 16
-	connectVerdictVERDICT_PERMIT_REFUSED                connectVerdict = 17
-	connectVerdictVERDICT_PERMIT_WITHDRAWN              connectVerdict = 18
-	connectVerdictVERDICT_STEER_NOT_TCP                 connectVerdict = 19
-	connectVerdictVERDICT_STEER_LOCAL                   connectVerdict = 20
-	connectVerdictVERDICT_STEER_FOREIGN                 connectVerdict = 21
-	connectVerdictVERDICT_STEER_ASKED                   connectVerdict = 22
-	connectVerdictVERDICT_STEER_PERMITTED               connectVerdict = 23
-	connectVerdictVERDICT_STEER_OUTBOUND                connectVerdict = 24
-	connectVerdictVERDICT_STEER_PLAINTEXT               connectVerdict = 25
-	connectVerdictVERDICT_STEER_HBONE                   connectVerdict = 26
-	connectVerdictVERDICT_STEER_DROPPED_OWN_PORT        connectVerdict = 27
-	connectVerdictVERDICT_STEER_DROPPED_NO_LISTENER     connectVerdict = 28
-	connectVerdictVERDICT_STEER_DROPPED_ASSIGN          connectVerdict = 29
-	connectVerdictVERDICT_COUNT                         connectVerdict = 30
+	connectVerdictVERDICT_CONNECT_HOST_POD              connectVerdict = 1
+	connectVerdictVERDICT_CONNECT_NOT_TCP               connectVerdict = 2
+	connectVerdictVERDICT_CONNECT_OWN                   connectVerdict = 3
+	connectVerdictVERDICT_CONNECT_LOCAL                 connectVerdict = 4
+	connectVerdictVERDICT_CONNECT_LINK_LOCAL            connectVerdict = 5
+	connectVerdictVERDICT_CONNECT_CAPTURED              connectVerdict = 6
+	connectVerdictVERDICT_CONNECT_DENIED_TAG            connectVerdict = 7
+	connectVerdictVERDICT_CONNECT_DENIED_NO_SOCKET      connectVerdict = 8
+	connectVerdictVERDICT_CONNECT_DENIED_NO_ADDRESS     connectVerdict = 9
+	connectVerdictVERDICT_CONNECT_DENIED_FOREIGN_SOURCE connectVerdict = 10
+	connectVerdictVERDICT_CONNECT_DENIED_UNBIND         connectVerdict = 11
+	connectVerdictVERDICT_CONNECT_DENIED_MARK           connectVerdict = 12
+	connectVerdictVERDICT_CONNECT_DENIED_TAKEN          connectVerdict = 13
+	connectVerdictVERDICT_PERMIT_OTHER_CALLBACK         connectVerdict = 14
+	connectVerdictVERDICT_PERMIT_NOT_OURS               connectVerdict = 15
+	connectVerdictVERDICT_PERMIT_NOT_ENROLLED           connectVerdict = 16
+	connectVerdictVERDICT_PERMIT_TUNNEL_PORT            connectVerdict = 17
+	connectVerdictVERDICT_PERMIT_GRANTED                connectVerdict = 18
+	connectVerdictVERDICT_PERMIT_REFUSED                connectVerdict = 19
+	connectVerdictVERDICT_PERMIT_WITHDRAWN              connectVerdict = 20
+	connectVerdictVERDICT_STEER_NOT_TCP                 connectVerdict = 21
+	connectVerdictVERDICT_STEER_LOCAL                   connectVerdict = 22
+	connectVerdictVERDICT_STEER_FOREIGN                 connectVerdict = 23
+	connectVerdictVERDICT_STEER_ASKED                   connectVerdict = 24
+	connectVerdictVERDICT_STEER_PERMITTED               connectVerdict = 25
+	connectVerdictVERDICT_STEER_OUTBOUND                connectVerdict = 26
+	connectVerdictVERDICT_STEER_PLAINTEXT               connectVerdict = 27
+	connectVerdictVERDICT_STEER_HBONE                   connectVerdict = 28
+	connectVerdictVERDICT_STEER_DROPPED_OWN_PORT        connectVerdict = 29
+	connectVerdictVERDICT_STEER_DROPPED_NO_LISTENER     connectVerdict = 30
+	connectVerdictVERDICT_STEER_DROPPED_ASSIGN          connectVerdict = 31
+	connectVerdictVERDICT_COUNT                         connectVerdict = 32
 )
 
 // Names of all BPF objects in the ELF.
@@ -107,8 +111,10 @@ const (
 	connectMapMeshVerdicts     = "mesh_verdicts"
 	connectProgConnectConnect4 = "connect_connect4"
 	connectProgConnectConnect6 = "connect_connect6"
+	connectVarHostCookie       = "host_cookie"
 	connectVarListenerInBtf    = "listener_in_btf"
 	connectVarNumberInBtf      = "number_in_btf"
+	connectVarPodCgroups       = "pod_cgroups"
 )
 
 // loadConnect returns the embedded CollectionSpec for connect.
@@ -173,8 +179,10 @@ type connectMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type connectVariableSpecs struct {
+	HostCookie    *ebpf.VariableSpec `ebpf:"host_cookie"`
 	ListenerInBtf *ebpf.VariableSpec `ebpf:"listener_in_btf"`
 	NumberInBtf   *ebpf.VariableSpec `ebpf:"number_in_btf"`
+	PodCgroups    *ebpf.VariableSpec `ebpf:"pod_cgroups"`
 }
 
 // connectObjects contains all objects after they have been loaded into the kernel.
@@ -220,8 +228,10 @@ func (m *connectMaps) Close() error {
 //
 // It can be passed to loadConnectObjects or ebpf.CollectionSpec.LoadAndAssign.
 type connectVariables struct {
+	HostCookie    *ebpf.Variable `ebpf:"host_cookie"`
 	ListenerInBtf *ebpf.Variable `ebpf:"listener_in_btf"`
 	NumberInBtf   *ebpf.Variable `ebpf:"number_in_btf"`
+	PodCgroups    *ebpf.Variable `ebpf:"pod_cgroups"`
 }
 
 // connectPrograms contains all programs after they have been loaded into the kernel.

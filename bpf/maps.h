@@ -29,7 +29,8 @@ struct {
 	__type(value, __u64);
 } mesh_pods SEC(".maps");
 
-/* Socket -> enum own. Written by Go on sockets it holds, which pods cannot do; ends with the socket. Pinned. */
+/* Socket -> enum own. Written by Go on sockets it holds, which pods cannot do, and OWN_HOST_POD by connect; ends with the
+ * socket. Pinned. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

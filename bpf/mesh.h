@@ -26,6 +26,8 @@ enum number {
 	MAX_PODS = 1024,
 	/* Listeners of one pod in mesh_listeners: enum listener, and one to spare. */
 	SLOT_SIZE = 4,
+	/* Cgroups that hold all pods: one, or two where a kubelet was set up anew. */
+	MAX_POD_CGROUPS = 4,
 	/* Longest pod UID that is remembered, its terminating zero included. */
 	UID_SIZE = 64,
 };
@@ -42,48 +44,52 @@ enum permit {
 	PERMIT_ASKED = 0,
 };
 
-/* Value in mesh_own: what ztunnel made the socket for. */
+/* Value in mesh_own: whose the socket is, if not anyone's. */
 enum own {
 	OWN_NONE = 0,
-	/* To another node, another pod, or outside: never captured again, never let past a pod's listeners. */
+	/* ztunnel's, to another node, another pod, or outside: never captured again, never let past a pod's listeners. */
 	OWN_TUNNEL = 1,
-	/* To the application of the pod whose namespace it is in: let past that pod's listeners. */
+	/* ztunnel's, to the application of the pod whose namespace it is in: let past that pod's listeners. */
 	OWN_DELIVERY = 2,
+	/* A pod's in the node's namespace: not let past a pod's listeners as the node's other processes are. */
+	OWN_HOST_POD = 3,
 };
 
 /* How each run of each program ended: index into mesh_verdicts. Append only: the counters are pinned. */
 enum verdict {
 	VERDICT_CONNECT_NOT_ENROLLED = 0,
-	VERDICT_CONNECT_NOT_TCP = 1,
-	VERDICT_CONNECT_OWN = 2,
-	VERDICT_CONNECT_LOCAL = 3,
-	VERDICT_CONNECT_LINK_LOCAL = 4,
-	VERDICT_CONNECT_CAPTURED = 5,
-	VERDICT_CONNECT_DENIED_NO_SOCKET = 6,
-	VERDICT_CONNECT_DENIED_NO_ADDRESS = 7,
-	VERDICT_CONNECT_DENIED_FOREIGN_SOURCE = 8,
-	VERDICT_CONNECT_DENIED_UNBIND = 9,
-	VERDICT_CONNECT_DENIED_MARK = 10,
-	VERDICT_CONNECT_DENIED_TAKEN = 11,
-	VERDICT_PERMIT_OTHER_CALLBACK = 12,
-	VERDICT_PERMIT_NOT_OURS = 13,
-	VERDICT_PERMIT_NOT_ENROLLED = 14,
-	VERDICT_PERMIT_TUNNEL_PORT = 15,
-	VERDICT_PERMIT_GRANTED = 16,
-	VERDICT_PERMIT_REFUSED = 17,
-	VERDICT_PERMIT_WITHDRAWN = 18,
-	VERDICT_STEER_NOT_TCP = 19,
-	VERDICT_STEER_LOCAL = 20,
-	VERDICT_STEER_FOREIGN = 21,
-	VERDICT_STEER_ASKED = 22,
-	VERDICT_STEER_PERMITTED = 23,
-	VERDICT_STEER_OUTBOUND = 24,
-	VERDICT_STEER_PLAINTEXT = 25,
-	VERDICT_STEER_HBONE = 26,
-	VERDICT_STEER_DROPPED_OWN_PORT = 27,
-	VERDICT_STEER_DROPPED_NO_LISTENER = 28,
-	VERDICT_STEER_DROPPED_ASSIGN = 29,
-	VERDICT_COUNT = 30,
+	VERDICT_CONNECT_HOST_POD = 1,
+	VERDICT_CONNECT_NOT_TCP = 2,
+	VERDICT_CONNECT_OWN = 3,
+	VERDICT_CONNECT_LOCAL = 4,
+	VERDICT_CONNECT_LINK_LOCAL = 5,
+	VERDICT_CONNECT_CAPTURED = 6,
+	VERDICT_CONNECT_DENIED_TAG = 7,
+	VERDICT_CONNECT_DENIED_NO_SOCKET = 8,
+	VERDICT_CONNECT_DENIED_NO_ADDRESS = 9,
+	VERDICT_CONNECT_DENIED_FOREIGN_SOURCE = 10,
+	VERDICT_CONNECT_DENIED_UNBIND = 11,
+	VERDICT_CONNECT_DENIED_MARK = 12,
+	VERDICT_CONNECT_DENIED_TAKEN = 13,
+	VERDICT_PERMIT_OTHER_CALLBACK = 14,
+	VERDICT_PERMIT_NOT_OURS = 15,
+	VERDICT_PERMIT_NOT_ENROLLED = 16,
+	VERDICT_PERMIT_TUNNEL_PORT = 17,
+	VERDICT_PERMIT_GRANTED = 18,
+	VERDICT_PERMIT_REFUSED = 19,
+	VERDICT_PERMIT_WITHDRAWN = 20,
+	VERDICT_STEER_NOT_TCP = 21,
+	VERDICT_STEER_LOCAL = 22,
+	VERDICT_STEER_FOREIGN = 23,
+	VERDICT_STEER_ASKED = 24,
+	VERDICT_STEER_PERMITTED = 25,
+	VERDICT_STEER_OUTBOUND = 26,
+	VERDICT_STEER_PLAINTEXT = 27,
+	VERDICT_STEER_HBONE = 28,
+	VERDICT_STEER_DROPPED_OWN_PORT = 29,
+	VERDICT_STEER_DROPPED_NO_LISTENER = 30,
+	VERDICT_STEER_DROPPED_ASSIGN = 31,
+	VERDICT_COUNT = 32,
 };
 
 /* An IPv6 address, or an IPv4 one as ::ffff:a.b.c.d, in network byte order. All zero: no address. */

@@ -2,8 +2,8 @@
 
 //go:build ignore
 
-/* Which connections may reach a captured pod's application past ztunnel: the node's own (the kubelet's probes), and
- * those by which ztunnel delivers what it let in.
+/* Which connections may reach a captured pod's application past ztunnel: the node's own (the kubelet's probes; not those of
+ * pods that use the node's network), and those by which ztunnel delivers what it let in.
  *
  * Runs as the SYN is about to leave, when the local port is known, and notes the 4-tuple for steer. The note stays until
  * the socket closes, because a handshake under SYN cookies looks the listener up a second time.

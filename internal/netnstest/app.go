@@ -24,25 +24,24 @@ type Process struct {
 	kill    sync.Once
 }
 
-// Start runs a role in this namespace, with more environment variables ("NAME=value").
-func (n *NetNS) StartRole(role string, environment ...string) *Process {
-	n.t.Helper()
-	return start(n.t, n.Do, role, environment)
-}
-
-// StartRole runs a role in the test's own network namespace, which is empty.
+// StartRole runs a role in the test's own network namespace, which is empty, with more environment variables ("NAME=value").
 func StartRole(t testing.TB, role string, environment ...string) *Process {
 	t.Helper()
-	return start(t, func(f func() error) error { return f() }, role, environment)
+	return start(t, func(f func() error) error { return f() }, Cgroup(), role, environment)
 }
 
-func start(t testing.TB, in func(func() error) error, role string, environment []string) *Process {
+func start(t testing.TB, in func(func() error) error, cgroup, role string, environment []string) *Process {
 	t.Helper()
 	p := &Process{command: exec.Command("/proc/self/exe")}
 	p.command.Env = append(os.Environ(), roleVariable+"="+role)
 	p.command.Env = append(p.command.Env, environment...)
 	p.command.Stderr = os.Stderr
-	var err error
+	dir, err := os.Open(cgroup)
+	if err != nil {
+		t.Fatalf("start %s: %v", role, err)
+	}
+	defer dir.Close()
+	p.command.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
 	if p.Stdin, err = p.command.StdinPipe(); err != nil {
 		t.Fatalf("start %s: %v", role, err)
 	}
@@ -77,7 +76,13 @@ type App struct {
 // Start runs an application in the namespace.
 func (n *NetNS) Start() *App {
 	n.t.Helper()
-	p := n.StartRole(appRole)
+	return n.StartIn(Cgroup())
+}
+
+// StartIn runs an application in the namespace and in a cgroup, a folder below Cgroup.
+func (n *NetNS) StartIn(cgroup string) *App {
+	n.t.Helper()
+	p := start(n.t, n.Do, cgroup, appRole, nil)
 	return &App{t: n.t, process: p, encoder: json.NewEncoder(p.Stdin), decoder: json.NewDecoder(p.Stdout)}
 }
 

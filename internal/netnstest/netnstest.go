@@ -72,7 +72,7 @@ func isolate() (int, error) {
 	if err := os.Mkdir(cgroup, 0o755); err != nil {
 		return 0, fmt.Errorf("make cgroup: %w", err)
 	}
-	defer os.Remove(cgroup)
+	defer removeCgroup(cgroup)
 	dir, err := os.Open(cgroup)
 	if err != nil {
 		return 0, fmt.Errorf("open cgroup: %w", err)
@@ -121,9 +121,32 @@ func removeStale(root string) {
 	for _, group := range groups {
 		pid := strings.TrimPrefix(filepath.Base(group), cgroupPrefix)
 		if _, err := os.Stat("/proc/" + pid); errors.Is(err, fs.ErrNotExist) {
-			os.Remove(group)
+			removeCgroup(group)
 		}
 	}
+}
+
+// removeCgroup removes a cgroup without processes, and those in it.
+func removeCgroup(group string) {
+	entries, _ := os.ReadDir(group)
+	for _, e := range entries {
+		if e.IsDir() {
+			removeCgroup(filepath.Join(group, e.Name()))
+		}
+	}
+	os.Remove(group)
+}
+
+// AddCgroup makes a cgroup below Cgroup, with its parents, until the test ends.
+func AddCgroup(t testing.TB, name string) string {
+	t.Helper()
+	path := filepath.Join(Cgroup(), name)
+	if err := os.MkdirAll(path, 0o755); err != nil {
+		t.Fatalf("make cgroup: %v", err)
+	}
+	top, _, _ := strings.Cut(name, "/")
+	t.Cleanup(func() { removeCgroup(filepath.Join(Cgroup(), top)) })
+	return path
 }
 
 // BPFFS mounts a BPF file system for the test, and returns its folder.

@@ -156,6 +156,34 @@ func TestNodeReachesItsPodsDirectly(t *testing.T) {
 	}
 }
 
+// A pod that uses the node's network is no process of the node's: it goes through ztunnel like anyone.
+func TestPodInTheNodesNetworkHasNoPassage(t *testing.T) {
+	network := netnstest.New(t, "a")
+	cgroups := []string{
+		netnstest.AddCgroup(t, "kubepods.slice/kubepods-burstable.slice/pod1"),
+		netnstest.AddCgroup(t, "kubelet.slice/kubelet-kubepods.slice/pod2"),
+		netnstest.AddCgroup(t, "kubelet/kubepods/besteffort/pod3"),
+	}
+	kubelets := []string{netnstest.Cgroup(), netnstest.AddCgroup(t, "system.slice/kubelet.service")}
+	a := openNode(t, network.Node("a"))
+	pod := a.Pod("pod")
+	pod.Start().Listen("[::]:8080")
+	u := a.capture(t, pod)
+	for _, ip := range []netip.Addr{pod.IPv4, pod.IPv6} {
+		dst := netip.AddrPortFrom(ip, appPort)
+		for _, cgroup := range cgroups {
+			mustDial(t, a.StartIn(cgroup), dst)
+			if got := u.take(); len(got) != 1 || got[0].at != bpf.Plaintext || got[0].dst != dst {
+				t.Errorf("from %s to %s: arrived %v", cgroup, ip, got)
+			}
+		}
+		for _, cgroup := range kubelets {
+			mustDial(t, a.StartIn(cgroup), dst)
+			expect(t, u)
+		}
+	}
+}
+
 // Passage is for one connection: once the node's is closed, another client with the same address and port has none.
 func TestPassageEndsWithTheConnection(t *testing.T) {
 	network := netnstest.New(t, "a")

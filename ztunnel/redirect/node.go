@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"github.com/ambit-mesh/ambit/bpf"
 	"github.com/ambit-mesh/ambit/ztunnel/podns"
 )
 
@@ -163,17 +164,61 @@ func explain(detail string, err error) error {
 	return capabilityMissing(detail, err)
 }
 
-// hostCookie identifies the network namespace of the node, whose connections pass the listeners of its pods.
-func hostCookie(path string) (uint64, error) {
-	host, err := podns.Open(path)
+// findHost finds the network namespace of the node, whose connections pass the listeners of its pods, and the cgroups of the
+// pods that share it.
+func findHost(netns, cgroup string) (bpf.Host, error) {
+	host, err := podns.Open(netns)
 	if err != nil {
-		return 0, &Problem{
+		return bpf.Host{}, &Problem{
 			Code:   HostNetNSMissing,
-			Detail: fmt.Sprintf("The node's network namespace cannot be opened at %s.", path),
+			Detail: fmt.Sprintf("The node's network namespace cannot be opened at %s.", netns),
 			Fix:    "Mount the node's /proc/1/ns/net into ztunnel as a hostPath, or give its container SYS_PTRACE and the node's /proc.",
 			Err:    err,
 		}
 	}
 	defer host.Close()
-	return host.Cookie(), nil
+	ids, err := podCgroups(cgroup, podCgroupDepth)
+	if err != nil {
+		return bpf.Host{}, fmt.Errorf("find the cgroup of pods: %w", err)
+	}
+	if len(ids) > bpf.MaxPodCgroups {
+		return bpf.Host{}, fmt.Errorf("find the cgroup of pods: %d below %s, %d at most", len(ids), cgroup, bpf.MaxPodCgroups)
+	}
+	return bpf.Host{Cookie: host.Cookie(), PodCgroups: ids}, nil
+}
+
+// podCgroupDepth is how far below the node's root a kubelet may have been told to put its pods: by --cgroup-root, commonly one
+// level.
+const podCgroupDepth = 3
+
+// podCgroups returns the ids of the cgroups in which kubelets put all pods: kubepods, or by systemd's rules kubepods.slice,
+// PARENT-kubepods.slice. Where only cgroup version 1 has them there is none.
+func podCgroups(dir string, depth int) ([]uint64, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // ended meanwhile
+	}
+	if err != nil {
+		return nil, err
+	}
+	var ids []uint64
+	for _, e := range entries {
+		path, name := filepath.Join(dir, e.Name()), e.Name()
+		switch {
+		case !e.IsDir():
+		case name == "kubepods" || name == "kubepods.slice" || strings.HasSuffix(name, "-kubepods.slice"):
+			var stat unix.Stat_t
+			if err := unix.Stat(path, &stat); err != nil {
+				return nil, fmt.Errorf("stat %s: %w", path, err)
+			}
+			ids = append(ids, stat.Ino)
+		case depth > 1:
+			below, err := podCgroups(path, depth-1)
+			if err != nil {
+				return nil, err
+			}
+			ids = append(ids, below...)
+		}
+	}
+	return ids, nil
 }

@@ -17,8 +17,9 @@
 // and from captured pods are refused until the next process adopts the pins and puts listeners in, link by link, each in
 // one step. A pod's listeners, addresses and program are its own: no lookup can reach another pod's.
 //
-// Past the listeners go only connections that ztunnel delivers, and those of the node's own network namespace: all of its
-// processes, not the kubelet alone. UDP and other protocols are left alone, and so are link-local IPv6 addresses and
+// Past the listeners go only connections that ztunnel delivers, and those of the node's own processes: of its network
+// namespace, whether the kubelet's or another's, but not those of pods that use the node's network. Which these are is known
+// by their cgroup: where only cgroup version 1 has the pods' cgroups, they pass too. UDP and other protocols are left alone, and so are link-local IPv6 addresses and
 // networks other than the pod's first.
 //
 // Which pod is captured when, and whose a namespace is, is the pods package's job; what happens on a connection is
@@ -113,21 +114,21 @@ func Open(config Config) (_ *Redirect, err error) {
 	if err := errors.Join(checkKernel(config.Probe), checkBPFFS(config.PinDir), checkCgroup2(config.CgroupPath)); err != nil {
 		return nil, err
 	}
-	cookie, err := hostCookie(config.HostNetNS)
+	host, err := findHost(config.HostNetNS, config.CgroupPath)
 	if err != nil {
 		return nil, err
 	}
 	r := &Redirect{
 		config:     config,
 		logger:     config.Logger,
-		hostCookie: cookie,
+		hostCookie: host.Cookie,
 		pins:       pins(filepath.Join(config.PinDir, layout)),
 		captures:   map[string]*Capture{},
 	}
 	if err := r.pins.make(); err != nil {
 		return nil, err
 	}
-	r.node, err = bpf.Load(r.pins.maps(), cookie)
+	r.node, err = bpf.Load(r.pins.maps(), host)
 	if errors.Is(err, ebpf.ErrMapIncompatible) {
 		return nil, &Problem{
 			Code:   PinsUnusable,

@@ -1,0 +1,117 @@
+package bpf
+
+import (
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/ambit-mesh/ambit/internal/netnstest"
+)
+
+func TestMain(m *testing.M) { netnstest.Main(m, nil) }
+
+func load(t testing.TB, pins string) *Node {
+	t.Helper()
+	n, err := Load(pins, Host{Cookie: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(n.Close)
+	return n
+}
+
+func TestEveryVerdictHasAName(t *testing.T) {
+	verdicts, err := load(t, netnstest.BPFFS(t)).Verdicts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(verdicts) != int(connectVerdictVERDICT_COUNT) {
+		t.Errorf("%d names of %d verdicts: two share one", len(verdicts), connectVerdictVERDICT_COUNT)
+	}
+	for name := range verdicts {
+		decision, _, _ := strings.Cut(name, "_")
+		if name != strings.ToLower(name) || (decision != "connect" && decision != "permit" && decision != "steer") {
+			t.Errorf("verdict %q", name)
+		}
+	}
+}
+
+// What is enrolled outlives the process, with the pods' addresses; the listeners do not.
+func TestMapsArePinned(t *testing.T) {
+	pins := netnstest.BPFFS(t)
+	n := load(t, pins)
+	want := map[uint64]Enrolment{
+		7: {UID: "dual", IPv4: netip.MustParseAddr("10.0.0.1"), IPv6: netip.MustParseAddr("fd00::1")},
+		8: {UID: strings.Repeat("x", MaxUID), IPv4: netip.MustParseAddr("10.0.0.2")},
+		9: {UID: "six", IPv6: netip.MustParseAddr("fd00::3")},
+	}
+	for cookie, e := range want {
+		if err := n.Enrol(cookie, e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := n.AddPod(want[7].IPv4, 7); err != nil {
+		t.Fatal(err)
+	}
+	n.Close()
+	n = load(t, pins)
+	got, err := n.Enrolled()
+	if err != nil || !maps.Equal(got, want) {
+		t.Errorf("enrolled %v, %v; want %v", got, err, want)
+	}
+	pods, err := n.Pods()
+	if err != nil || !maps.Equal(pods, map[netip.Addr]uint64{want[7].IPv4: 7}) {
+		t.Errorf("pods %v, %v", pods, err)
+	}
+	if _, err := os.Stat(filepath.Join(pins, connectMapMeshListeners)); !os.IsNotExist(err) {
+		t.Errorf("the listeners are pinned: %v", err)
+	}
+}
+
+func TestWithdrawAndRemove(t *testing.T) {
+	n := load(t, netnstest.BPFFS(t))
+	ip := netip.MustParseAddr("10.0.0.1")
+	for range 2 { // the second time there is nothing to do
+		if err := n.Withdraw(7); err != nil {
+			t.Error(err)
+		}
+		if err := n.RemovePod(ip, 7); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := n.AddPod(ip, 8); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.RemovePod(ip, 7); err != nil {
+		t.Error(err)
+	}
+	if pods, err := n.Pods(); err != nil || pods[ip] != 8 {
+		t.Errorf("the address went with a pod that no longer had it: %v, %v", pods, err)
+	}
+}
+
+func TestLimits(t *testing.T) {
+	n := load(t, netnstest.BPFFS(t))
+	if err := n.Enrol(7, Enrolment{UID: strings.Repeat("x", MaxUID+1)}); err == nil {
+		t.Error("a UID that is too long was cut")
+	}
+	if _, err := n.LoadSteer(Steering{Slot: uint32(MaxPods)}); err == nil {
+		t.Error("a program was loaded for a slot that is not there")
+	}
+	if _, err := Load(netnstest.BPFFS(t), Host{PodCgroups: make([]uint64, MaxPodCgroups+1)}); err == nil {
+		t.Error("a cgroup of pods was dropped")
+	}
+	steer, err := n.LoadSteer(Steering{Slot: uint32(MaxPods - 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	steer.Close()
+	for i := range MaxPods {
+		if err := n.Enrol(uint64(i), Enrolment{UID: "pod"}); err != nil {
+			t.Fatalf("pod %d of %d: %v", i, MaxPods, err)
+		}
+	}
+}
