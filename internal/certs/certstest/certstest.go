@@ -81,7 +81,7 @@ func (ca *CA) Fetch(_ context.Context, id spiffe.ID, csrPEM []byte) ([]string, e
 	if err != nil {
 		return nil, err
 	}
-	return []string{encode(der), encode(ca.root.Raw)}, nil
+	return []string{PEM(der), PEM(ca.root.Raw)}, nil
 }
 
 // Bundle returns the roots, as certs.Config.Bundle wants it.
@@ -100,10 +100,6 @@ func (ca *CA) sign(key crypto.PublicKey, names []*url.URL, ttl time.Duration) ([
 	}, ca.root, key, ca.key)
 }
 
-func encode(der []byte) string {
-	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
-}
-
 func newKey(t testing.TB) *ecdsa.PrivateKey {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -120,4 +116,9 @@ func serial(t testing.TB) *big.Int {
 		t.Fatal(err)
 	}
 	return number
+}
+
+// PEM encodes a certificate.
+func PEM(der []byte) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 }
