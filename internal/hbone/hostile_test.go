@@ -501,6 +501,18 @@ func TestClientAgainstBrokenServers(t *testing.T) {
 	}
 }
 
+// TestPeerThatNeverCloses does not keep this side from ending.
+func TestPeerThatNeverCloses(t *testing.T) {
+	c, s := tlsPair(t)
+	defer s.NetConn().Close()
+	go io.Copy(io.Discard, s.NetConn())
+	client, err := hbone.NewClient(c, hbone.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	within(t, 5*time.Second, "Close", func() { client.Close() })
+}
+
 func FuzzServe(f *testing.F) {
 	f.Add([]byte{})
 	f.Add([]byte("\x00\x00\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x04\x01\x00\x00\x00\x00"))

@@ -57,8 +57,12 @@ const (
 	maxReason = 128
 
 	prefaceTimeout = 10 * time.Second
-	// flushTimeout bounds the last words (GOAWAY, RST_STREAM) of a dying tunnel.
+	// flushTimeout bounds the last words (GOAWAY, RST_STREAM) of a tunnel that is
+	// cut, and the wait for the peer to close its half.
 	flushTimeout = time.Second
+	// lastBytesTimeout bounds the writing of what streams that ended in order
+	// have left: half a MiB, at modem speed.
+	lastBytesTimeout = 10 * time.Second
 	// drainPingTimeout bounds the wait for the round trip after which no
 	// further CONNECT can be under way.
 	drainPingTimeout = time.Second
@@ -92,9 +96,10 @@ func quietBudget() budget { return newBudget(1000, 100) }
 func updateBudget() budget { return newBudget(2000, 100) }
 
 // resetBudget is for streams that the peer made and ended without use: reset
-// before the answer, or broken so that this side had to reset them. A full
-// tunnel of requests given up at once is twice within it.
-func resetBudget() budget { return newBudget(2*maxServerStreams, 50) }
+// before the answer, or broken so that this side had to reset them. Clients that
+// try again and again, with short patience, to reach an application that does
+// not answer stay within it; ten thousand a second do not.
+func resetBudget() budget { return newBudget(1000, 500) }
 
 func newBudget(burst, perSecond float64) budget {
 	return budget{tokens: burst, burst: burst, perSecond: perSecond, at: time.Now()}

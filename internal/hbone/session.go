@@ -160,7 +160,11 @@ func (s *session) failLocked(err error) {
 		s.conn.Close()
 		return
 	}
-	s.conn.SetDeadline(time.Now().Add(flushTimeout))
+	timeout := flushTimeout
+	if s.cut == 0 {
+		timeout = lastBytesTimeout
+	}
+	s.conn.SetDeadline(time.Now().Add(timeout))
 }
 
 // The ends of a session that one side wanted.

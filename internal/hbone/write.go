@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"sync"
+	"time"
 
 	"golang.org/x/net/http2"
 )
@@ -91,6 +92,7 @@ func (s *session) write() {
 	if half, ok := t.NetConn().(interface{ CloseWrite() error }); ok {
 		half.CloseWrite()
 	}
+	s.conn.SetReadDeadline(time.Now().Add(flushTimeout))
 }
 
 // wakeWriterLocked gives the room there is to the writer that waits longest.
