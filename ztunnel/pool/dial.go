@@ -47,10 +47,10 @@ func (p *Pool) dial(g *group, d *dial, target Target) {
 		err = ErrClosed
 	}
 	if err == nil {
-		t := &tunnel{group: g, client: client}
-		// One lease more than waited for, given back below: so the tunnel turns
-		// idle in the one place where tunnels do.
-		t.leases = d.waiting + 1
+		t := &tunnel{group: g, client: client, leases: d.waiting}
+		if t.leases == 0 {
+			p.idleLocked(t)
+		}
 		g.tunnels = append(g.tunnels, t)
 		p.groups[g.key] = g
 		d.tunnel = t
@@ -64,10 +64,7 @@ func (p *Pool) dial(g *group, d *dial, target Target) {
 	close(d.done)
 	p.mu.Unlock()
 
-	switch {
-	case d.tunnel != nil:
-		p.release(d.tunnel)
-	case client != nil:
+	if err != nil && client != nil {
 		client.Close()
 	}
 }

@@ -45,8 +45,10 @@ func (s *Stream) release() {
 	s.once.Do(func() { s.pool.release(s.tunnel) })
 }
 
+// hasRoomLocked goes by the group's limit, which the peer has told in an earlier
+// tunnel: a new one assumes the usual until its peer's settings have come.
 func (t *tunnel) hasRoomLocked() bool {
-	return t.leases < min(streamsPerTunnel, t.client.Limit()) && t.client.CanOpen()
+	return t.leases < t.group.limit && t.client.CanOpen()
 }
 
 func (t *tunnel) leaseLocked() {
@@ -76,8 +78,13 @@ func (p *Pool) releaseLocked(t *tunnel) (finished bool) {
 	if !t.client.CanOpen() {
 		return true
 	}
-	t.idle = time.AfterFunc(p.idleFor, func() { p.closeIdle(t) })
+	p.idleLocked(t)
 	return false
+}
+
+// idleLocked starts an unused tunnel's time.
+func (p *Pool) idleLocked(t *tunnel) {
+	t.idle = time.AfterFunc(p.idleFor, func() { p.closeIdle(t) })
 }
 
 func (p *Pool) closeIdle(t *tunnel) {

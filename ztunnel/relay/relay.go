@@ -10,7 +10,8 @@
 // two directions never wait for each other.
 //
 // Invariants: when Copy returns, both ends are closed and every goroutine it
-// started has ended; an idle connection holds no large buffer and no pipe.
+// started has ended. A large buffer is held only where the last read filled one,
+// a pipe of the kernel only until the inspection that follows the bulk.
 //
 // Logging and counting are conns' job: Copy reports to a [Meter].
 package relay
