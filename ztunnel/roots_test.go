@@ -1,0 +1,106 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/ambit-mesh/ambit/api/mesh"
+	"github.com/ambit-mesh/ambit/internal/certs/certstest"
+	"github.com/ambit-mesh/ambit/internal/workload"
+	"github.com/ambit-mesh/ambit/internal/workload/workloadtest"
+)
+
+func pemOf(ca *certstest.CA) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Bundle()[0].Raw}))
+}
+
+func TestRootsComeFromTheConfigMapThenTheController(t *testing.T) {
+	bootstrap, pushed := certstest.NewCA(t, "cluster.local"), certstest.NewCA(t, "cluster.local")
+	path := filepath.Join(t.TempDir(), "root-cert.pem")
+	store := workload.NewStore()
+	logger := slog.New(slog.DiscardHandler)
+	r := newRoots(path, store, logger)
+	if r.pool() != nil || len(r.bundle()) > 0 || len(r.problems()) != 1 {
+		t.Error("roots out of nothing")
+	}
+
+	client := fake.NewClientset(&corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "ambit-system", Name: rootConfigMap}, Data: map[string]string{rootKey: pemOf(bootstrap)},
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.watch(ctx, client, "ambit-system") }()
+	for deadline := time.Now().Add(10 * time.Second); len(r.bundle()) == 0; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the ConfigMap is not learnt")
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if !sameRoots(r.bundle(), bootstrap.Bundle()) || len(r.problems()) > 0 {
+		t.Error("the bundle is not the ConfigMap's")
+	}
+
+	// The next process has them at once.
+	next := newRoots(path, store, logger)
+	if !sameRoots(next.bundle(), bootstrap.Bundle()) {
+		t.Error("the roots were not saved")
+	}
+	workloadtest.Apply(t, store, &mesh.Config{TrustDomain: "cluster.local"}, &mesh.TrustBundle{TrustDomain: "cluster.local", Roots: []string{pemOf(pushed)}})
+	if !sameRoots(next.bundle(), pushed.Bundle()) {
+		t.Error("the controller's bundle does not count")
+	}
+	for name, ca := range map[string]*certstest.CA{"the ConfigMap": bootstrap, "the trust bundle": pushed} {
+		if _, err := ca.Bundle()[0].Verify(x509.VerifyOptions{Roots: next.pool()}); err != nil {
+			t.Errorf("a controller of %s's root is not trusted: %v", name, err)
+		}
+	}
+}
+
+func TestRootsThatMakeNoSenseChangeNothing(t *testing.T) {
+	ca := certstest.NewCA(t, "cluster.local")
+	path := filepath.Join(t.TempDir(), "root-cert.pem")
+	if err := os.WriteFile(path, []byte(pemOf(ca)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := newRoots(path, workload.NewStore(), slog.New(slog.DiscardHandler))
+	for _, content := range []string{"", "no PEM", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"} {
+		r.learn(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: rootConfigMap}, Data: map[string]string{rootKey: content}})
+		if !sameRoots(r.bundle(), ca.Bundle()) {
+			t.Errorf("roots lost to %q", content)
+		}
+	}
+}
+
+func TestControllerIsVerifiedByRootAndName(t *testing.T) {
+	if err := verifyController(tls.ConnectionState{}, "controller", nil); err == nil {
+		t.Error("verified without roots")
+	}
+	pool := x509.NewCertPool()
+	ca := certstest.NewCA(t, "cluster.local")
+	pool.AddCert(ca.Bundle()[0])
+	if err := verifyController(tls.ConnectionState{}, "controller", pool); err == nil {
+		t.Error("verified without a certificate")
+	}
+	// A root, which is nobody's serving certificate, has no name of a host.
+	if err := verifyController(tls.ConnectionState{PeerCertificates: ca.Bundle()}, "controller", pool); err == nil {
+		t.Error("verified under another name")
+	}
+	other := certstest.NewCA(t, "cluster.local")
+	if err := verifyController(tls.ConnectionState{PeerCertificates: other.Bundle()}, "controller", pool); err == nil {
+		t.Error("verified by another root")
+	}
+}
