@@ -6,7 +6,8 @@ SHELL := /bin/bash
 
 # The toolchain of go.mod, also where the environment pins another one.
 export GOTOOLCHAIN := $(shell awk '$$1 == "toolchain" {print $$2}' go.mod)
-export GOFLAGS := -buildvcs=false
+# -trimpath for tests too: what images and tests share is compiled once.
+export GOFLAGS := -buildvcs=false -trimpath
 export CGO_ENABLED := 0
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
@@ -26,7 +27,7 @@ test: setup fresh lint test-unit test-e2e ## Everything: generated code, lint, u
 ##@ Build
 
 bin/ambit: FORCE ## The command-line tool
-	go build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cli
+	go build -ldflags '$(LDFLAGS)' -o $@ ./cli
 
 images: ## Container images as OCI tars in .tmp/images, without a Docker daemon
 	go run ./deploy/images -version '$(VERSION)' -out .tmp/images

@@ -144,6 +144,9 @@ func breaks(imported string, forbidden []string) bool {
 
 func TestEveryPackageHasOnePackageComment(t *testing.T) {
 	for _, p := range packages(t) {
+		if len(p.GoFiles) == 0 {
+			continue // tests alone, as here
+		}
 		var documented []string
 		for _, name := range p.GoFiles {
 			file, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, name), nil, parser.PackageClauseOnly|parser.ParseComments)

@@ -1,0 +1,77 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"strings"
+	"testing"
+)
+
+// clean fails unless nothing of Ambit is left on any node.
+func (p *place) clean() {
+	p.Helper()
+	for _, node := range []string{"n1", "n2", "n3"} {
+		left := p.onNode(node, "sh", "-c", "ls -d /sys/fs/bpf/ambit /opt/cni/bin/ambit-cni /var/lib/ambit/* 2>/dev/null; grep -l ambit /etc/cni/net.d/* 2>/dev/null; true")
+		if left != "" {
+			p.Errorf("left on %s: %s", node, left)
+		}
+	}
+	if out := p.kubectl("get", "crd", "workloads.ambit.mesh", "--ignore-not-found"); out != "" {
+		p.Errorf("left in the cluster: %s", out)
+	}
+}
+
+// plain fails unless the pair talks, and around the tunnel.
+func (p *place) plain() {
+	p.Helper()
+	opened := p.opened(func() {
+		p.must("client", "get", "http://server:8080/whoami")
+		p.must("server", "get", "http://"+p.ip("client")+":8080/whoami")
+	})
+	for _, packet := range opened {
+		if packet.Port() == "15008" {
+			p.Errorf("still by tunnel: %s > %s", packet.Source, packet.Destination)
+		}
+	}
+	if len(opened) < 2 {
+		p.Errorf("%d connections between the nodes, want 2: the capture would prove nothing", len(opened))
+	}
+}
+
+// Whatever way Ambit goes, pods go on with plain networking, nothing is left on
+// the nodes, and it can come back.
+func TestUninstallLeavesPlainNetworking(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		first func(*place)
+	}{
+		{"as it should be", func(*place) {}},
+		{"after somebody deleted the namespace", func(p *place) {
+			p.kubectl("delete", "namespace", "ambit-system", "--wait")
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := enrolledPair(t, "e2e-uninstall")
+			t.Cleanup(func() {
+				if err := install(); err != nil {
+					t.Errorf("install again: %v", err)
+				}
+			})
+			c.first(p)
+			out, err := p.bed.Run(t.Context(), "ambit", "uninstall", "--yes")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !strings.Contains(out, "clean every node") {
+				t.Errorf("it does not say what it does:\n%s", out)
+			}
+			p.clean()
+			p.plain()
+			if err := install(); err != nil {
+				t.Fatal(err)
+			}
+			p.captured("client", "server")
+			p.assertTunnelled(func() { p.must("client", "get", "http://server:8080/whoami") })
+		})
+	}
+}
