@@ -16,7 +16,7 @@ const (
 	// heartbeatInterval: the controller calls a node stale after several are missing.
 	heartbeatInterval = 5 * time.Second
 	// A controller that does not answer, or does not lead, is asked again ever less often.
-	reportRetryMin, reportRetryMax = 100 * time.Millisecond, 5 * time.Second
+	reportRetryMin, reportRetryMax = 100 * time.Millisecond, 2 * time.Second
 )
 
 // observations are what the node has to report.
@@ -45,7 +45,7 @@ type reporter struct {
 
 // run reports until the context ends.
 func (r *reporter) run(ctx context.Context) error {
-	wait := reportRetryMin
+	wait, said := reportRetryMin, ""
 	for {
 		started := time.Now()
 		err := r.stream(ctx)
@@ -53,9 +53,13 @@ func (r *reporter) run(ctx context.Context) error {
 			return nil
 		}
 		if time.Since(started) > heartbeatInterval {
-			wait = reportRetryMin
+			wait, said = reportRetryMin, ""
 		}
-		r.logger.Warn("report stream ended", "error", err, "retry_in", wait)
+		// Once for each trouble, not for each time that it is met.
+		if err.Error() != said {
+			said = err.Error()
+			r.logger.Warn("report stream ended", "error", err, "retry_in", wait)
+		}
 		select {
 		case <-ctx.Done():
 			return nil

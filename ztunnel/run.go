@@ -12,6 +12,7 @@ import (
 
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/klog/v2"
 
 	"github.com/ambit-mesh/ambit/api/report"
 	"github.com/ambit-mesh/ambit/internal/certs"
@@ -66,6 +67,7 @@ func run(running, force context.Context, s settings, logger *slog.Logger, level 
 	if err != nil {
 		return err
 	}
+	klog.SetSlogLogger(logger) // what the Kubernetes client says, in the same log
 	logger.Info("ztunnel starts", "version", daemon.Version, "node", s.NodeName, "controller", s.Controller)
 	return z.run(running, force)
 }

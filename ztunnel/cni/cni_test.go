@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -19,6 +20,15 @@ import (
 
 	"github.com/ambit-mesh/ambit/ztunnel/cniproto"
 )
+
+// TestMain is the plugin itself where a container runtime's environment says so.
+func TestMain(m *testing.M) {
+	if os.Getenv("CNI_COMMAND") != "" {
+		main()
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
 
 const prevResult = `{"cniVersion":"1.0.0","interfaces":[{"name":"veth1"},{"name":"eth0","sandbox":"/var/run/netns/cni-1"}],` +
 	`"ips":[{"address":"10.0.0.5/24","interface":1},{"address":"fd00::5/64","interface":1},{"address":"192.0.2.1/24","interface":0}],"unknown":{"kept":true}}`
@@ -242,5 +252,50 @@ func TestCheck(t *testing.T) {
 	n.ztunnel(t, 409, `{"code":"NotCaptured","message":"the pod is enrolled and not captured"}`)
 	if err := p.check(n.args("shop")); err == nil || !strings.Contains(err.Error(), "NotCaptured") {
 		t.Errorf("CHECK of a pod that is not captured: %v", err)
+	}
+}
+
+// call runs the plugin as a container runtime does.
+func call(t *testing.T, command string, args *skel.CmdArgs) (stdout string, failed bool) {
+	t.Helper()
+	plugin := exec.Command("/proc/self/exe")
+	plugin.Env = []string{
+		"CNI_COMMAND=" + command, "CNI_CONTAINERID=" + args.ContainerID, "CNI_NETNS=" + args.Netns,
+		"CNI_IFNAME=" + args.IfName, "CNI_ARGS=" + args.Args, "CNI_PATH=/opt/cni/bin",
+	}
+	plugin.Stdin = bytes.NewReader(args.StdinData)
+	out, err := plugin.Output()
+	if _, ok := errors.AsType[*exec.ExitError](err); err != nil && !ok {
+		t.Fatal(err)
+	}
+	return string(out), err != nil
+}
+
+func TestSpeaksTheProtocol(t *testing.T) {
+	n := newNode(t)
+	out, failed := call(t, "VERSION", n.args("shop"))
+	for _, version := range []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
+		if failed || !strings.Contains(out, `"`+version+`"`) {
+			t.Errorf("VERSION: %s", out)
+		}
+	}
+	// Held: ztunnel is down, and nothing is known.
+	out, failed = call(t, "ADD", n.args("shop"))
+	var wrong types.Error
+	if err := json.Unmarshal([]byte(out), &wrong); err != nil || !failed || wrong.Code != types.ErrTryAgainLater || !strings.Contains(wrong.Msg, "shop/cart-0") {
+		t.Errorf("ADD of a pod that is held: failed %v, %s", failed, out)
+	}
+	for _, version := range []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
+		args := n.args("kube-system")
+		args.Netns = ""
+		args.StdinData = bytes.ReplaceAll(args.StdinData, []byte("1.0.0"), []byte(version))
+		if out, failed := call(t, "DEL", args); failed {
+			t.Errorf("DEL in version %s: %s", version, out)
+		}
+	}
+	args := n.args("shop")
+	args.StdinData = bytes.ReplaceAll(args.StdinData, []byte("1.0.0"), []byte("1.1.0"))
+	if out, failed := call(t, "STATUS", args); failed {
+		t.Errorf("STATUS without ztunnel: %s; the node would not be ready, and ztunnel not come", out)
 	}
 }

@@ -331,3 +331,23 @@ func (p *player) doGate(args []string) {
 		return ok && known.Mode == args[1] && known.LabelledPods == (len(args) > 2)
 	})
 }
+
+// TestSocketIsTheNextProcess: two processes may overlap, when a pod of the
+// DaemonSet is deleted by force; the one that goes must not take the other's
+// socket along.
+func TestSocketIsTheNextProcess(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	first := w.stop
+	p := &player{world: w}
+	p.doAdd([]string{"kube-system/dns", "a", "10.0.0.1", "open"})
+	w.start()
+	p.eventually("the next process listens", func() bool {
+		content, err := os.ReadFile("/proc/net/unix")
+		return err == nil && strings.Count(string(content), p.file("cni.sock")) == 2
+	})
+	second := w.stop
+	first()
+	w.stop = second
+	p.doAdd([]string{"kube-system/dns", "a", "10.0.0.1", "open"})
+}

@@ -38,7 +38,7 @@ type Sandbox struct {
 	ContainerID string
 }
 
-var errNoNamespace = errors.New("no network namespace has the pod's addresses yet")
+var errNoNamespace = errors.New("no network namespace with the pod's addresses is known to be its own yet")
 
 // ambiguousError: several namespaces have a pod's addresses, so none is surely its own.
 type ambiguousError struct{ paths []string }
@@ -57,15 +57,20 @@ const createdSlack = 2 * time.Second
 // sandbox that is gone, which may be another pod's by now.
 func match(ips []netip.Addr, lastSeen time.Time, claimed map[string]bool, all []Namespace) (Namespace, error) {
 	var found []Namespace
+	missing := errNoNamespace
 	for _, candidate := range all {
-		stale := !lastSeen.IsZero() && candidate.Created.After(lastSeen.Add(createdSlack))
-		if len(ips) > 0 && !claimed[candidate.Path] && !stale && containsAll(candidate.Addrs, ips) {
-			found = append(found, candidate)
+		if len(ips) == 0 || claimed[candidate.Path] || !containsAll(candidate.Addrs, ips) {
+			continue
 		}
+		if !lastSeen.IsZero() && candidate.Created.After(lastSeen.Add(createdSlack)) {
+			missing = fmt.Errorf("%w: %s has them, and was made after Kubernetes last saw the pod start something", errNoNamespace, candidate.Path)
+			continue
+		}
+		found = append(found, candidate)
 	}
 	switch len(found) {
 	case 0:
-		return Namespace{}, errNoNamespace
+		return Namespace{}, missing
 	case 1:
 		return found[0], nil
 	}

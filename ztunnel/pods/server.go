@@ -29,10 +29,12 @@ func (p *Pods) ServeCNI(ctx context.Context, path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("serve CNI plugin: %w", err)
 	}
-	listener, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		return fmt.Errorf("serve CNI plugin: %w", err)
 	}
+	// The name may be the next process's by the time that this one closes.
+	listener.SetUnlinkOnClose(false)
 	if err := os.Chmod(path, 0o600); err != nil {
 		return errors.Join(fmt.Errorf("serve CNI plugin: %w", err), listener.Close())
 	}
