@@ -34,6 +34,8 @@ type apiServer struct {
 	history   []event
 	changed   chan struct{} // closed and replaced with every event
 	writes    []string
+	// held keeps events from watchers.
+	held bool
 	// refuse answers writes in the server's stead, nil lets them pass.
 	refuse func(verb string) *apierrors.StatusError
 }
@@ -238,7 +240,7 @@ func (s *apiServer) watch(w http.ResponseWriter, r *http.Request) {
 	for {
 		s.mu.Lock()
 		for _, e := range s.history {
-			if e.version > after {
+			if e.version > after && !s.held {
 				after = e.version
 				send(e.kind, &e.object)
 			}

@@ -429,6 +429,32 @@ func TestPodMadeAnewStartsUncaptured(t *testing.T) {
 	}
 }
 
+func TestPodMadeAnewWhileNobodyLooked(t *testing.T) {
+	pod := runningPod()
+	c := newCluster(t, pod)
+	c.lead()
+	n, hangUp := c.node("n1")
+	n.report(pod, reportapi.CaptureState_CAPTURED)
+	n.complete()
+	c.shows("Captured", v1alpha1.ProtocolHBONE)
+	hangUp()
+	c.stop()
+
+	next := runningPod()
+	next.UID = "uid-next"
+	c.delete(pod)
+	c.create(next)
+	c.lead()
+	c.eventually("the object is about the new pod", func() bool {
+		w := c.api.get("shop/cart")
+		return w != nil && owner(w) == next.UID
+	})
+	c.shows("Pending: NotReported", v1alpha1.ProtocolTCP)
+	if c.isCaptured(next.UID) {
+		t.Error("the new pod inherited HBONE")
+	}
+}
+
 func TestWhoHasAnObject(t *testing.T) {
 	named := func(namespace, name, label string) *corev1.Pod {
 		pod := runningPod()
@@ -575,12 +601,65 @@ func TestFollowerFollows(t *testing.T) {
 	if !c.isCaptured(pod.UID) {
 		t.Fatal("a follower would publish it as TCP")
 	}
-	c.api.edit("shop/cart", func(w *v1alpha1.Workload) { w.Status.Protocol = v1alpha1.ProtocolTCP })
-	c.eventually("it goes with what the leader wrote", func() bool { return !c.isCaptured(pod.UID) })
-	c.delete(pod)
-	time.Sleep(calm)
+	protocol := func(p v1alpha1.Protocol) {
+		c.api.edit("shop/cart", func(w *v1alpha1.Workload) { w.Status.Protocol = p })
+		c.eventually("it goes with what the leader wrote", func() bool {
+			return c.isCaptured(pod.UID) == (p == v1alpha1.ProtocolHBONE)
+		})
+	}
+	protocol(v1alpha1.ProtocolTCP)
+	protocol(v1alpha1.ProtocolHBONE)
+	next := runningPod()
+	next.UID = "uid-next"
+	c.update(next)
+	c.eventually("the pod that was there before is forgotten", func() bool { return !c.isCaptured(pod.UID) })
 	if writes := c.api.written(); len(writes) > 0 {
 		t.Errorf("a follower wrote %v", writes)
+	}
+}
+
+func TestFollowerForgetsDeletedPods(t *testing.T) {
+	pod := runningPod()
+	c := newCluster(t, pod)
+	c.lead()
+	n, hangUp := c.node("n1")
+	n.report(pod, reportapi.CaptureState_CAPTURED)
+	n.complete()
+	c.shows("Captured", v1alpha1.ProtocolHBONE)
+	hangUp()
+	c.stop()
+	c.start(false)
+	c.synced()
+	c.delete(pod)
+	c.eventually("it is forgotten", func() bool { return !c.isCaptured(pod.UID) })
+}
+
+func TestNewLeaderKnowsTheLastWordOfTheOneBefore(t *testing.T) {
+	pod := runningPod()
+	c := newCluster(t, pod)
+	c.lead()
+	c.shows("Pending", v1alpha1.ProtocolTCP)
+	c.stop()
+	c.start(false)
+	c.synced()
+	// The old leader writes HBONE and dies, before our watch tells.
+	c.api.set(func(s *apiServer) { s.held = true })
+	c.api.edit("shop/cart", func(w *v1alpha1.Workload) {
+		w.Status.Protocol, w.Status.State, w.Status.Summary = v1alpha1.ProtocolHBONE, v1alpha1.StateCaptured, "Captured"
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- c.reconciler.RunLeader(ctx) }()
+	c.eventually("it knows", func() bool { return c.isCaptured(pod.UID) })
+	time.Sleep(calm)
+	c.shows("Captured", v1alpha1.ProtocolHBONE)
+	if !c.isCaptured(pod.UID) {
+		t.Error("it took old knowledge for the truth")
+	}
+	c.api.set(func(s *apiServer) { s.held = false })
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }
 
