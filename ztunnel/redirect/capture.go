@@ -34,6 +34,9 @@ type Capture struct {
 }
 
 const (
+	// A connect(2) that bears the mark but has not sent its SYN yet still needs steer: between the two a busy or throttled
+	// processor may do something else.
+	connectTime = 300 * time.Millisecond
 	// After the last connection came in by steer, handshakes are still under way: they end within a round trip, and a
 	// retransmission, one second after the loss, is not worth waiting for.
 	handshakeTime = 100 * time.Millisecond
@@ -64,9 +67,9 @@ func (c *Capture) StopOutbound() error {
 	return nil
 }
 
-// Release lets the pod go: new connections go directly from here on. It then waits, no longer than ctx, until the
-// connections that wait in the listeners are accepted, and closes the listeners. Connections that were accepted live on,
-// and Dial and DialApp still work. To release again is no error.
+// Release lets the pod go: what it connects to goes directly from here on, and shortly after what connects to it. Release then
+// waits until the connections that wait in the listeners are accepted, and closes the listeners. When ctx ends, it waits no
+// longer. Connections that were accepted live on, and Dial and DialApp still work. To release again is no error.
 func (c *Capture) Release(ctx context.Context) error {
 	if !c.held() {
 		return nil
@@ -74,6 +77,7 @@ func (c *Capture) Release(ctx context.Context) error {
 	if err := c.StopOutbound(); err != nil {
 		return err
 	}
+	pause(ctx, connectTime)
 	if err := c.steer.Detach(); err != nil {
 		return fmt.Errorf("let go of what connects to pod %s: %w", c.pod.UID, err)
 	}
@@ -88,20 +92,26 @@ func (c *Capture) held() bool {
 	return c.redirect.captures[c.pod.UID] == c
 }
 
+// waitForQueues returns when the queues have been empty for handshakeTime. The time is looked at after the queues: whoever is
+// kept from running meanwhile must not take that for silence.
 func (c *Capture) waitForQueues(ctx context.Context) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	quiet := time.Now()
-	for ctx.Err() == nil && time.Since(quiet) < handshakeTime {
+	for quiet := time.Now(); ctx.Err() == nil; pause(ctx, queuePause) {
+		var waiting uint32
 		for _, l := range c.listeners() {
-			if queued(l) > 0 {
-				quiet = time.Now()
-			}
+			waiting += queued(l)
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(queuePause):
+		if waiting > 0 {
+			quiet = time.Now()
+		} else if time.Since(quiet) >= handshakeTime {
+			return
 		}
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
 	}
 }
 

@@ -156,6 +156,76 @@ func TestNodeReachesItsPodsDirectly(t *testing.T) {
 	}
 }
 
+// A tunnel from one captured pod to another of the node is stopped by its listeners, as everyone is: only deliveries pass.
+func TestTunnelHasNoPassage(t *testing.T) {
+	network := netnstest.New(t, "a")
+	a := openNode(t, network.Node("a"))
+	from, to := a.Pod("from"), a.Pod("to")
+	to.Start().Listen("[::]:8080")
+	out, in := a.capture(t, from), a.capture(t, to)
+	for _, way := range []struct{ client, ip netip.Addr }{{from.IPv4, to.IPv4}, {from.IPv6, to.IPv6}} {
+		dst := netip.AddrPortFrom(way.ip, appPort)
+		conn, err := out.Dial(t.Context(), dst)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		eventually(t, "the tunnel arrives", func() bool {
+			arrivals := in.take()
+			return len(arrivals) == 1 && arrivals[0] == arrival{bpf.Plaintext, way.client, dst}
+		})
+	}
+	expect(t, out)
+}
+
+// A delivery goes to the pod's own addresses, and the application only.
+func TestDeliveryGoesToThePodAlone(t *testing.T) {
+	network := netnstest.New(t, "a")
+	a := openNode(t, network.Node("a"))
+	pod, other := a.Pod("pod"), a.Pod("other")
+	other.Start().Listen("[::]:8080")
+	u := a.capture(t, pod)
+	for _, dst := range []netip.AddrPort{
+		netip.AddrPortFrom(other.IPv4, appPort),
+		netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), appPort),
+		netip.AddrPortFrom(pod.IPv4, u.ports[bpf.Outbound]),
+		netip.AddrPortFrom(pod.IPv6, u.ports[bpf.HBONE]),
+	} {
+		if conn, err := u.DialApp(t.Context(), other.IPv4, dst); err == nil {
+			t.Errorf("delivered to %s: %v", dst, conn.RemoteAddr())
+		}
+	}
+	expect(t, u)
+}
+
+// A dial ends with its context, and says why.
+func TestDialEndsWithItsContext(t *testing.T) {
+	network := netnstest.New(t, "a")
+	a := openNode(t, network.Node("a"))
+	pod := a.Pod("pod")
+	u := a.capture(t, pod)
+	if err := pod.Do(func() error { // where nobody answers
+		return netlink.NeighAdd(&netlink.Neigh{
+			LinkIndex: 2, State: netlink.NUD_PERMANENT, IP: net.IPv4(10, 1, 0, 99), HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 99},
+		})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	start := time.Now()
+	_, err := u.Dial(ctx, netip.MustParseAddrPort("10.1.0.99:80"))
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v, want deadline exceeded", err)
+	}
+	if took := time.Since(start); took > time.Second {
+		t.Errorf("after %v", took)
+	}
+	if _, err := u.Dial(t.Context(), netip.MustParseAddrPort("192.0.2.1:80")); !errors.Is(err, unix.EHOSTUNREACH) && !errors.Is(err, unix.ENETUNREACH) {
+		t.Errorf("%v, want unreachable", err)
+	}
+}
+
 // A pod that uses the node's network is no process of the node's: it goes through ztunnel like anyone.
 func TestPodInTheNodesNetworkHasNoPassage(t *testing.T) {
 	network := netnstest.New(t, "a")
@@ -184,22 +254,35 @@ func TestPodInTheNodesNetworkHasNoPassage(t *testing.T) {
 	}
 }
 
-// Passage is for one connection: once the node's is closed, another client with the same address and port has none.
+// Passage is for one connection: once that is closed, another client with the same address and port has none.
 func TestPassageEndsWithTheConnection(t *testing.T) {
 	network := netnstest.New(t, "a")
+	cgroup := netnstest.AddCgroup(t, "kubepods.slice/pod1")
 	a := openNode(t, network.Node("a"))
-	server := a.Pod("server")
-	server.Start().Listen("[::]:8080")
-	a.capture(t, server)
+	pod := a.Pod("pod")
+	server := pod.Start()
+	server.Listen("[::]:8080")
+	u := a.capture(t, pod)
+	bridge := netip.MustParseAddr("10.1.0.1")
+	dst, from := netip.AddrPortFrom(pod.IPv4, appPort), netnstest.DialOptions{Source: bridge, Port: 40000}
 	before := verdicts(t, a)
-	conn := mustDial(t, a.Start(), netip.AddrPortFrom(server.IPv4, appPort))
+	conn, err := a.Start().DialWith(dst, from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server.Kill() // the server's end closes first, so that the client's leaves no TIME_WAIT
+	pod.Start().Listen("[::]:8080")
 	if err := conn.Close(); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "passage is withdrawn", func() bool {
-		now := verdicts(t, a)
-		return now["permit_withdrawn"]-before["permit_withdrawn"] == 1 && now["permit_granted"]-before["permit_granted"] == 1
+		return verdicts(t, a)["permit_withdrawn"] > before["permit_withdrawn"]
 	})
+	expect(t, u)
+	if _, err := a.StartIn(cgroup).DialWith(dst, from); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, u, arrival{bpf.Plaintext, bridge, dst})
 }
 
 // A pod talks to itself without ztunnel.

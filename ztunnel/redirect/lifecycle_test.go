@@ -133,7 +133,7 @@ func TestReleaseLosesNoConnectionInTheQueue(t *testing.T) {
 	select {
 	case err := <-released:
 		t.Fatalf("released with a connection in the queue: %v", err)
-	case <-time.After(3 * handshakeTime):
+	case <-time.After(connectTime + 3*handshakeTime):
 	}
 	u := carry(c)
 	if err := <-dialled; err != nil {

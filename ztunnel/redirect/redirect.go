@@ -9,8 +9,8 @@
 //	steer     attach: what connects to the pod comes to the listeners    (one step)
 //	enrol     what the pod connects to bears the mark from here on       (one step)
 //
-// Until steer all of it is inert. [Capture.Release] goes back: first enrol, then steer, then the listeners once their
-// queues are empty. Rule and route stay, inert: a delivered connection bears the mark as long as it lives, and without the
+// Until steer all of it is inert. [Capture.Release] goes back: first enrol, then, when what bears the mark has arrived, steer,
+// then the listeners once their queues are empty. Rule and route stay, inert: a delivered connection bears the mark as long as it lives, and without the
 // route it would leave by the wire.
 //
 // Invariants: established connections are never touched. What enforces is pinned: when the process is gone, connections to

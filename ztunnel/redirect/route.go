@@ -43,10 +43,7 @@ func routeMarked(ctx context.Context, ns *podns.NetNS, procfs string, ips []neti
 			if !ip.Is6() || !errors.Is(err, unix.EINVAL) || ctx.Err() != nil {
 				return fmt.Errorf("add local route with source %s: %w", ip, err)
 			}
-			select {
-			case <-ctx.Done():
-			case <-time.After(tentativePause):
-			}
+			pause(ctx, tentativePause)
 		}
 		if err := ns.Do(func() error { return writeSysctls(procfs, ip) }); err != nil {
 			return err
