@@ -39,8 +39,9 @@ type reporter struct {
 	hello    *report.Hello
 	conn     grpc.ClientConnInterface
 	observed observations
-	release  func(uid string)
-	logger   *slog.Logger
+	// release lets a pod go that has been withdrawing since then.
+	release func(uid string, since time.Time)
+	logger  *slog.Logger
 }
 
 // run reports until the context ends.
@@ -98,7 +99,7 @@ func (r *reporter) receive(stream grpc.BidiStreamingClient[report.NodeReport, re
 		}
 		if release := reply.GetRelease(); release != nil {
 			r.logger.Info("pod released by controller", "uid", release.GetUid())
-			r.release(release.GetUid())
+			r.release(release.GetUid(), release.GetWithdrawingSince().AsTime())
 		}
 	}
 }

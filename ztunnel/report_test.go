@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/ambit-mesh/ambit/api/report"
 )
@@ -93,7 +94,7 @@ func (o *observing) States() []*report.WorkloadState {
 	return all
 }
 
-func startReporting(t *testing.T, c *controller, o *observing, released func(string)) {
+func startReporting(t *testing.T, c *controller, o *observing, released func(string, time.Time)) {
 	t.Helper()
 	listener := bufconn.Listen(1 << 16)
 	server := grpc.NewServer()
@@ -136,7 +137,13 @@ func TestReportIsWholeThenWhatChanges(t *testing.T) {
 	c := &controller{heard: make(chan string, 100), streams: make(chan grpc.BidiStreamingServer[report.NodeReport, report.ControllerReply], 10), hangUp: make(chan struct{})}
 	o := &observing{whole: make(chan struct{}), changed: make(chan struct{}, 1), states: map[string]report.CaptureState{}}
 	released := make(chan string, 1)
-	startReporting(t, c, o, func(uid string) { released <- uid })
+	asked := time.Now()
+	startReporting(t, c, o, func(uid string, since time.Time) {
+		if !since.Equal(asked) {
+			t.Errorf("released as of %s, want %s", since, asked)
+		}
+		released <- uid
+	})
 	stream := <-c.streams
 	const heartbeat = "heartbeat BPFFSMissing: mount it"
 	c.hears(t, "hello n1", heartbeat)
@@ -147,7 +154,7 @@ func TestReportIsWholeThenWhatChanges(t *testing.T) {
 	c.hears(t, "web PENDING")
 	o.set("cart", report.CaptureState_WITHDRAWING)
 	c.hears(t, "cart WITHDRAWING")
-	if err := stream.Send(&report.ControllerReply{Kind: &report.ControllerReply_Release{Release: &report.Release{Uid: "cart"}}}); err != nil {
+	if err := stream.Send(&report.ControllerReply{Kind: &report.ControllerReply_Release{Release: &report.Release{Uid: "cart", WithdrawingSince: timestamppb.New(asked)}}}); err != nil {
 		t.Fatal(err)
 	}
 	if uid := <-released; uid != "cart" {

@@ -540,9 +540,12 @@ func (*ControllerReply_Release) isControllerReply_Kind() {}
 type Release struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The pod's UID in Kubernetes.
-	Uid           string `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Uid string `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
+	// The `since` of the WITHDRAWING state that it answers. The pod may have been
+	// captured and withdrawn again meanwhile: an answer to the time before is void.
+	WithdrawingSince *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=withdrawing_since,json=withdrawingSince,proto3" json:"withdrawing_since,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Release) Reset() {
@@ -582,6 +585,13 @@ func (x *Release) GetUid() string {
 	return ""
 }
 
+func (x *Release) GetWithdrawingSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.WithdrawingSince
+	}
+	return nil
+}
+
 var File_report_report_proto protoreflect.FileDescriptor
 
 const file_report_report_proto_rawDesc = "" +
@@ -615,9 +625,10 @@ const file_report_report_proto_rawDesc = "" +
 	" \x01(\bR\aremoved\"L\n" +
 	"\x0fControllerReply\x121\n" +
 	"\arelease\x18\x01 \x01(\v2\x15.ambit.report.ReleaseH\x00R\areleaseB\x06\n" +
-	"\x04kind\"\x1b\n" +
+	"\x04kind\"d\n" +
 	"\aRelease\x12\x10\n" +
-	"\x03uid\x18\x01 \x01(\tR\x03uid*e\n" +
+	"\x03uid\x18\x01 \x01(\tR\x03uid\x12G\n" +
+	"\x11withdrawing_since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x10withdrawingSince*e\n" +
 	"\fCaptureState\x12\v\n" +
 	"\aUNKNOWN\x10\x00\x12\v\n" +
 	"\aPENDING\x10\x01\x12\f\n" +
@@ -655,21 +666,22 @@ var file_report_report_proto_goTypes = []any{
 	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
 }
 var file_report_report_proto_depIdxs = []int32{
-	2, // 0: ambit.report.NodeReport.hello:type_name -> ambit.report.Hello
-	5, // 1: ambit.report.NodeReport.workload:type_name -> ambit.report.WorkloadState
-	3, // 2: ambit.report.NodeReport.snapshot_sent:type_name -> ambit.report.SnapshotSent
-	4, // 3: ambit.report.NodeReport.heartbeat:type_name -> ambit.report.Heartbeat
-	0, // 4: ambit.report.WorkloadState.state:type_name -> ambit.report.CaptureState
-	8, // 5: ambit.report.WorkloadState.since:type_name -> google.protobuf.Timestamp
-	8, // 6: ambit.report.WorkloadState.certificate_expires:type_name -> google.protobuf.Timestamp
-	7, // 7: ambit.report.ControllerReply.release:type_name -> ambit.report.Release
-	1, // 8: ambit.report.ReportService.Report:input_type -> ambit.report.NodeReport
-	6, // 9: ambit.report.ReportService.Report:output_type -> ambit.report.ControllerReply
-	9, // [9:10] is the sub-list for method output_type
-	8, // [8:9] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	2,  // 0: ambit.report.NodeReport.hello:type_name -> ambit.report.Hello
+	5,  // 1: ambit.report.NodeReport.workload:type_name -> ambit.report.WorkloadState
+	3,  // 2: ambit.report.NodeReport.snapshot_sent:type_name -> ambit.report.SnapshotSent
+	4,  // 3: ambit.report.NodeReport.heartbeat:type_name -> ambit.report.Heartbeat
+	0,  // 4: ambit.report.WorkloadState.state:type_name -> ambit.report.CaptureState
+	8,  // 5: ambit.report.WorkloadState.since:type_name -> google.protobuf.Timestamp
+	8,  // 6: ambit.report.WorkloadState.certificate_expires:type_name -> google.protobuf.Timestamp
+	7,  // 7: ambit.report.ControllerReply.release:type_name -> ambit.report.Release
+	8,  // 8: ambit.report.Release.withdrawing_since:type_name -> google.protobuf.Timestamp
+	1,  // 9: ambit.report.ReportService.Report:input_type -> ambit.report.NodeReport
+	6,  // 10: ambit.report.ReportService.Report:output_type -> ambit.report.ControllerReply
+	10, // [10:11] is the sub-list for method output_type
+	9,  // [9:10] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_report_report_proto_init() }

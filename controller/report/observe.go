@@ -102,11 +102,11 @@ func (r *Registry) store(s *session, o Observation, removed bool) error {
 		delete(n.withdrawals, o.UID)
 		return nil
 	}
-	if asked, known := n.withdrawals[o.UID]; known {
+	if before, known := n.withdrawals[o.UID]; known && before.asked.Equal(o.Since) {
 		// It asks again: the release was lost on its way.
-		asked.released = false
+		before.released = false
 	} else {
-		n.withdrawals[o.UID] = &withdrawal{pod: o.Pod, since: r.cfg.Now()}
+		n.withdrawals[o.UID] = &withdrawal{pod: o.Pod, since: r.cfg.Now(), asked: o.Since}
 	}
 	return nil
 }

@@ -177,7 +177,11 @@ func (w *world) ack(number uint64, nodes ...string) {
 func (w *world) releases(s *session) []types.UID {
 	time.Sleep(2 * releaseInterval)
 	synctest.Wait()
-	return w.registry.due(s)
+	var uids []types.UID
+	for _, due := range w.registry.due(s) {
+		uids = append(uids, due.uid)
+	}
+	return uids
 }
 
 func (w *world) beating(sessions ...*session) {

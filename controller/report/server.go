@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
 	"k8s.io/apimachinery/pkg/types"
 
 	reportapi "github.com/ambit-mesh/ambit/api/report"
@@ -173,8 +174,8 @@ func (s *Server) serve(stream stream, session *session, messages <-chan *reporta
 			last = time.Now()
 			s.take(session, message, logger)
 		case <-session.wake:
-			for _, uid := range s.cfg.Registry.due(session) {
-				if err := stream.Send(releaseOf(uid)); err != nil {
+			for _, due := range s.cfg.Registry.due(session) {
+				if err := stream.Send(due.reply()); err != nil {
 					return err
 				}
 			}
@@ -195,8 +196,10 @@ func (s *Server) serve(stream stream, session *session, messages <-chan *reporta
 	}
 }
 
-func releaseOf(uid types.UID) *reportapi.ControllerReply {
-	return &reportapi.ControllerReply{Kind: &reportapi.ControllerReply_Release{Release: &reportapi.Release{Uid: string(uid)}}}
+func (r release) reply() *reportapi.ControllerReply {
+	return &reportapi.ControllerReply{Kind: &reportapi.ControllerReply_Release{
+		Release: &reportapi.Release{Uid: string(r.uid), WithdrawingSince: timestamppb.New(r.asked)},
+	}}
 }
 
 // take applies one message of a node.

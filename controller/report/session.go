@@ -1,6 +1,8 @@
 package report
 
 import (
+	"time"
+
 	"k8s.io/apimachinery/pkg/types"
 
 	reportapi "github.com/ambit-mesh/ambit/api/report"
@@ -17,7 +19,13 @@ type session struct {
 
 	// Guarded by Registry.mu.
 	mentioned map[types.UID]struct{}
-	releases  []types.UID
+	releases  []release
+}
+
+// release is a pod that may be let go, as its node asked at that time.
+type release struct {
+	uid   types.UID
+	asked time.Time
 }
 
 // open begins a node's session and ends the one before.
@@ -47,8 +55,8 @@ func (r *Registry) close(s *session) {
 }
 
 // release queues a Release; the caller holds Registry.mu.
-func (s *session) release(uid types.UID) {
-	s.releases = append(s.releases, uid)
+func (s *session) release(uid types.UID, asked time.Time) {
+	s.releases = append(s.releases, release{uid, asked})
 	select {
 	case s.wake <- struct{}{}:
 	default:
@@ -56,16 +64,16 @@ func (s *session) release(uid types.UID) {
 }
 
 // due returns the releases to be sent now: those of pods that still ask.
-func (r *Registry) due(s *session) (due []types.UID) {
+func (r *Registry) due(s *session) (due []release) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	n := r.nodeLocked(s.node)
 	if n.session != s {
 		return nil
 	}
-	for _, uid := range s.releases {
-		if w, asks := n.withdrawals[uid]; asks && w.released {
-			due = append(due, uid)
+	for _, queued := range s.releases {
+		if w, asks := n.withdrawals[queued.uid]; asks && w.released && w.asked.Equal(queued.asked) {
+			due = append(due, queued)
 		}
 	}
 	s.releases = nil

@@ -24,6 +24,8 @@ const (
 type withdrawal struct {
 	pod   types.NamespacedName
 	since time.Time
+	// asked is the node's own time of its request, which the Release repeats.
+	asked time.Time
 	// generation of the captured set without the pod; nil until it is written.
 	generation *uint64
 	// publication that has to be acknowledged; nil until it is made.
@@ -64,7 +66,7 @@ func (r *Registry) release() {
 				continue
 			}
 			w.released = true
-			n.session.release(uid)
+			n.session.release(uid, w.asked)
 			r.cfg.Logger.Info("released pod", "namespace", w.pod.Namespace, "pod", w.pod.Name, "uid", uid, "node", name,
 				"publication", *w.publication, "duration", r.cfg.Now().Sub(w.since))
 		}

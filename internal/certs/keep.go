@@ -23,6 +23,8 @@ const (
 	// double each time.
 	firstPause = 500 * time.Millisecond
 	lastPause  = 150 * time.Second
+	// waitedPause bounds them while connections wait for the certificate.
+	waitedPause = time.Second
 	// renewalJitter spreads the renewals of certificates that were fetched at
 	// one time: 10% of their life around its half.
 	renewalJitter = 0.1
@@ -59,6 +61,9 @@ func (s *Store) keep(ctx context.Context, e *entry) {
 			continue
 		}
 		pause := backoff(failures)
+		if s.waitedFor(e) {
+			pause = min(pause, waitedPause)
+		}
 		failures++
 		s.config.Logger.Warn("certificate not fetched", "identity", e.id.String(), "retry_in", pause.String(), "error", err)
 		s.pause(ctx, e, pause)

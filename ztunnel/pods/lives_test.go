@@ -58,7 +58,8 @@ func (p *player) play(command string, args []string) {
 	commands := map[string]func([]string){
 		"namespace": p.doNamespace, "pod": p.doPod, "delete": p.doDelete, "netns": p.doNetNS, "rmnetns": p.doRemoveNetNS,
 		"start": func([]string) { p.start() }, "stop": func([]string) { p.stop() }, "api": p.doAPI,
-		"add": p.doAdd, "del": p.doDel, "release": func(a []string) { p.pods.Release(uid(a[0])) },
+		"add": p.doAdd, "del": p.doDel, "release": func(a []string) { p.pods.Release(uid(a[0]), p.since(uid(a[0]))) },
+		"stale-release": func(a []string) { p.pods.Release(uid(a[0]), p.since(uid(a[0])).Add(-time.Second)) },
 		"break": p.doBreak, "hang": p.doHang, "retry": func([]string) { p.pods.Retry() },
 		"expect": p.doExpect, "never": p.doNever, "captured": p.doCaptured, "calls": p.doCalls, "pinned": p.doPinned,
 		"ready": p.doReady, "gate": p.doGate, "lose": p.doLose,
@@ -68,6 +69,16 @@ func (p *player) play(command string, args []string) {
 		p.t.Fatalf("%s: unknown command", p.at)
 	}
 	do(args)
+}
+
+// since is when a pod came into the state that it is in.
+func (p *player) since(uid string) time.Time {
+	for _, status := range p.pods.Statuses() {
+		if status.UID == uid {
+			return status.Since
+		}
+	}
+	return time.Time{}
 }
 
 func uid(pod string) string { return strings.Replace(pod, "/", "-", 1) }

@@ -190,13 +190,14 @@ func (p *Pods) ensureLocked(uid string) *worker {
 }
 
 // Release tells that no node sends tunnels to a pod any more: the controller's
-// answer to StateWithdrawing. In any other state it is late, and ignored.
-func (p *Pods) Release(uid string) {
+// answer to StateWithdrawing, with the Since of that status. In any other state,
+// or for a withdrawal before this one, it is late, and ignored.
+func (p *Pods) Release(uid string, since time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	w, ok := p.workers[uid]
-	if !ok || w.status.State != StateWithdrawing {
-		p.logger.Warn("release ignored: pod is not withdrawing", "uid", uid)
+	if !ok || w.status.State != StateWithdrawing || !w.status.Since.Equal(since) {
+		p.logger.Warn("release ignored: it is not of the present withdrawal", "uid", uid, "withdrawing_since", since)
 		return
 	}
 	w.facts.granted = true
