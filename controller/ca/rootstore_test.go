@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -303,9 +304,10 @@ func TestSecretThatCannotBePutBackIsReported(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client := fake.NewClientset()
 		store, root := running(t, client)
-		refuse := true
+		var refuse atomic.Bool
+		refuse.Store(true)
 		client.PrependReactor("create", "secrets", func(clienttesting.Action) (bool, runtime.Object, error) {
-			return refuse, nil, apierrors.NewForbidden(corev1.Resource("secrets"), SecretName, errors.New("quota"))
+			return refuse.Load(), nil, apierrors.NewForbidden(corev1.Resource("secrets"), SecretName, errors.New("quota"))
 		})
 		deleteSecret(t, client)
 		look()
@@ -316,7 +318,7 @@ func TestSecretThatCannotBePutBackIsReported(t *testing.T) {
 		if store.loaded() != root {
 			t.Error("the root in use changed")
 		}
-		refuse = false
+		refuse.Store(false)
 		look()
 		if store.Problem() != nil || !same(secret(t, client), stored(root)) {
 			t.Errorf("problem %v after it could be put back", store.Problem())
