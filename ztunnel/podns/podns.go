@@ -22,7 +22,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A NetNS is a network namespace that is held open. Its methods may be called concurrently, not after Close.
+// A NetNS is a network namespace that is held open. Its methods may be called concurrently. After Close, Do and Control return
+// an error and do nothing.
 type NetNS struct {
 	ns, home *os.File
 	path     string
@@ -123,22 +124,39 @@ func (n *NetNS) Inode() uint64 { return n.inode }
 // Cookie identifies the namespace until the kernel restarts: it is never given to another.
 func (n *NetNS) Cookie() uint64 { return n.cookie }
 
-// Fd is the namespace's file descriptor. It stays the NetNS's.
-func (n *NetNS) Fd() int { return int(n.ns.Fd()) }
+// Control runs f on the namespace's file descriptor, which is open meanwhile and stays the NetNS's.
+func (n *NetNS) Control(f func(fd int) error) error { return control(n.ns, f) }
+
+// control is never run on the number of a file that was closed: another may have it by then.
+func control(file *os.File, f func(fd int) error) error {
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var result error
+	if err := raw.Control(func(fd uintptr) { result = f(int(fd)) }); err != nil {
+		return err
+	}
+	return result
+}
+
+func enter(namespace *os.File) error {
+	return control(namespace, func(fd int) error { return os.NewSyscallError("setns", unix.Setns(fd, unix.CLONE_NEWNET)) })
+}
 
 // Do runs f on a thread that is in the namespace, and returns f's error. Coming and going costs some 10 microseconds.
 func (n *NetNS) Do(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
-		if err := unix.Setns(int(n.ns.Fd()), unix.CLONE_NEWNET); err != nil {
+		if err := enter(n.ns); err != nil {
 			runtime.UnlockOSThread()
 			done <- fmt.Errorf("enter network namespace %s: %w", n.path, err)
 			return
 		}
 		err := f()
 		// Still locked, a goroutine takes its thread with it when it ends: no one gets a thread that is not home.
-		if home := unix.Setns(int(n.home.Fd()), unix.CLONE_NEWNET); home == nil {
+		if enter(n.home) == nil {
 			runtime.UnlockOSThread()
 		}
 		done <- err

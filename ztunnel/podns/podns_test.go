@@ -97,6 +97,25 @@ func TestDoLeavesNoThreadAway(t *testing.T) {
 	}
 }
 
+// A namespace that was let go is not entered, nor is whatever has its file descriptor by then.
+func TestClosedNamespaceIsNotEntered(t *testing.T) {
+	ns := open(t, netnstest.NewNetNS(t).Path())
+	if err := ns.Close(); err != nil {
+		t.Fatal(err)
+	}
+	open(t, netnstest.NewNetNS(t).Path())
+	run := func() error {
+		t.Error("entered")
+		return nil
+	}
+	if err := ns.Do(run); err == nil {
+		t.Error("Do: no error")
+	}
+	if err := ns.Control(func(int) error { return run() }); err == nil {
+		t.Error("Control: no error")
+	}
+}
+
 // namespace is the one that the calling thread is in.
 func namespace(t testing.TB) uint64 {
 	var stat unix.Stat_t

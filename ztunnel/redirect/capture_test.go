@@ -523,8 +523,7 @@ func TestFamilyWithoutAddressMayNotConnect(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	u := carry(c)
-	t.Cleanup(func() { u.closeListeners(); u.running.Wait() })
+	carryUntilEnd(t, c)
 	app := pod.Start()
 	mustDial(t, app, netip.AddrPortFrom(server.IPv4, appPort))
 	if _, err := app.Dial(netip.AddrPortFrom(server.IPv6, appPort)); !errors.Is(err, unix.EPERM) {

@@ -143,7 +143,7 @@ func (c *Capture) flipLocked(steer *ebpf.Program) (err error) {
 		}()
 	}
 	var adopted bool
-	if c.steer, adopted, err = r.pins.attachPod(c.pod.UID, c.pod.NetNS.Fd(), c.pod.NetNS.Inode(), steer); err != nil {
+	if c.steer, adopted, err = r.pins.attachPod(c.pod.UID, c.pod.NetNS, steer); err != nil {
 		return err
 	}
 	if err := r.node.Enrol(cookie, bpf.Enrolment{UID: c.pod.UID, IPv4: c.ip4, IPv6: c.ip6}); err != nil {

@@ -135,14 +135,13 @@ func TestReleaseLosesNoConnectionInTheQueue(t *testing.T) {
 		t.Fatalf("released with a connection in the queue: %v", err)
 	case <-time.After(connectTime + 3*handshakeTime):
 	}
-	u := carry(c)
+	carryUntilEnd(t, c)
 	if err := <-dialled; err != nil {
 		t.Error(err)
 	}
 	if err := <-released; err != nil {
 		t.Error(err)
 	}
-	u.running.Wait()
 }
 
 // Release with a context that has ended lets the pod go all the same.

@@ -74,6 +74,8 @@ type arrival struct {
 type tunnel struct {
 	*Capture
 	running sync.WaitGroup
+	ctx     context.Context // of what it carries
+	cut     context.CancelFunc
 
 	mu       sync.Mutex
 	arrivals []arrival
@@ -86,8 +88,12 @@ func (n *testNode) capture(t testing.TB, pod *netnstest.Pod) *tunnel {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return carryUntilEnd(t, c)
+}
+
+func carryUntilEnd(t testing.TB, c *Capture) *tunnel {
 	u := carry(c)
-	t.Cleanup(func() { u.closeListeners(); u.running.Wait() })
+	t.Cleanup(func() { u.closeListeners(); u.cut(); u.running.Wait() })
 	return u
 }
 
@@ -103,6 +109,7 @@ func podOf(t testing.TB, pod *netnstest.Pod) Pod {
 
 func carry(c *Capture) *tunnel {
 	u := &tunnel{Capture: c}
+	u.ctx, u.cut = context.WithCancel(context.Background())
 	for kind, l := range c.listeners() {
 		u.running.Go(func() {
 			for {
@@ -110,7 +117,7 @@ func carry(c *Capture) *tunnel {
 				if err != nil {
 					return
 				}
-				go u.serve(kind, conn)
+				u.running.Go(func() { u.serve(kind, conn) })
 			}
 		})
 	}
@@ -134,11 +141,9 @@ type preamble struct {
 
 func (u *tunnel) serve(kind bpf.Listener, conn *net.TCPConn) {
 	defer conn.Close()
+	defer context.AfterFunc(u.ctx, func() { conn.Close() })()
 	client, dst := address(conn.RemoteAddr()).Addr(), address(conn.LocalAddr())
-	u.mu.Lock()
-	u.arrivals = append(u.arrivals, arrival{kind, client, dst})
-	u.mu.Unlock()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(u.ctx, 5*time.Second)
 	defer cancel()
 	from := bufio.NewReader(conn)
 	var upstream *net.TCPConn
@@ -158,11 +163,15 @@ func (u *tunnel) serve(kind bpf.Listener, conn *net.TCPConn) {
 			upstream, err = u.DialApp(ctx, p.Client, p.Dst)
 		}
 	}
+	u.mu.Lock()
+	u.arrivals = append(u.arrivals, arrival{kind, client, dst})
+	u.mu.Unlock()
 	if err != nil {
 		conn.SetLinger(0) // reset
 		return
 	}
 	defer upstream.Close()
+	defer context.AfterFunc(u.ctx, func() { upstream.Close() })()
 	relay(conn, from, upstream)
 }
 

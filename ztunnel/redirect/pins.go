@@ -11,6 +11,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"github.com/ambit-mesh/ambit/ztunnel/podns"
 )
 
 // layout is the version of what is pinned. It changes whenever a map's key, value or meaning does: processes of different
@@ -156,19 +158,23 @@ func (p pins) attachNode(name, cgroup string, kind ebpf.AttachType, program *ebp
 }
 
 // attachPod runs program for new connections in a network namespace, adopting the link that an earlier process pinned.
-func (p pins) attachPod(uid string, netns int, inode uint64, program *ebpf.Program) (_ link.Link, adopted bool, err error) {
+func (p pins) attachPod(uid string, netns *podns.NetNS, program *ebpf.Program) (_ link.Link, adopted bool, err error) {
 	path := filepath.Join(p.pod(uid), steerPin)
 	if err := os.MkdirAll(p.pod(uid), 0o700); err != nil {
 		return nil, false, fmt.Errorf("make folder for pins of pod %s: %w", uid, err)
 	}
 	l, err := adopt(path, program, func(about *link.Info) bool {
 		n := about.NetNs()
-		return n != nil && uint64(n.NetnsInode) == inode
+		return n != nil && uint64(n.NetnsInode) == netns.Inode()
 	})
 	if l != nil || err != nil {
 		return l, l != nil, err
 	}
-	attached, err := link.AttachNetNs(netns, program)
+	var attached link.Link
+	err = netns.Control(func(fd int) (err error) {
+		attached, err = link.AttachNetNs(fd, program)
+		return err
+	})
 	if err != nil {
 		return nil, false, fmt.Errorf("attach steer to network namespace of pod %s: %w", uid, err)
 	}

@@ -183,8 +183,7 @@ func TestPodWithNewNamespace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	u := carry(c)
-	t.Cleanup(func() { u.closeListeners(); u.running.Wait() })
+	u := carryUntilEnd(t, c)
 	mustDial(t, after.Start(), netip.AddrPortFrom(other.IPv4, appPort))
 	if got := len(u.take()); got != 1 {
 		t.Errorf("%d connections were carried, want 1", got)
