@@ -21,7 +21,8 @@ struct {
 	__type(value, struct enrolment);
 } mesh_enrolled SEC(".maps");
 
-/* Address of a captured pod -> cookie of its namespace. Written by Go. Two addresses a pod. Pinned. */
+/* Address of a captured pod -> cookie of its namespace. Written by Go. Two addresses a pod. An entry that a process left
+ * behind does no harm. Pinned. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 2 * MAX_PODS);

@@ -54,25 +54,23 @@ static __always_inline int withdraw(struct bpf_sock_ops *ctx)
 	return end(VERDICT_PERMIT_WITHDRAWN);
 }
 
-static __always_inline bool may_pass(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
-{
-	enum own *own = bpf_sk_storage_get(&mesh_own, sk, 0, 0);
-
-	if (own)
-		return *own == OWN_DELIVERY;
-	return bpf_get_netns_cookie(ctx) == host_cookie;
-}
-
 static __always_inline int grant(struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct flow flow = {};
+	bool delivery;
+	enum own *own;
 	__u64 now;
 
-	if (!sk || !may_pass(ctx, sk))
+	if (!sk)
+		return end(VERDICT_PERMIT_NOT_OURS);
+	own = bpf_sk_storage_get(&mesh_own, sk, 0, 0);
+	delivery = own && *own == OWN_DELIVERY;
+	if (own ? !delivery : bpf_get_netns_cookie(ctx) != host_cookie)
 		return end(VERDICT_PERMIT_NOT_OURS);
 	flow_of(ctx, &flow);
-	if (!bpf_map_lookup_elem(&mesh_pods, &flow.destination))
+	/* A delivery is to a captured pod, whatever the map says: without passage it would come back to ztunnel. */
+	if (!delivery && !bpf_map_lookup_elem(&mesh_pods, &flow.destination))
 		return end(VERDICT_PERMIT_NOT_ENROLLED);
 	if (flow.destination_port == bpf_htons(PORT_HBONE))
 		return end(VERDICT_PERMIT_TUNNEL_PORT);

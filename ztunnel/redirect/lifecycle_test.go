@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -308,6 +309,61 @@ func TestFailedEnrollmentLeavesNothing(t *testing.T) {
 	}
 	a.Redirect.config.Procfs = "/proc"
 	a.capture(t, pod)
+}
+
+// Sysctls are the pod's, by whatever procfs they are written: in a container that is the node's, mounted somewhere.
+func TestSysctlsAreWrittenByAnyProcfs(t *testing.T) {
+	network := netnstest.New(t, "a")
+	a := openNode(t, network.Node("a"))
+	procfs := t.TempDir()
+	if err := unix.Mount("proc", procfs, "proc", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(procfs, unix.MNT_DETACH) })
+	a.Redirect.config.Procfs = procfs
+	pod := a.Pod("pod")
+	a.capture(t, pod)
+	for _, name := range []string{"ipv4/tcp_fwmark_accept", "ipv4/fwmark_reflect", "ipv6/fwmark_reflect"} {
+		path := filepath.Join("/proc/sys/net", name)
+		if got, err := os.ReadFile(path); err != nil || string(got) != "0\n" {
+			t.Errorf("%s of the process is %q, %v", name, got, err)
+		}
+		err := pod.Do(func() error {
+			got, err := os.ReadFile(path)
+			if string(got) != "1\n" {
+				t.Errorf("%s of the pod is %q", name, got)
+			}
+			return err
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// While the process lives, what it captured stays captured without the pins too.
+func TestPinsAreLost(t *testing.T) {
+	network := netnstest.New(t, "a")
+	a := openNode(t, network.Node("a"))
+	pod, other := a.Pod("pod"), a.Pod("other")
+	near, far := pod.Start(), other.Start()
+	near.Listen("[::]:8080")
+	far.Listen("[::]:8080")
+	u := a.capture(t, pod)
+	if err := os.RemoveAll(a.config.PinDir); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(100 * time.Millisecond) // the kernel lets go of pins when it gets round to it
+	out, in := netip.AddrPortFrom(other.IPv4, appPort), netip.AddrPortFrom(pod.IPv4, appPort)
+	mustDial(t, near, out)
+	mustDial(t, far, in)
+	expect(t, u, arrival{bpf.Outbound, pod.IPv4, out}, arrival{bpf.Plaintext, other.IPv4, in})
+	if err := u.Release(t.Context()); err != nil {
+		t.Error(err)
+	}
+	mustDial(t, near, out)
+	mustDial(t, far, in)
+	expect(t, u)
 }
 
 // A new pod's IPv6 address is tentative for a second: enrolment waits for it.

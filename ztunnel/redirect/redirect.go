@@ -171,7 +171,7 @@ func (r *Redirect) attach() error {
 	return nil
 }
 
-// takeStock finds the pods that earlier processes captured, and drops addresses of those they did not finish with.
+// takeStock finds the pods that earlier processes captured.
 func (r *Redirect) takeStock() error {
 	r.adopted = map[string]*remains{}
 	uids, err := r.pins.uids()
@@ -197,17 +197,6 @@ func (r *Redirect) takeStock() error {
 	}
 	for cookie, pod := range enrolled {
 		r.adopted[pod.UID] = &remains{cookie: cookie, ips: valid(pod.IPv4, pod.IPv6)}
-	}
-	pods, err := r.node.Pods()
-	if err != nil {
-		return fmt.Errorf("list addresses of captured pods: %w", err)
-	}
-	for ip, cookie := range pods {
-		if _, ok := enrolled[cookie]; !ok {
-			if err := r.node.RemovePod(ip, cookie); err != nil {
-				return fmt.Errorf("remove address %s: %w", ip, err)
-			}
-		}
 	}
 	return r.retireLocked()
 }
