@@ -60,7 +60,7 @@ func (p *player) play(command string, args []string) {
 		"start": func([]string) { p.start() }, "stop": func([]string) { p.stop() }, "api": p.doAPI,
 		"add": p.doAdd, "del": p.doDel, "release": func(a []string) { p.pods.Release(uid(a[0]), p.since(uid(a[0]))) },
 		"stale-release": func(a []string) { p.pods.Release(uid(a[0]), p.since(uid(a[0])).Add(-time.Second)) },
-		"break": p.doBreak, "hang": p.doHang, "retry": func([]string) { p.pods.Retry() },
+		"break":         p.doBreak, "hang": p.doHang, "retry": func([]string) { p.pods.Retry() },
 		"expect": p.doExpect, "never": p.doNever, "captured": p.doCaptured, "calls": p.doCalls, "pinned": p.doPinned,
 		"ready": p.doReady, "gate": p.doGate, "lose": p.doLose,
 	}
