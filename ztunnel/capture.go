@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/ztunnel/inbound"
@@ -75,11 +76,21 @@ func (c *capture) Release(ctx context.Context) error {
 	return nil
 }
 
+// queueGrace is how long the listeners' queues are still served once accepting
+// stops: a bit more than package listen takes for it.
+const queueGrace = 75 * time.Millisecond
+
 // Drain takes no more connections, lets the open ones end until the context
-// does, and cuts those that have not. Redirection stays: until the next process
-// takes over, handshakes are dropped, which their senders repeat, rather than
-// answered by a process that is about to end.
+// does, and cuts those that have not. Redirection stays, without listeners:
+// until the next process takes over, what connects to the pod is reset, and what
+// the pod connects to is reset or waits; nothing goes around.
 func (c *capture) Drain(ctx context.Context) {
+	c.outbound.StopAccepting()
+	c.inbound.StopAccepting()
+	select {
+	case <-time.After(queueGrace): // who is in a queue is connected, as far as he knows
+	case <-ctx.Done():
+	}
 	for _, listener := range []*net.TCPListener{c.redirect.Outbound, c.redirect.Plaintext, c.redirect.HBONE} {
 		if err := listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 			c.logger.Warn("listener not closed", "error", err)
