@@ -75,3 +75,31 @@ func TestUninstallLeavesPlainNetworking(t *testing.T) {
 		})
 	}
 }
+
+// While a shopper asks all the time, the mesh goes: not one new connection fails.
+func TestUninstallUnderLoadFailsNoNewConnection(t *testing.T) {
+	p := newPlace(t, "e2e-farewell")
+	t.Cleanup(func() {
+		if err := install(); err != nil {
+			t.Errorf("install again: %v", err)
+		}
+	})
+	p.shop()
+	p.enrol(p.pods()...)
+	before, err := p.shopStats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.bed.Run(t.Context(), "ambit", "uninstall", "--yes"); err != nil {
+		t.Fatal(err)
+	}
+	after, err := p.shopStats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, was := range before.Fresh {
+		if is := after.Fresh[name]; is.Failures > was.Failures || is.Exchanges <= was.Exchanges {
+			t.Errorf("new %s connections: before %+v, after %+v", name, was, is)
+		}
+	}
+}

@@ -2,6 +2,7 @@
 // are left.
 //
 //	say       what the cluster has of Ambit, before anything is removed
+//	release   all pods are given back to plain networking, in order, by ztunnel
 //	ztunnel   the DaemonSet goes first: while it runs it would repair what is removed
 //	nodes     a DaemonSet cleans each node: chain entry, then pins, then binary
 //	rest      controller, resource definitions, namespace
@@ -19,8 +20,14 @@ import (
 	"fmt"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/ambit-mesh/ambit/api/v1alpha1"
 	"github.com/ambit-mesh/ambit/cli/kube"
 	"github.com/ambit-mesh/ambit/cli/term"
+	"github.com/ambit-mesh/ambit/cli/workloads"
 	"github.com/ambit-mesh/ambit/deploy"
 )
 
@@ -62,6 +69,7 @@ func Run(ctx context.Context, cluster *kube.Cluster, options Options, t *term.Te
 		title string
 		run   func(context.Context, func(string)) error
 	}{
+		{"give pods back to plain networking", r.releasePods},
 		{"stop ztunnel", r.stopZtunnel},
 		{"clean every node", r.cleanNodes},
 		{"remove the controller", r.removeController},
@@ -96,6 +104,51 @@ func (r removal) remove(ctx context.Context, tell func(string), parts ...deploy.
 		tell(name)
 	}
 	return err
+}
+
+// releasePods has ztunnel let go of every pod as it does when a label is taken
+// away: no new connection fails. Where it cannot, because the mesh does not work,
+// the removal goes on: pods are let go when their node is cleaned.
+func (r removal) releasePods(ctx context.Context, tell func(string)) error {
+	body := []byte(`{"metadata":{"labels":{"ambit.mesh/removing":"true"}}}`)
+	_, err := r.cluster.Typed.CoreV1().Namespaces().Patch(ctx, namespace, types.MergePatchType, body, metav1.PatchOptions{})
+	if apierrors.IsNotFound(err) {
+		tell("no ztunnel is there to do it: it is done when nodes are cleaned")
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("label namespace %s: %w", namespace, err)
+	}
+	wait, cancel := context.WithTimeout(ctx, min(r.options.Wait, releaseWait))
+	defer cancel()
+	if err := kube.Poll(wait, r.released, tell); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		tell(err.Error() + ": they are let go when their node is cleaned, and cut off until then")
+	}
+	return nil
+}
+
+// releaseWait bounds the wait for pods that ztunnel has to let go.
+const releaseWait = 30 * time.Second
+
+// released asks whether no node has a pod captured any more.
+func (r removal) released(ctx context.Context) (kube.Progress, error) {
+	list, err := workloads.List(ctx, r.cluster, "", time.Now())
+	if apierrors.IsNotFound(err) {
+		return kube.Progress{Done: true, Text: "no workload is known"}, nil
+	}
+	if err != nil {
+		return kube.Progress{}, err
+	}
+	left := 0
+	for _, w := range list {
+		if w.Status.Protocol == v1alpha1.ProtocolHBONE || w.Status.State == v1alpha1.StateCaptured || w.Status.State == v1alpha1.StatePending {
+			left++
+		}
+	}
+	return kube.Progress{Done: left == 0, Text: fmt.Sprintf("%d of %d pods still to be let go", left, len(list))}, nil
 }
 
 func (r removal) stopZtunnel(ctx context.Context, tell func(string)) error {

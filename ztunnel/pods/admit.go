@@ -43,7 +43,7 @@ func (p *Pods) admit(ctx context.Context, request cniproto.AddRequest) (captured
 	if err != nil {
 		return false, err
 	}
-	mode, reason := Enrolment(pod, namespace)
+	mode, reason := p.enrolmentOf(pod, namespace)
 	switch mode {
 	case NotEnrolled, Misunderstood:
 		return false, nil
@@ -77,7 +77,7 @@ func (p *Pods) lookup(ctx context.Context, request cniproto.AddRequest) (*corev1
 		pod = live
 	}
 	namespace := p.watch.namespace(request.Namespace)
-	if mode, _ := Enrolment(pod, namespace); mode == Enrolled {
+	if mode, _ := p.enrolmentOf(pod, namespace); mode == Enrolled {
 		return pod, namespace, nil
 	}
 	live, err := p.config.Client.CoreV1().Namespaces().Get(ctx, request.Namespace, metav1.GetOptions{})
@@ -175,7 +175,7 @@ func (p *Pods) check(request cniproto.AddRequest) error {
 	if pod == nil || p.neverHeld(request.Namespace) {
 		return nil
 	}
-	if mode, _ := Enrolment(pod, p.watch.namespace(request.Namespace)); mode != Enrolled {
+	if mode, _ := p.enrolmentOf(pod, p.watch.namespace(request.Namespace)); mode != Enrolled {
 		return nil
 	}
 	p.mu.Lock()

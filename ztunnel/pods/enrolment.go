@@ -19,6 +19,10 @@ const (
 // SystemNamespace is the mesh's own; its pods are never captured.
 const SystemNamespace = "ambit-system"
 
+// RemovingLabel on SystemNamespace, with the value "true", says that the mesh is
+// being removed: all pods are given back, in order, while ztunnel still runs.
+const RemovingLabel = "ambit.mesh/removing"
+
 // Mode is whether a pod is to be captured.
 type Mode int
 
@@ -58,6 +62,15 @@ func Enrolment(pod *corev1.Pod, namespace *corev1.Namespace) (Mode, string) {
 		return modeOf(value, "namespace", "OptedOut: the namespace's label says none")
 	}
 	return NotEnrolled, "NotLabelled: neither the pod nor its namespace asks for the mesh"
+}
+
+// enrolmentOf is Enrolment, unless the mesh is being removed.
+func (p *Pods) enrolmentOf(pod *corev1.Pod, namespace *corev1.Namespace) (Mode, string) {
+	mode, reason := Enrolment(pod, namespace)
+	if mode != NotEnrolled && p.watch.removing() {
+		return NotEnrolled, "Removing: the mesh is being removed from the cluster"
+	}
+	return mode, reason
 }
 
 func modeOf(value, bearer, none string) (Mode, string) {

@@ -65,6 +65,7 @@ func readEnrolment(path string) (content []byte, enrolment cniproto.Enrolment) {
 func (p *Pods) enrolment(before cniproto.Enrolment) cniproto.Enrolment {
 	now := cniproto.Enrolment{Excluded: p.config.NeverHeld, Namespaces: make(map[string]cniproto.NamespaceEnrolment)}
 	labelled := make(map[string]bool)
+	removing := p.watch.removing()
 	for _, object := range p.watch.labelled.GetStore().List() {
 		if pod, ok := object.(*corev1.Pod); ok && pod.Labels[DataplaneModeLabel] == modeAmbient {
 			labelled[pod.Namespace] = true
@@ -76,12 +77,12 @@ func (p *Pods) enrolment(before cniproto.Enrolment) cniproto.Enrolment {
 			continue
 		}
 		mode := cniproto.ModeNone
-		if namespace.Labels[DataplaneModeLabel] == modeAmbient {
+		if namespace.Labels[DataplaneModeLabel] == modeAmbient && !removing {
 			mode = cniproto.ModeAmbient
 		}
 		now.Namespaces[namespace.Name] = cniproto.NamespaceEnrolment{
 			Mode:         mode,
-			LabelledPods: labelled[namespace.Name] || before.Namespaces[namespace.Name].LabelledPods,
+			LabelledPods: !removing && (labelled[namespace.Name] || before.Namespaces[namespace.Name].LabelledPods),
 		}
 	}
 	return now

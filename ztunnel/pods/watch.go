@@ -146,7 +146,8 @@ func (w *watch) podDeleted(object any) {
 	}
 }
 
-// namespaceChanged has all pods of the namespace judged anew.
+// namespaceChanged has all pods of the namespace judged anew; of every
+// namespace, if it is the mesh's own.
 func (w *watch) namespaceChanged(object any) {
 	w.signal()
 	if tombstone, ok := object.(cache.DeletedFinalStateUnknown); ok {
@@ -157,10 +158,16 @@ func (w *watch) namespaceChanged(object any) {
 		return
 	}
 	for _, object := range w.local.GetStore().List() {
-		if pod, ok := object.(*corev1.Pod); ok && pod.Namespace == namespace.Name {
+		if pod, ok := object.(*corev1.Pod); ok && (pod.Namespace == namespace.Name || namespace.Name == SystemNamespace) {
 			w.podPresent(pod)
 		}
 	}
+}
+
+// removing tells whether the mesh is being removed.
+func (w *watch) removing() bool {
+	namespace := w.namespace(SystemNamespace)
+	return namespace != nil && namespace.Labels[RemovingLabel] == "true"
 }
 
 // namespace returns nil for one that is not known.
@@ -218,7 +225,7 @@ func (p *Pods) learn(pod *corev1.Pod, namespace *corev1.Namespace) *worker {
 	f.alive = alive
 	f.lastSeen = lastSeen(pod)
 	f.ips = podIPs(pod)
-	f.mode, f.reason = Enrolment(pod, namespace)
+	f.mode, f.reason = p.enrolmentOf(pod, namespace)
 	if before.alive != f.alive || before.mode != f.mode || before.reason != f.reason || before.lastSeen != f.lastSeen || len(before.ips) != len(f.ips) || before.name != f.name {
 		w.wake()
 	}

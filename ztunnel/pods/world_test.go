@@ -144,7 +144,11 @@ func (w *world) put(pod *corev1.Pod) {
 func (w *world) label(namespace, mode string) {
 	w.t.Helper()
 	object := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}
-	if mode != "" {
+	switch mode {
+	case "":
+	case "removing":
+		object.Labels = map[string]string{RemovingLabel: "true"}
+	default:
 		object.Labels = map[string]string{DataplaneModeLabel: mode}
 	}
 	api := w.client.CoreV1().Namespaces()
