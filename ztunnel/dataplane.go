@@ -28,6 +28,9 @@ import (
 // through the tunnel: long enough for any that somebody waits for.
 const releasedBound = 24 * time.Hour
 
+// certificateWait is many times what a controller needs that is there at all.
+const certificateWait = 3 * time.Second
+
 // closeTimeout bounds the end of a capture whose sandbox is gone.
 const closeTimeout = 2 * time.Second
 
@@ -71,12 +74,28 @@ func (d *dataplane) Start(ctx context.Context, target pods.Target) (pods.Running
 	}
 	// Ahead of need: the certificate comes while the pod is being captured.
 	d.certs.Want(id)
+	if target.Serving {
+		if err := d.awaitCertificate(ctx, id); err != nil {
+			d.certs.Forget(id)
+			return nil, errors.Join(err, netns.Close())
+		}
+	}
 	captured, err := opened.Enroll(ctx, redirect.Pod{UID: target.UID, NetNS: netns, IPs: target.Sandbox.IPs})
 	if err != nil {
 		d.certs.Forget(id)
 		return nil, errors.Join(withCode(err, "CaptureFailed"), netns.Close())
 	}
 	return d.serve(target, id, netns, captured), nil
+}
+
+// awaitCertificate waits for what a captured pod's connections need.
+func (d *dataplane) awaitCertificate(ctx context.Context, id spiffe.ID) error {
+	ctx, cancel := context.WithTimeout(ctx, certificateWait)
+	defer cancel()
+	if _, err := d.certs.Get(ctx, id); err != nil {
+		return &codedError{code: "CertificateMissing", text: "the pod stays outside of the mesh until it has one: " + err.Error(), err: err}
+	}
+	return nil
 }
 
 // serve runs both proxies of a captured pod.

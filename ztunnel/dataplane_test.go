@@ -106,6 +106,36 @@ func (b *bed) target(pod *netnstest.Pod) pods.Target {
 	}
 }
 
+// A pod whose applications run already goes on as it was until the mesh can carry
+// what it does; one that is starting is captured all the same.
+func TestARunningPodWaitsForItsCertificate(t *testing.T) {
+	b := newBed(t)
+	web, cart := b.network.Node("a").Pod("web"), b.network.Node("b").Pod("cart")
+	server, client := cart.Start(), web.Start()
+	server.Listen("[::]:8080")
+	down := certs.New(certs.Config{Fetch: b.ca.Fetch, Bundle: b.ca.Bundle, Logger: slog.New(slog.DiscardHandler)}) // it never runs
+	b.dataplane.certs = down
+
+	serving := b.target(web)
+	serving.Serving = true
+	_, err := b.Start(t.Context(), serving)
+	if coded, ok := errors.AsType[pods.Coded](err); !ok || coded.Code() != "CertificateMissing" {
+		t.Errorf("%v, want code CertificateMissing", err)
+	}
+	mustDial(t, client, cart.IPv4)
+	if pinned := b.Pinned(); len(pinned) > 0 {
+		t.Errorf("pinned: %q", pinned)
+	}
+
+	b.capture(web) // not Serving
+	b.publish(cart, api.TunnelProtocol_HBONE)
+	if conn, err := client.Dial(netip.AddrPortFrom(cart.IPv4, 8080)); err == nil {
+		if err := conn.Echo("hello"); err == nil {
+			t.Error("captured without a certificate, and yet its connection was carried")
+		}
+	}
+}
+
 func (b *bed) capture(pod *netnstest.Pod) pods.Running {
 	b.t.Helper()
 	running, err := b.Start(b.t.Context(), b.target(pod))

@@ -39,6 +39,10 @@ type Running interface {
 type Target struct {
 	UID, Namespace, Name, ServiceAccount string
 	Sandbox                              Sandbox
+	// Serving: its applications run already, outside the mesh. What they do now
+	// works, so they are not captured before the mesh can carry it. A pod that is
+	// only starting, or was captured by an earlier process, cannot wait for that.
+	Serving bool
 }
 
 // Coded is an error that has a code of its own, a CamelCase word.

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"log/slog"
 	"time"
+
+	"github.com/ambit-mesh/ambit/ztunnel/cniproto"
 )
 
 const (
@@ -159,7 +161,8 @@ func (w *worker) capture(ctx context.Context, f facts) time.Duration {
 	}
 	w.searchSince = time.Time{}
 	w.report(StateCapturing, "")
-	target := Target{UID: w.uid, Namespace: f.namespace, Name: f.name, ServiceAccount: f.serviceAccount, Sandbox: sandbox}
+	target := Target{UID: w.uid, Namespace: f.namespace, Name: f.name, ServiceAccount: f.serviceAccount, Sandbox: sandbox,
+		Serving: time.Since(f.told) > cniproto.AddTimeout && !w.isPinned()}
 	began := time.Now()
 	running, err := w.pods.start(ctx, target)
 	if err != nil {
