@@ -207,6 +207,7 @@ func (z *ztunnel) run(running, force context.Context) error {
 	part("CNI socket", func(ctx context.Context) error { return z.pods.ServeCNI(ctx, z.settings.cniSocket()) })
 	part("report", z.reporter.run)
 	z.followBundle(ctx, &group)
+	group.Go(func() { onConnect(ctx, z.feed.Connected, z.controllerIsBack) })
 
 	select {
 	case <-running.Done():
@@ -251,6 +252,34 @@ func (z *ztunnel) gates(ctx context.Context, group *sync.WaitGroup) {
 }
 
 const gatePoll = 50 * time.Millisecond
+
+// connectPoll is how soon it is noticed that the controller is back.
+const connectPoll = 500 * time.Millisecond
+
+// onConnect calls act whenever connected becomes true.
+func onConnect(ctx context.Context, connected func() bool, act func()) {
+	ticker := time.NewTicker(connectPoll)
+	defer ticker.Stop()
+	for before := false; ; {
+		now := connected()
+		if now && !before {
+			act()
+		}
+		before = now
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// controllerIsBack ends the pauses of what failed for want of the controller:
+// certificates, and with them the capture of pods that wait for theirs.
+func (z *ztunnel) controllerIsBack() {
+	z.certs.BundleChanged()
+	z.pods.Retry()
+}
 
 // followBundle has held certificates judged anew when the trust bundle changes.
 func (z *ztunnel) followBundle(ctx context.Context, group *sync.WaitGroup) {
