@@ -190,3 +190,7 @@ func (r *Registry) Live() []*Conn {
 	slices.SortFunc(out, func(a, b *Conn) int { return a.Started.Compare(b.Started) })
 	return out
 }
+
+// Retried counts an endpoint that could not be reached where another one is
+// tried. The connection itself has not failed by that.
+func (r *Registry) Retried(reason Reason) { r.metrics.retries.WithLabelValues(string(reason)).Inc() }

@@ -38,7 +38,7 @@ type metrics struct {
 	now                                      func() time.Time
 	opened, closed, received, sent, failures *prometheus.CounterVec
 	live                                     *prometheus.GaugeVec
-	ends                                     *prometheus.CounterVec
+	ends, retries                            *prometheus.CounterVec
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -72,6 +72,8 @@ func newMetrics(reg prometheus.Registerer, now func() time.Time) *metrics {
 		failures: vec("istio_tcp_connections_failed_total", "TCP connections that were refused or could not be established.", labelNames),
 		ends: vec("ambit_connection_ends_total", "Connections by why they ended or were refused.",
 			[]string{"direction", "reason"}),
+		retries: vec("ambit_connection_retries_total", "Endpoints of services that could not be reached, so that another one was tried, by why.",
+			[]string{"reason"}),
 		live: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "ambit_connections", Help: "Live connections."},
 			[]string{"direction", "transport"}),
 		series:  map[labelValues]*series{},

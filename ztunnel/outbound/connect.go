@@ -18,6 +18,15 @@ import (
 // patience of what connects to a pod that has just started.
 const lookupTimeout = 2 * time.Second
 
+const (
+	// maxEndpoints of a service are tried for one connection: enough for a
+	// rollout or a node that went away, not for a service that is down.
+	maxEndpoints = 3
+	// endpointTimeout bounds one of them as long as others may follow: what is
+	// there answers within milliseconds.
+	endpointTimeout = 3 * time.Second
+)
+
 // upstream is the established far side of a connection.
 type upstream struct {
 	conn relay.Conn
@@ -25,15 +34,58 @@ type upstream struct {
 	local LocalConn
 }
 
-// connect decides and establishes; attempt then says what was decided.
+// connect decides and establishes; attempt then says what was decided. No byte
+// of the application's has been taken yet, so where one endpoint of a service
+// cannot be reached, another one is tried.
 func (l *Listener) connect(cut context.Context, source *workload.Workload, dst netip.AddrPort, attempt *conns.Attempt) (upstream, error) {
 	ctx, cancel := context.WithTimeout(cut, setupTimeout)
 	defer cancel()
-	up, err := l.decide(ctx, source, dst)
-	if err != nil {
-		return upstream{}, err
+	request := route.Request{Source: source, Destination: dst}
+	var failed error
+	for {
+		up, err := l.decide(ctx, &request)
+		if err != nil {
+			if failed != nil {
+				err = failed // without another endpoint, the first one's failure counts
+			}
+			return upstream{}, err
+		}
+		describe(attempt, up)
+		conn, err := l.establish(ctx, source, up, attempt, len(request.Avoid)+1 < maxEndpoints)
+		if err == nil {
+			return conn, nil
+		}
+		if failed == nil {
+			failed = err
+		}
+		if !anotherMay(up, err) || len(request.Avoid)+1 == maxEndpoints || ctx.Err() != nil {
+			return upstream{}, err
+		}
+		l.cfg.Conns.Retried(conns.ReasonOf(err))
+		request.Avoid = append(request.Avoid, up.Workload.UID)
 	}
-	describe(attempt, up)
+}
+
+// anotherMay tells whether another endpoint may do better: not where it is our
+// own certificate that is missing, or policy that does not admit us.
+func anotherMay(up route.Upstream, err error) bool {
+	if up.Service == nil || up.Workload == nil {
+		return false
+	}
+	switch conns.ReasonOf(err) {
+	case conns.ConnectFailed, conns.TunnelFailed, conns.TLSFailed, conns.TunnelRefused, conns.DeliveryFailed:
+		return true
+	}
+	return false
+}
+
+// establish goes the way that was decided. more: other endpoints may follow.
+func (l *Listener) establish(ctx context.Context, source *workload.Workload, up route.Upstream, attempt *conns.Attempt, more bool) (upstream, error) {
+	if more && up.Service != nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, endpointTimeout)
+		defer cancel()
+	}
 	switch up.Kind {
 	case route.Tunnel:
 		return l.openStream(ctx, source, attempt.Source.Addr, up)
@@ -55,18 +107,17 @@ func (l *Listener) connect(cut context.Context, source *workload.Workload, dst n
 
 // decide asks route, and the controller if route does not know the destination.
 // Without the controller's answer nobody knows whether plaintext is right.
-func (l *Listener) decide(ctx context.Context, source *workload.Workload, dst netip.AddrPort) (route.Upstream, error) {
-	request := route.Request{Source: source, Destination: dst}
-	up, err := route.Decide(request, l.cfg.Snapshot(), rand.Uint64N)
+func (l *Listener) decide(ctx context.Context, request *route.Request) (route.Upstream, error) {
+	up, err := route.Decide(*request, l.cfg.Snapshot(), rand.Uint64N)
 	if err != nil || up.Kind != route.Ask {
 		return up, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
-	if _, err := l.cfg.Lookup(ctx, dst.Addr()); err != nil {
-		return up, conns.Fail(conns.UnknownDestination, fmt.Errorf("ask the controller for %s: %w", dst.Addr(), err))
+	if _, err := l.cfg.Lookup(ctx, up.Address.Addr()); err != nil {
+		return up, conns.Fail(conns.UnknownDestination, fmt.Errorf("ask the controller for %s: %w", up.Address.Addr(), err))
 	}
 	// If it was found, the snapshot now has it, and Asked changes nothing.
 	request.Asked = true
-	return route.Decide(request, l.cfg.Snapshot(), rand.Uint64N)
+	return route.Decide(*request, l.cfg.Snapshot(), rand.Uint64N)
 }

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
 	"github.com/ambit-mesh/ambit/ztunnel/route"
@@ -77,8 +78,9 @@ func (b both) Moved(toServer, toClient int64) {
 	b.destination.Moved(toServer, toClient)
 }
 
-// describe completes the attempt with what was decided.
+// describe completes the attempt with what was decided, whatever was before.
 func describe(a *conns.Attempt, up route.Upstream) {
+	a.Transport, a.Tunnel, a.Destination.Identity = conns.Plaintext, netip.AddrPort{}, spiffe.ID{}
 	a.Destination.Addr, a.Destination.Workload, a.Service = up.Address, up.Workload, up.Service
 	switch up.Kind {
 	case route.Tunnel:

@@ -3,13 +3,15 @@
 // One [Listener] runs per captured pod:
 //
 //	listener.go   accept; the original destination is the socket's own address
-//	connect.go    route.Decide, asking the controller if need be -> upstream
+//	connect.go    route.Decide, asking the controller if need be -> upstream;
+//	              of a service, another endpoint where one cannot be reached
 //	tunnel.go     a stream in a tunnel from the pod's pool
 //	header.go     what a tunnel's request says about the connection
 //	relay.Copy    both ways, until both halves close
 //
 // Invariants: where the decision is a tunnel or the short way to a pod of this
-// node, nothing else is ever tried; a connection that cannot go on is reset
+// node, that pod is reached in no other way, and another endpoint only as it is
+// published itself; a connection that cannot go on is reset
 // before any byte is answered; a Listener reaches no credentials but its pod's;
 // when Run returns, so has every goroutine it started.
 //

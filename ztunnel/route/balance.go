@@ -2,21 +2,23 @@ package route
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/ambit-mesh/ambit/internal/workload"
 )
 
 // balance chooses an endpoint and its target for dst, an address and port of
 // service: among those that may be used, the nearest; among these the client's
-// own one, or one by chance, by weight.
+// own one, or one by chance, by weight. Those to be avoided count as not there.
 //
 // It looks at the endpoints twice rather than copy them: a service may have
 // thousands, and a connection should cost no memory for that.
-func balance(source *workload.Workload, service *workload.Service, dst netip.AddrPort, endpoints []*workload.Workload, pick Picker) (*workload.Workload, netip.AddrPort, bool) {
+func balance(r Request, service *workload.Service, dst netip.AddrPort, endpoints []*workload.Workload, pick Picker) (*workload.Workload, netip.AddrPort, bool) {
+	source := r.Source
 	nearest, total := -1, uint64(0)
 	for _, w := range endpoints {
 		_, rank, ok := usable(source, service, dst, w)
-		if !ok || rank < nearest {
+		if !ok || rank < nearest || slices.Contains(r.Avoid, w.UID) {
 			continue
 		}
 		if rank > nearest {
@@ -44,7 +46,7 @@ func balance(source *workload.Workload, service *workload.Service, dst netip.Add
 	}
 	for _, w := range endpoints {
 		target, rank, ok := usable(source, service, dst, w)
-		if !ok || rank != nearest {
+		if !ok || rank != nearest || slices.Contains(r.Avoid, w.UID) {
 			continue
 		}
 		if sticky {

@@ -114,6 +114,28 @@ func TestWeights(t *testing.T) {
 	}
 }
 
+// Endpoints that were tried in vain are not there: the next ones are taken,
+// farther ones too, and what is left after all of them is a refusal.
+func TestEndpointsTriedInVainAreAvoided(t *testing.T) {
+	near := service("cart", []string{"10.96.0.10"}, func(s *api.Service) {
+		s.LoadBalancing = &api.LoadBalancing{Mode: api.LoadBalancing_FAILOVER, RoutingPreference: []api.LoadBalancing_Scope{api.LoadBalancing_NODE}}
+	})
+	snapshot := workloadtest.Store(t, config, pod("web", "n1", "1.1"), near,
+		pod("a", "n1", "1.2", serves(cart)), pod("b", "n2", "2.2", serves(cart))).Snapshot()
+	web, _ := snapshot.WorkloadByUID(uid("web"))
+	r := route.Request{Source: web, Destination: netip.MustParseAddrPort("10.96.0.10:80")}
+	for _, want := range []string{"a", "b"} {
+		up, err := route.Decide(r, snapshot, first)
+		if err != nil || up.Workload.Name != want {
+			t.Fatalf("avoiding %v: %v (%v), want %s", r.Avoid, up.Workload, err, want)
+		}
+		r.Avoid = append(r.Avoid, up.Workload.UID)
+	}
+	if up, err := route.Decide(r, snapshot, first); err == nil {
+		t.Errorf("avoiding both: %s", up.Workload.Name)
+	}
+}
+
 // ClientIP affinity: a client keeps its endpoint, whatever is picked and
 // whoever else comes and goes; clients spread over the endpoints.
 func TestAffinity(t *testing.T) {

@@ -80,6 +80,8 @@ type Request struct {
 	// Asked: the controller was asked for Destination, and there is nothing
 	// of the mesh.
 	Asked bool
+	// Avoid are the UIDs of a service's endpoints that were tried in vain.
+	Avoid []string
 }
 
 // Upstream is where a connection goes.
@@ -112,7 +114,7 @@ func Decide(r Request, snapshot *workload.Snapshot, pick Picker) (Upstream, erro
 		return toWorkload(r.Source, r.Source, dst, nil)
 	}
 	if services := snapshot.ServicesByAddr(dst.Addr()); len(services) > 0 {
-		return toService(r.Source, services, dst, snapshot, pick)
+		return toService(r, services, dst, snapshot, pick)
 	}
 	if w, ok := snapshot.WorkloadByAddr(dst.Addr()); ok {
 		return toWorkload(r.Source, w, dst, nil)
@@ -131,7 +133,7 @@ func Decide(r Request, snapshot *workload.Snapshot, pick Picker) (Upstream, erro
 
 // toService goes to an endpoint of the service that has the destination's port:
 // several may share an external address.
-func toService(source *workload.Workload, services []*workload.Service, dst netip.AddrPort, snapshot *workload.Snapshot, pick Picker) (Upstream, error) {
+func toService(r Request, services []*workload.Service, dst netip.AddrPort, snapshot *workload.Snapshot, pick Picker) (Upstream, error) {
 	i := slices.IndexFunc(services, func(s *workload.Service) bool {
 		_, ok := s.Port(dst.Port())
 		return ok
@@ -139,14 +141,14 @@ func toService(source *workload.Workload, services []*workload.Service, dst neti
 	if i < 0 {
 		return Upstream{}, refuse(UnknownPort, "service %s has no port %d", services[0].Key, dst.Port())
 	}
-	service := services[i]
+	service, source := services[i], r.Source
 	switch {
 	case service.NamespaceOnly && source.Namespace != service.Namespace:
 		return Upstream{}, refuse(NotVisible, "service %s is only for its own namespace, not for %s", service.Key, source.Namespace)
 	case service.Waypoint != nil:
 		return Upstream{}, refuse(WaypointUnsupported, "service %s is behind a waypoint", service.Key)
 	}
-	endpoint, target, ok := balance(source, service, dst, snapshot.Endpoints(service.Key), pick)
+	endpoint, target, ok := balance(r, service, dst, snapshot.Endpoints(service.Key), pick)
 	if !ok {
 		return Upstream{}, refuse(NoEndpoint, "service %s has no usable endpoint for port %d", service.Key, dst.Port())
 	}
