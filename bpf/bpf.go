@@ -27,6 +27,7 @@ import (
 //go:generate bpf2go -type number -type listener -type own -type verdict -type addr -type enrolment -type flow connect connect.c
 //go:generate bpf2go -no-global-types permit permit.c
 //go:generate bpf2go -no-global-types steer steer.c
+//go:generate sh -c "sha256sum connect.c maps.h mesh.h permit.c steer.c > sources.sha256"
 
 // Numbers that the programs and their users share.
 const (

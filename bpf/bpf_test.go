@@ -1,6 +1,8 @@
 package bpf
 
 import (
+	"crypto/sha256"
+	"fmt"
 	"maps"
 	"net/netip"
 	"os"
@@ -113,5 +115,29 @@ func TestLimits(t *testing.T) {
 		if err := n.Enrol(uint64(i), Enrolment{UID: "pod"}); err != nil {
 			t.Fatalf("pod %d of %d: %v", i, MaxPods, err)
 		}
+	}
+}
+
+// The objects are compiled by one version of one compiler, which not every
+// machine has: this proves on every machine that they are of these sources.
+func TestObjectsAreOfTheseSources(t *testing.T) {
+	recorded, err := os.ReadFile("sources.sha256")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sources, err := filepath.Glob("*.[ch]")
+	if err != nil || len(sources) == 0 {
+		t.Fatalf("no sources: %v", err)
+	}
+	var now strings.Builder
+	for _, name := range sources {
+		content, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&now, "%x  %s\n", sha256.Sum256(content), name)
+	}
+	if now.String() != string(recorded) {
+		t.Errorf("the C sources are not those that the committed objects were made of: run make generate with clang-14 and commit the result\nnow:\n%srecorded:\n%s", now.String(), recorded)
 	}
 }
