@@ -46,9 +46,11 @@ lint: ## gofmt, vet
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "not gofmt-clean: $$unformatted"; exit 1; }
 	go vet ./...
 	go vet -tags e2e ./e2e/...
+	go vet -C e2e/cluster -tags cluster .
 
 test-unit: setup ## Unit tests, and kernel tests in network namespaces (root)
 	go test ./...
+	go test -C e2e/cluster .
 
 test-e2e: cluster images-load bin/ambit ## End to end, on the cluster
 	go test -tags e2e -count=1 -timeout 40m ./e2e
