@@ -6,27 +6,40 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/ambit-mesh/ambit/e2e/testbed"
 )
 
-// assertTunnelled runs something, and fails unless all connections between pods
-// on different nodes that it opened went to port 15008.
+// assertTunnelled runs something, and fails unless it was carried by packets to
+// port 15008, and no connection between pods on different nodes was opened to
+// another port.
 func (p *place) assertTunnelled(run func()) {
 	p.Helper()
-	opened := p.opened(run)
-	for _, packet := range opened {
-		if packet.Port() != "15008" {
+	tunnelled := false
+	for _, packet := range p.between(run) {
+		tunnelled = tunnelled || packet.Port() == "15008"
+		if packet.Opens() && packet.Port() != "15008" {
 			p.Errorf("a connection went around the tunnel: %s > %s", packet.Source, packet.Destination)
 		}
+	}
+	if !tunnelled {
+		p.Error("nothing went to port 15008: the capture would prove nothing")
 	}
 }
 
 // opened returns the first packets of the connections between this namespace's
 // pods that crossed the network between nodes.
 func (p *place) opened(run func()) []testbed.Packet {
+	p.Helper()
+	return slices.DeleteFunc(p.between(run), func(packet testbed.Packet) bool { return !packet.Opens() })
+}
+
+// between returns all packets from one of this namespace's pods to another that
+// crossed the network between nodes.
+func (p *place) between(run func()) []testbed.Packet {
 	p.Helper()
 	mine := map[string]bool{}
 	for _, ip := range strings.Fields(p.in("get", "pods", "-o", "jsonpath={.items[*].status.podIPs[*].ip}")) {
@@ -36,13 +49,9 @@ func (p *place) opened(run func()) []testbed.Packet {
 	if err != nil {
 		p.Fatal(err)
 	}
-	var opened []testbed.Packet
-	for _, packet := range all {
-		if packet.Opens() && mine[host(packet.Source)] && mine[host(packet.Destination)] {
-			opened = append(opened, packet)
-		}
-	}
-	return opened
+	return slices.DeleteFunc(all, func(packet testbed.Packet) bool {
+		return !mine[host(packet.Source)] || !mine[host(packet.Destination)]
+	})
 }
 
 // host cuts the port off tcpdump's ADDRESS.PORT.
