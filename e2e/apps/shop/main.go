@@ -7,7 +7,7 @@
 //	shop ticker    WebSocket :8090/live
 //	shop shopper   holds one long-lived connection to each, opens new ones all
 //	               the time, and tells on :8081/stats how they fare
-//	shop get|till-say|flood|receive|...   one-shot clients, for `kubectl exec`
+//	shop tool get|till|wire|flood|...     one-shot clients, for `kubectl exec`
 //
 // It knows nothing of any mesh. Every service tells its client who the client
 // is on the wire (/whoami, or the greeting), serves /healthz for the kubelet on
@@ -42,13 +42,12 @@ var roles = map[string]role{
 type tool func(ctx context.Context, args []string) error
 
 var tools = map[string]tool{
-	"get":     get,
-	"till":    sayToTill,
-	"receive": receive,
-	"flood":   flood,
-	"wire":    wire,
-	"dial":    dial,
-	"sleep":   sleep,
+	"get":   get,
+	"till":  sayToTill,
+	"flood": flood,
+	"wire":  wire,
+	"dial":  dial,
+	"sleep": sleep,
 }
 
 func main() {

@@ -92,23 +92,6 @@ func sayToTill(ctx context.Context, args []string) error {
 	return err
 }
 
-// receive downloads N bytes from a URL and checks them all.
-func receive(ctx context.Context, args []string) error {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, args[0], nil)
-	if err != nil {
-		return err
-	}
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return errno(err)
-	}
-	defer response.Body.Close()
-	hash := sha256.New()
-	n, err := io.Copy(hash, response.Body)
-	fmt.Println(n, hex.EncodeToString(hash.Sum(nil)))
-	return err
-}
-
 // wire sends N random bytes to a checksum port, half-closes, and compares the
 // count and checksum that come back.
 func wire(ctx context.Context, args []string) error {

@@ -15,7 +15,6 @@ const (
 	portEcho     = ":7001" // every byte comes back
 	portChecksum = ":7002" // reads until the client's half-close, answers with count and SHA-256
 	portReset    = ":7003" // reads one byte, then resets
-	portHang     = ":7004" // the server closes its half at once, then counts what it reads
 )
 
 // serveWires is a server of TCP behaviours, and a web server on :8080.
@@ -26,10 +25,6 @@ func serveWires(ctx context.Context) error {
 		portReset: func(c net.Conn) {
 			io.ReadFull(c, make([]byte, 1))
 			c.(*net.TCPConn).SetLinger(0)
-		},
-		portHang: func(c net.Conn) {
-			c.(*net.TCPConn).CloseWrite()
-			io.Copy(io.Discard, c)
 		},
 	} {
 		listener, err := net.Listen("tcp", port)
