@@ -44,6 +44,8 @@ func (s *Store) config13(id spiffe.ID, expected []spiffe.ID, usage x509.ExtKeyUs
 		NextProtos: []string{protocol},
 		// A resumed session would outlive the certificate that it began with.
 		SessionTicketsDisabled: true,
+		// Streams of many connections gain nothing from small records at the start.
+		DynamicRecordSizingDisabled: true,
 		VerifyConnection: func(state tls.ConnectionState) error {
 			return s.verify(state, id, expected, usage)
 		},

@@ -84,6 +84,7 @@ func (s *session) open(r Request) (*stream, error) {
 	}
 	st := s.newStreamLocked(s.nextID)
 	s.nextID += 2
+	s.flushLocked()
 	return st, nil
 }
 
@@ -113,9 +114,12 @@ func (s *session) headersLocked(id uint32, end bool, fields []hpack.HeaderField,
 	if s.hpackBuf.Len() > maxHeaderBlock {
 		return fmt.Errorf("headers of %d bytes, more than %d", s.hpackBuf.Len(), maxHeaderBlock)
 	}
-	return s.enc.WriteHeaders(http2.HeadersFrameParam{
-		StreamID: id, BlockFragment: s.hpackBuf.Bytes(), EndStream: end, EndHeaders: true,
-	})
+	frame := header{length: s.hpackBuf.Len(), kind: http2.FrameHeaders, flags: http2.FlagHeadersEndHeaders, stream: id}
+	if end {
+		frame.flags |= http2.FlagHeadersEndStream
+	}
+	s.control = append(frame.append(s.control), s.hpackBuf.Bytes()...)
+	return nil
 }
 
 // gotAnswerLocked takes the peer's answer to a request.

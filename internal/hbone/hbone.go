@@ -5,16 +5,18 @@
 //	server.go   Serve: an Incoming for each CONNECT, to Accept or Refuse
 //	stream.go   a net.Conn with half-close, reset and deadlines
 //	session.go  what both sides share: settings, pings, the end
-//	write.go    frames out
-//	read.go     control frames in
-//	receive.go  data in
-//	inbox.go    what was received and not yet read
-//	headers.go  blocks of headers
+//	write.go    the queue of frames, and who writes it
+//	read.go     frames in; control.go, receive.go: control frames, data
+//	inbox.go    what was received and not yet taken
+//	frame.go    frames to bytes and back; headers.go: blocks of headers
+//	buffer.go   memory for frames
+//	wire.go     the TCP connection beneath TLS
 //	limits.go   what a peer may make this side hold or do
 //
-// It frames with golang.org/x/net/http2's Framer and not with its Server: that
-// one cannot close the sending half of a stream while it receives, so a server
-// that speaks first and stops first would be cut short.
+// Bytes are copied as little as TLS allows. Who reads a socket reads into a
+// [Buffer] and passes it on; a [Sink] gets bytes from the reading goroutine
+// itself. Memory for bulk is taken from pools once bytes are there, and given
+// back before the next wait, so that an idle stream holds none.
 //
 // Invariants: the reading goroutine of a tunnel never waits for a stream or for
 // a write, so no stream holds up another's control frames; a stream reads EOF
@@ -53,6 +55,25 @@ type Stream interface {
 	// Reset ends the stream so that the peer's reads and writes fail, as a TCP
 	// RST does.
 	Reset() error
+	// WriteBuffer writes b, which it takes over, and returns how many bytes of it
+	// will be written.
+	WriteBuffer(b *Buffer) (int, error)
+	// Divert gives what was received, and what will be, to sink. It takes the
+	// place of Read.
+	Divert(sink Sink)
+}
+
+// Sink takes what a stream receives, in order. The calls do not overlap, but
+// that End may come while Write waits if the stream failed.
+type Sink interface {
+	// Take takes as many bytes of p as it can without waiting: no other stream of
+	// the tunnel gets anything until it returns.
+	Take(p []byte) int
+	// Write takes what Take did not. It may wait; meanwhile nothing else comes.
+	Write(p net.Buffers)
+	// End comes after the last byte, with io.EOF, or as soon as the stream failed,
+	// as Read would. It does not come once the stream was closed or reset by this side.
+	End(err error)
 }
 
 // HeaderReason carries, in a refusal, a few words for whoever reads the logs.

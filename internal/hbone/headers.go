@@ -27,9 +27,12 @@ type block struct {
 
 // headerReader decodes blocks of headers. It is owned by the reading goroutine.
 type headerReader struct {
-	dec      *hpack.Decoder
-	maxList  int
+	dec     *hpack.Decoder
+	maxList int
+
+	block    *block // that was begun and has not ended; nil if none
 	fragment []byte
+	frames   int // CONTINUATION
 }
 
 func newHeaderReader(maxList int) *headerReader {
@@ -38,28 +41,31 @@ func newHeaderReader(maxList int) *headerReader {
 	return &headerReader{dec: hpack.NewDecoder(4096, nil), maxList: maxList}
 }
 
-// read collects the block that hf begins, with its CONTINUATION frames from fr.
-// Every error ends the connection.
-func (r *headerReader) read(fr *http2.Framer, hf *http2.HeadersFrame) (*block, error) {
-	b := &block{streamID: hf.StreamID, ended: hf.StreamEnded()}
-	r.fragment = append(r.fragment[:0], hf.HeaderBlockFragment()...)
-	for frames, ended := 0, hf.HeadersEnded(); !ended; frames++ {
-		f, err := fr.ReadFrame()
-		if err != nil {
-			return nil, err
-		}
-		c, ok := f.(*http2.ContinuationFrame) // the Framer sees to it
-		if !ok {
-			return nil, http2.ConnectionError(http2.ErrCodeProtocol)
-		}
-		if frames == maxContinuations || len(r.fragment)+len(c.HeaderBlockFragment()) > maxControlFrame {
-			return nil, http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
-		}
-		r.fragment = append(r.fragment, c.HeaderBlockFragment()...)
-		ended = c.HeadersEnded()
+// begin starts the block of a HEADERS frame with its fragment.
+func (r *headerReader) begin(h header, fragment []byte) {
+	r.block = &block{streamID: h.stream, ended: h.flags.Has(http2.FlagHeadersEndStream)}
+	r.frames = 0
+	r.fragment = append(r.fragment[:0], fragment...)
+}
+
+// more adds the fragment of a CONTINUATION frame. Its errors end the connection.
+func (r *headerReader) more(fragment []byte) error {
+	r.frames++
+	if r.frames > maxContinuations || len(r.fragment)+len(fragment) > maxControlFrame {
+		return connectionError{http2.ErrCodeEnhanceYourCalm, "headers in too many frames"}
 	}
+	r.fragment = append(r.fragment, fragment...)
+	return nil
+}
+
+// end returns the whole block. Its errors end the connection.
+func (r *headerReader) end() (*block, error) {
+	b := r.block
+	r.block = nil
 	return b, r.decode(b)
 }
+
+var errCompression = connectionError{http2.ErrCodeCompression, "headers cannot be decoded"}
 
 // decode fills b from the collected fragment. A list beyond the limit makes b
 // malformed; one far beyond it is an attack on memory or time and ends the
@@ -78,10 +84,10 @@ func (r *headerReader) decode(b *block) error {
 		const step = 1 << 10
 		n := min(step, len(rest))
 		if _, err := r.dec.Write(rest[:n]); err != nil {
-			return http2.ConnectionError(http2.ErrCodeCompression)
+			return errCompression
 		}
 		if size > excessHeaderList*r.maxList {
-			return http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
+			return connectionError{http2.ErrCodeEnhanceYourCalm, "headers are far too many"}
 		}
 		rest = rest[n:]
 	}
@@ -89,7 +95,7 @@ func (r *headerReader) decode(b *block) error {
 		r.fragment = nil // an idle tunnel keeps no big buffer
 	}
 	if r.dec.Close() != nil {
-		return http2.ConnectionError(http2.ErrCodeCompression)
+		return errCompression
 	}
 	return nil
 }

@@ -1,6 +1,9 @@
 package hbone
 
 import (
+	"errors"
+	"io"
+	"net"
 	"os"
 	"sync"
 	"time"
@@ -20,90 +23,170 @@ func (c *chunk) free() {
 	chunks.Put(c)
 }
 
-// inbox is what a stream received and its reader has not read. The window that
-// was given to the peer bounds it; small frames share a chunk.
+// inbox is what a stream received and its reader, or its sink, has not taken. The
+// window that was given to the peer bounds it; small frames share a chunk.
 type inbox struct {
+	// fixed
+	// credit accounts for bytes that a sink took later.
+	credit func(n int)
+
 	mu   sync.Mutex
-	cond *sync.Cond
+	cond sync.Cond
 
 	// guarded by mu
 	queue    []*chunk
-	filling  bool  // the last chunk's free space is lent to the reading goroutine
 	dropped  bool  // nobody will read what comes
 	err      error // after the queue: io.EOF, or why there will be no more
 	deadline deadline
+
+	// guarded by mu; without a sink there is a reader
+	sink     Sink
+	giving   bool // the reading goroutine is in sink.Take
+	draining bool // a goroutine gives the queue to the sink
+	told     bool // of the end
 }
 
-func (in *inbox) init() {
-	in.cond = sync.NewCond(&in.mu)
-	in.deadline.wake = func() {
-		in.mu.Lock()
-		in.cond.Broadcast()
+func (in *inbox) init(credit func(n int)) {
+	in.credit = credit
+	in.cond.L = &in.mu
+}
+
+func (in *inbox) wake() {
+	in.mu.Lock()
+	in.cond.Broadcast()
+	in.mu.Unlock()
+}
+
+// put takes what has come, and returns how many bytes of it need no more room: a
+// sink has taken them, or nobody will. Only the reading goroutine calls it.
+func (in *inbox) put(p []byte) (gone int) {
+	in.mu.Lock()
+	if in.sink != nil && !in.draining && !in.dropped && len(in.queue) == 0 {
+		in.giving = true
 		in.mu.Unlock()
+		gone = in.sink.Take(p)
+		p = p[gone:]
+		in.mu.Lock()
+		in.giving = false
+		if in.err != nil && !in.told { // it came meanwhile
+			defer in.tell()
+		}
+	}
+	defer in.mu.Unlock()
+	switch {
+	case len(p) == 0:
+	case in.dropped:
+		gone += len(p)
+	default:
+		in.addLocked(p)
+		in.drainLocked()
+		in.cond.Signal()
+	}
+	return gone
+}
+
+func (in *inbox) addLocked(p []byte) {
+	for len(p) > 0 {
+		if n := len(in.queue); n == 0 || in.queue[n-1].w == chunkSize {
+			in.queue = append(in.queue, chunks.Get().(*chunk))
+		}
+		last := in.queue[len(in.queue)-1]
+		n := copy(last.b[last.w:], p)
+		last.w += n
+		p = p[n:]
 	}
 }
 
-// space lends free space to the reading goroutine, until filled.
-func (in *inbox) space() []byte {
+// divert gives what has come, and what will, to a sink.
+func (in *inbox) divert(sink Sink) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if n := len(in.queue); n == 0 || in.queue[n-1].w == chunkSize {
-		in.queue = append(in.queue, chunks.Get().(*chunk))
+	in.sink = sink
+	if len(in.queue) > 0 || in.err != nil {
+		in.drainLocked()
 	}
-	in.filling = true
-	last := in.queue[len(in.queue)-1]
-	return last.b[last.w:]
 }
 
-// filled takes back what space lent, with n bytes in it, and returns how many
-// of them nobody will read.
-func (in *inbox) filled(n int) (dropped int) {
+// drainLocked has a goroutine give the queue to the sink, if there is one.
+func (in *inbox) drainLocked() {
+	if in.sink != nil && !in.draining {
+		in.draining = true
+		go in.drain()
+	}
+}
+
+func (in *inbox) drain() {
+	for {
+		in.mu.Lock()
+		if len(in.queue) == 0 {
+			in.draining = false
+			in.mu.Unlock()
+			in.tell()
+			return
+		}
+		taken := in.queue
+		in.queue = nil
+		in.mu.Unlock()
+		bytes, n := make(net.Buffers, len(taken)), 0
+		for i, c := range taken {
+			bytes[i] = c.b[c.r:c.w]
+			n += len(bytes[i])
+		}
+		in.sink.Write(bytes)
+		for _, c := range taken {
+			c.free()
+		}
+		in.credit(n)
+	}
+}
+
+// tell tells the sink of the end, once, when it has come and nothing is left
+// before it. No lock may be held.
+func (in *inbox) tell() {
 	in.mu.Lock()
-	defer in.mu.Unlock()
-	in.filling = false
-	in.queue[len(in.queue)-1].w += n
-	if in.dropped {
-		return in.dropLocked()
+	due := in.sink != nil && in.err != nil && !in.told && !in.giving
+	if errors.Is(in.err, io.EOF) {
+		due = due && !in.draining && len(in.queue) == 0
 	}
-	in.freeReadLocked()
-	in.cond.Signal()
-	return 0
+	if due {
+		in.told = true
+	}
+	err := in.err
+	in.mu.Unlock()
+	if due {
+		in.sink.End(err)
+	}
 }
 
-// finish sets what the reader gets after the queue; the first word counts.
+// finish sets what the reader gets after the queue; the first word counts. A
+// failure goes to a sink at once, so that it waits for nothing; the end in order
+// is the caller's to tell.
 func (in *inbox) finish(err error) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if in.err == nil {
-		in.err = err
+	if in.err != nil {
+		return
 	}
+	in.err = err
 	in.cond.Broadcast()
+	if in.sink != nil && !errors.Is(err, io.EOF) {
+		go in.tell()
+	}
 }
 
-// drop forgets what was received and makes reads fail with err. It returns how
-// many bytes nobody will read.
-func (in *inbox) drop(err error) int {
+// drop forgets what was received and makes reads fail with err; a sink is told
+// nothing more. It returns how many bytes nobody will read.
+func (in *inbox) drop(err error) (n int) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	in.dropped, in.err = true, err
+	in.dropped, in.err, in.told = true, err, true
 	in.cond.Broadcast()
 	in.deadline.stop()
-	return in.dropLocked()
-}
-
-// dropLocked empties the queue, but for a chunk that is lent.
-func (in *inbox) dropLocked() (n int) {
-	keep := in.queue[len(in.queue):]
-	for i, c := range in.queue {
+	for _, c := range in.queue {
 		n += c.w - c.r
-		c.r = c.w
-		if in.filling && i == len(in.queue)-1 {
-			keep = append(keep, c)
-			continue
-		}
 		c.free()
 	}
-	in.queue = keep
+	in.queue = nil
 	return n
 }
 
@@ -116,13 +199,7 @@ func (in *inbox) read(p []byte) (n int, err error) {
 			return 0, os.ErrDeadlineExceeded
 		}
 		for n < len(p) && len(in.queue) > 0 {
-			c := in.queue[0]
-			k := copy(p[n:], c.b[c.r:c.w])
-			c.r += k
-			n += k
-			if !in.freeReadLocked() && k == 0 {
-				break
-			}
+			n += in.copyLocked(p[n:])
 		}
 		if n > 0 || len(p) == 0 {
 			return n, nil
@@ -134,29 +211,24 @@ func (in *inbox) read(p []byte) (n int, err error) {
 	}
 }
 
-// freeReadLocked frees the first chunk if all of it was read, and reports
-// whether it did.
-func (in *inbox) freeReadLocked() bool {
-	if len(in.queue) == 0 {
-		return false
-	}
+// copyLocked copies from the first chunk, and frees it once all of it was read.
+func (in *inbox) copyLocked(p []byte) int {
 	c := in.queue[0]
-	if c.r < c.w || len(in.queue) == 1 && in.filling {
-		return false
+	n := copy(p, c.b[c.r:c.w])
+	if c.r += n; c.r == c.w {
+		in.queue[0] = nil
+		if in.queue = in.queue[1:]; len(in.queue) == 0 {
+			in.queue = nil
+		}
+		c.free()
 	}
-	in.queue[0] = nil
-	in.queue = in.queue[1:]
-	if len(in.queue) == 0 {
-		in.queue = nil
-	}
-	c.free()
-	return true
+	return n
 }
 
 func (in *inbox) setDeadline(t time.Time) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	in.deadline.set(t)
+	in.deadline.set(t, in.wake)
 	in.cond.Broadcast()
 }
 
@@ -164,14 +236,13 @@ func (in *inbox) setDeadline(t time.Time) {
 type deadline struct {
 	at    time.Time
 	timer *time.Timer
-	wake  func()
 }
 
-func (d *deadline) set(t time.Time) {
+func (d *deadline) set(t time.Time, wake func()) {
 	d.stop()
 	d.at = t
 	if !t.IsZero() {
-		d.timer = time.AfterFunc(time.Until(t), d.wake)
+		d.timer = time.AfterFunc(time.Until(t), wake)
 	}
 }
 

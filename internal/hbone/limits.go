@@ -30,16 +30,18 @@ const (
 	// Credit is given back in quarters of a window: few frames, never a stall.
 	streamCredit = streamWindow / 4
 	tunnelCredit = tunnelWindow / 4
-	// maxDataFrame keeps one stream's frame from delaying the others' by much.
-	maxDataFrame = 64 << 10
-	// outLimit is how much may wait for the connection before writers do.
-	outLimit = 256 << 10
+	// outLimit is how much bulk may wait for the connection before writers do:
+	// four large frames.
+	outLimit = 1 << 20
 	// outControlLimit bounds answers (to pings, settings, broken streams) that
 	// wait for a peer which asks and does not read.
 	outControlLimit = 64 << 10
 	// maxControlFrame bounds every frame but DATA, and a whole block of headers:
 	// they have to be held in whole.
 	maxControlFrame = 2 * serverHeaderList
+	// maxSettingsFrame is several times what there are settings: each may have to
+	// be applied to every stream.
+	maxSettingsFrame = 6 * 32
 	// maxContinuations bounds the frames that a block of headers comes in; one
 	// would do, for what we announce.
 	maxContinuations = 16

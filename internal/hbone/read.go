@@ -3,63 +3,182 @@ package hbone
 import (
 	"errors"
 	"fmt"
-	"io"
+	"sync"
 	"time"
 
 	"golang.org/x/net/http2"
 )
 
-// connectionError ends the tunnel, with a GOAWAY that says so (RFC 9113
-// section 5.4.1).
-type connectionError struct {
-	Code http2.ErrCode
-	text string
+// plainBuffers are for what TLS has opened: about a large frame.
+var plainBuffers = sync.Pool{New: func() any { b := make([]byte, 17*recordSize); return &b }}
+
+// parser is where in the stream of frames the reading goroutine is.
+type parser struct {
+	preface int // bytes of it that have come; servers only
+	first   bool
+	head    [frameHeader]byte
+	got     int // of head
+	header  header
+	left    int // of the frame's payload
+
+	// Of a frame that carries no data: its payload, until it is whole.
+	payload []byte
+	// Of a DATA frame: whose it is (nil: nobody's), and its padding.
+	st     *stream
+	padded bool // the length of the padding is still to come
+	pad    int
 }
-
-func (e connectionError) Error() string { return e.text }
-
-func protocolError(format string, args ...any) error {
-	return connectionError{http2.ErrCodeProtocol, fmt.Sprintf(format, args...)}
-}
-
-// errCalm ends a tunnel whose peer makes work that serves nothing.
-var errCalm = connectionError{http2.ErrCodeEnhanceYourCalm, "peer floods"}
 
 // read reads frames until the connection ends, and returns why.
 func (s *session) read() error {
 	if s.server {
 		// Whoever completes a TLS handshake speaks soon, or not at all.
 		s.conn.SetReadDeadline(time.Now().Add(prefaceTimeout))
-		var preface [len(http2.ClientPreface)]byte
-		if _, err := io.ReadFull(s.br, preface[:]); err != nil {
-			return fmt.Errorf("read preface: %w", err)
+	} else {
+		s.parser.preface = len(http2.ClientPreface)
+	}
+	s.parser.first = true
+	if s.wire == nil {
+		return s.readConn()
+	}
+	for {
+		if err := s.wire.await(); err != nil {
+			return fmt.Errorf("read: %w", err)
 		}
-		if string(preface[:]) != http2.ClientPreface {
-			return protocolError("peer does not speak HTTP/2")
+		if err := s.readWire(); err != nil {
+			return err
 		}
 	}
-	for first := true; ; first = false {
-		s.in.SetMaxReadFrameSize(maxReadFrame)
-		fh, err := s.in.ReadFrameHeader()
-		if err != nil {
-			return asConnectionError(err)
-		}
-		if first && (fh.Type != http2.FrameSettings || fh.Flags.Has(http2.FlagSettingsAck)) {
-			return protocolError("first frame is %s, not SETTINGS", fh.Type)
-		}
-		if fh.Type == http2.FrameData {
-			err = s.readData(fh)
-		} else {
-			err = s.readControl(fh)
-		}
-		if err != nil {
-			return asConnectionError(err)
-		}
-		if first && s.server {
-			s.endPreface()
-		}
-		s.frames.Add(1)
+}
+
+// readWire reads what TLS records there are, without waiting.
+func (s *session) readWire() error {
+	buffer := plainBuffers.Get().(*[]byte)
+	defer plainBuffers.Put(buffer)
+	n := 0
+	var readErr error
+	for readErr == nil && s.wire.ready() && len(*buffer)-n >= recordSize {
+		var k int
+		k, readErr = s.conn.Read((*buffer)[n:])
+		n += k
 	}
+	if err := s.feed((*buffer)[:n]); err != nil {
+		return err
+	}
+	if readErr != nil {
+		return fmt.Errorf("read: %w", readErr)
+	}
+	return nil
+}
+
+// readConn reads a connection without a Wire.
+func (s *session) readConn() error {
+	buffer := make([]byte, recordSize)
+	for {
+		n, err := s.conn.Read(buffer)
+		if err := s.feed(buffer[:n]); err != nil {
+			return err
+		}
+		if err != nil {
+			return fmt.Errorf("read: %w", err)
+		}
+	}
+}
+
+// feed serves the frames in p, which may begin and end anywhere, and has what is
+// to be answered written.
+func (s *session) feed(p []byte) error {
+	var err error
+	for len(p) > 0 && err == nil {
+		p, err = s.parse(p)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.queuedLocked() || s.wire != nil && s.wire.unflushed() > 0 {
+		s.flushSoonLocked()
+	}
+	return err
+}
+
+// parse takes what it can use of p and returns the rest.
+func (s *session) parse(p []byte) ([]byte, error) {
+	r := &s.parser
+	switch {
+	case r.preface < len(http2.ClientPreface):
+		n := min(len(p), len(http2.ClientPreface)-r.preface)
+		if string(p[:n]) != http2.ClientPreface[r.preface:r.preface+n] {
+			return nil, protocolError("peer does not speak HTTP/2")
+		}
+		r.preface += n
+		return p[n:], nil
+	case r.got < frameHeader:
+		n := copy(r.head[r.got:], p)
+		if r.got += n; r.got < frameHeader {
+			return nil, nil
+		}
+		r.header = parseHeader(r.head[:])
+		r.left = r.header.length
+		if err := s.begin(r.header); err != nil {
+			return nil, err
+		}
+		p = p[n:]
+	}
+	n := min(r.left, len(p))
+	r.left -= n
+	var err error
+	if r.header.kind == http2.FrameData {
+		err = s.gotData(p[:n])
+	} else {
+		r.payload = append(r.payload, p[:n]...)
+	}
+	if err == nil && r.left == 0 {
+		err = s.end(r.header)
+		r.got = 0
+	}
+	return p[n:], err
+}
+
+// begin looks at a frame's header.
+func (s *session) begin(h header) error {
+	continues := s.headers.block != nil
+	switch {
+	case h.length > maxReadFrame:
+		return sizeError(h)
+	case s.parser.first && (h.kind != http2.FrameSettings || h.flags.Has(http2.FlagSettingsAck)):
+		return protocolError("first frame is %s, not SETTINGS", h.kind)
+	case continues != (h.kind == http2.FrameContinuation) || continues && s.headers.block.streamID != h.stream:
+		return protocolError("%s frame on stream %d, out of order", h.kind, h.stream)
+	}
+	if err := h.check(); err != nil {
+		return err
+	}
+	if h.kind == http2.FrameData {
+		return s.beginData(h)
+	}
+	if h.length > maxControlFrame || h.kind == http2.FrameSettings && h.length > maxSettingsFrame {
+		return connectionError{http2.ErrCodeEnhanceYourCalm, fmt.Sprintf("%s frame of %d bytes", h.kind, h.length)}
+	}
+	return nil
+}
+
+// end serves a frame that is here whole.
+func (s *session) end(h header) error {
+	var err error
+	if h.kind == http2.FrameData {
+		s.endData(h)
+	} else {
+		err = s.gotControl(h, s.parser.payload)
+		s.parser.payload = s.parser.payload[:0]
+		if cap(s.parser.payload) > keptControl {
+			s.parser.payload = nil // an idle tunnel keeps no big buffer
+		}
+	}
+	if s.parser.first {
+		s.parser.first = false
+		s.endPreface()
+	}
+	s.frames.Add(1)
+	return err
 }
 
 // endPreface lets the connection be silent, if it is not ending.
@@ -71,170 +190,90 @@ func (s *session) endPreface() {
 	}
 }
 
-// asConnectionError gives what the Framer found its place in a GOAWAY.
-func asConnectionError(err error) error {
-	var ce http2.ConnectionError
-	switch {
-	case errors.Is(err, http2.ErrFrameTooLarge):
-		return connectionError{http2.ErrCodeFrameSize, "frame too large"}
-	case errors.As(err, &ce):
-		return connectionError{http2.ErrCode(ce), "peer breaks HTTP/2: " + http2.ErrCode(ce).String()}
-	case errors.As(err, new(connectionError)):
-		return err
-	}
-	return fmt.Errorf("read: %w", err)
-}
+// errCalm ends a tunnel whose peer makes work that serves nothing.
+var errCalm = connectionError{http2.ErrCodeEnhanceYourCalm, "peer floods"}
 
-// readControl reads and serves a frame that carries no data.
-func (s *session) readControl(fh http2.FrameHeader) error {
-	if fh.Length > maxControlFrame {
-		return connectionError{http2.ErrCodeEnhanceYourCalm, fmt.Sprintf("%s frame of %d bytes", fh.Type, fh.Length)}
-	}
-	s.in.SetMaxReadFrameSize(maxControlFrame)
-	f, err := s.in.ReadFrameForHeader(fh)
-	var broken http2.StreamError
-	if errors.As(err, &broken) {
-		if fh.Type == http2.FrameHeaders {
-			// Its headers went unread, so the dynamic tables differ from now on.
-			return protocolError("malformed HEADERS frame")
-		}
-		return s.breakStream(broken.StreamID, broken.Code)
-	}
-	if err != nil {
-		return err
-	}
-	switch f := f.(type) {
-	case *http2.HeadersFrame:
-		b, err := s.headers.read(s.in, f)
+// gotControl serves a frame that carries no data.
+func (s *session) gotControl(h header, payload []byte) error {
+	switch h.kind {
+	case http2.FrameHeaders:
+		fragment, err := fragmentOf(h, payload)
 		if err != nil {
 			return err
 		}
-		return s.gotHeaders(b)
-	case *http2.RSTStreamFrame:
-		return s.gotReset(f.StreamID, f.ErrCode)
-	case *http2.WindowUpdateFrame:
-		return s.gotWindow(f.StreamID, int64(f.Increment))
-	case *http2.PushPromiseFrame:
-		return protocolError("peer pushes")
-	}
-	if !s.quiet.spend() {
-		return fmt.Errorf("%w: with %s frames", errCalm, fh.Type)
+		s.headers.begin(h, fragment)
+		return s.gotFragment(h)
+	case http2.FrameContinuation:
+		if err := s.headers.more(payload); err != nil {
+			return err
+		}
+		return s.gotFragment(h)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch f := f.(type) {
-	case *http2.SettingsFrame:
-		if !f.IsAck() {
-			return s.gotSettingsLocked(f)
-		}
-	case *http2.PingFrame:
-		s.gotPingLocked(f)
-	case *http2.GoAwayFrame:
-		s.gotGoAwayLocked(f)
+	switch h.kind {
+	case http2.FrameRSTStream:
+		return s.gotResetLocked(h.stream, parseReset(payload))
+	case http2.FrameWindowUpdate:
+		return s.gotWindowLocked(h.stream, payload)
 	}
-	return nil // PRIORITY and what is unknown: RFC 9113 section 5.5
+	if !s.quiet.spend() {
+		return fmt.Errorf("%w: with %s frames", errCalm, h.kind)
+	}
+	switch h.kind {
+	case http2.FrameSettings:
+		if !h.flags.Has(http2.FlagSettingsAck) {
+			return s.gotSettingsLocked(payload)
+		}
+	case http2.FramePing:
+		s.gotPingLocked(h, [8]byte(payload))
+	case http2.FrameGoAway:
+		s.gotGoAwayLocked(parseGoAway(payload))
+	case http2.FramePriority:
+		if h.length != 5 {
+			return s.breakStreamLocked(h.stream, http2.ErrCodeFrameSize)
+		}
+	}
+	return nil // what is unknown: RFC 9113 section 5.5
 }
 
-func (s *session) gotSettingsLocked(f *http2.SettingsFrame) error {
-	if f.HasDuplicates() {
-		return protocolError("duplicate settings")
-	}
-	err := f.ForeachSetting(func(set http2.Setting) error {
-		if err := set.Valid(); err != nil {
-			return err
-		}
-		switch set.ID {
-		case http2.SettingMaxFrameSize:
-			s.peerFrame = int(set.Val)
-		case http2.SettingMaxConcurrentStreams:
-			s.peerStreams = set.Val
-		case http2.SettingInitialWindowSize:
-			return s.moveWindowsLocked(int64(set.Val))
-		}
+// gotFragment waits for the rest of a block of headers, or serves it.
+func (s *session) gotFragment(h header) error {
+	if !h.flags.Has(http2.FlagHeadersEndHeaders) {
 		return nil
-	})
+	}
+	b, err := s.headers.end()
 	if err != nil {
 		return err
 	}
-	s.enc.WriteSettingsAck()
-	s.chargeLocked(frameHeader)
-	return nil
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.gotHeadersLocked(b)
 }
 
-// moveWindowsLocked changes the windows of all streams, possibly to below zero
-// (RFC 9113 section 6.9.2).
-func (s *session) moveWindowsLocked(initial int64) error {
-	delta := initial - s.peerWindow
-	s.peerWindow = initial
-	for _, st := range s.streams {
-		if st.sendWindow += delta; st.sendWindow > maxWindow {
-			return connectionError{http2.ErrCodeFlowControl, "window overflows"}
-		}
-		st.writable.Broadcast()
+// gotHeadersLocked is a request, on a server, or its answer, on a client.
+func (s *session) gotHeadersLocked(b *block) error {
+	st := s.streams[b.streamID]
+	switch {
+	case st != nil && (s.server || st.answered):
+		// Not on a tunnelled connection (RFC 9113 section 8.5).
+		return s.breakStreamLocked(b.streamID, http2.ErrCodeProtocol)
+	case st != nil:
+		return st.gotAnswerLocked(b)
+	case s.server && b.streamID%2 == 1 && b.streamID > s.lastID:
+		s.lastID = b.streamID
+		return s.gotRequestLocked(b)
 	}
-	return nil
-}
-
-func (s *session) gotPingLocked(f *http2.PingFrame) {
-	if !f.IsAck() {
-		s.enc.WritePing(true, f.Data)
-		s.chargeLocked(frameHeader + 8)
-		return
+	if err := s.checkIDLocked(b.streamID); err != nil {
+		return err
 	}
-	if f.Data == drainPing {
-		select {
-		case <-s.drainPong:
-		default:
-			close(s.drainPong)
-		}
-	}
-}
-
-// gotGoAwayLocked: the peer serves no stream beyond the last that it names.
-func (s *session) gotGoAwayLocked(f *http2.GoAwayFrame) {
 	if s.server {
-		return // what a client will not serve are pushes; there are none
+		return s.breakStreamLocked(b.streamID, http2.ErrCodeStreamClosed)
 	}
-	s.peerGone = true
-	for id, st := range s.streams {
-		if id > f.LastStreamID {
-			st.endLocked(fmt.Errorf("%w: peer is going away (%s)", ErrNotProcessed, f.ErrCode))
-		}
-	}
-	s.leftLocked()
+	return nil // the answer to what this side gave up meanwhile
 }
 
-func (s *session) gotWindow(id uint32, n int64) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	// A WINDOW_UPDATE for every 256 bytes that were sent, and some: nobody has
-	// reason to send more.
-	s.updates.earn(float64(s.dataSent) / 256)
-	s.dataSent = 0
-	if !s.updates.spend() {
-		return fmt.Errorf("%w: with WINDOW_UPDATE frames", errCalm)
-	}
-	if id == 0 {
-		if s.sendWindow += n; s.sendWindow > maxWindow {
-			return connectionError{http2.ErrCodeFlowControl, "window overflows"}
-		}
-		s.wakeWriterLocked()
-		return nil
-	}
-	st := s.streams[id]
-	if st == nil {
-		return s.checkIDLocked(id)
-	}
-	if st.sendWindow += n; st.sendWindow > maxWindow {
-		return s.breakStreamLocked(id, http2.ErrCodeFlowControl)
-	}
-	st.writable.Broadcast()
-	return nil
-}
-
-func (s *session) gotReset(id uint32, code http2.ErrCode) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+func (s *session) gotResetLocked(id uint32, code http2.ErrCode) error {
 	st := s.streams[id]
 	if st == nil {
 		return s.checkIDLocked(id)
@@ -244,6 +283,7 @@ func (s *session) gotReset(id uint32, code http2.ErrCode) error {
 	if code == http2.ErrCodeRefusedStream && !s.server && !st.answered {
 		err = fmt.Errorf("%w: %w", ErrNotProcessed, err)
 	}
+	s.unqueueLocked(st)
 	st.endLocked(err)
 	if unused && !s.resets.spend() {
 		return fmt.Errorf("%w: with requests that it resets", errCalm)
@@ -264,19 +304,13 @@ func (s *session) checkIDLocked(id uint32) error {
 	return nil
 }
 
-// breakStream resets a stream on which the peer broke the rules. Peers that
-// make us do so too often are sent away, as if they had reset it themselves.
-func (s *session) breakStream(id uint32, code http2.ErrCode) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.breakStreamLocked(id, code)
-}
-
+// breakStreamLocked resets a stream on which the peer broke the rules. Peers
+// that make us do so too often are sent away, as if they had reset it themselves.
 func (s *session) breakStreamLocked(id uint32, code http2.ErrCode) error {
 	if !s.resets.spend() {
 		return fmt.Errorf("%w: with broken streams", errCalm)
 	}
-	s.enc.WriteRSTStream(id, code)
+	s.resetLocked(id, code)
 	s.chargeLocked(frameHeader + 4)
 	if st := s.streams[id]; st != nil {
 		st.endLocked(&ResetError{Code: code})
@@ -284,26 +318,37 @@ func (s *session) breakStreamLocked(id uint32, code http2.ErrCode) error {
 	return nil
 }
 
-// gotHeaders is a request, on a server, or its answer, on a client.
-func (s *session) gotHeaders(b *block) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	st := s.streams[b.streamID]
-	switch {
-	case st != nil && (s.server || st.answered):
-		// Not on a tunnelled connection (RFC 9113 section 8.5).
-		return s.breakStreamLocked(b.streamID, http2.ErrCodeProtocol)
-	case st != nil:
-		return st.gotAnswerLocked(b)
-	case s.server && b.streamID%2 == 1 && b.streamID > s.lastID:
-		s.lastID = b.streamID
-		return s.gotRequestLocked(b)
+// gotWindowLocked lets more be sent.
+func (s *session) gotWindowLocked(id uint32, payload []byte) error {
+	// A WINDOW_UPDATE for every 256 bytes that were sent, and some: nobody has
+	// reason to send more.
+	s.updates.earn(float64(s.dataSent) / 256)
+	s.dataSent = 0
+	if !s.updates.spend() {
+		return fmt.Errorf("%w: with WINDOW_UPDATE frames", errCalm)
 	}
-	if err := s.checkIDLocked(b.streamID); err != nil {
-		return err
+	increment, err := parseWindowUpdate(payload)
+	broken := errors.Is(err, errZeroIncrement)
+	if id == 0 {
+		if s.sendWindow += int64(increment); broken {
+			return protocolError("WINDOW_UPDATE of zero")
+		}
+		if s.sendWindow > maxWindow {
+			return connectionError{http2.ErrCodeFlowControl, "window overflows"}
+		}
+		s.wakeWriterLocked()
+		return nil
 	}
-	if s.server {
-		return s.breakStreamLocked(b.streamID, http2.ErrCodeStreamClosed)
+	st := s.streams[id]
+	if st == nil {
+		return s.checkIDLocked(id)
 	}
-	return nil // the answer to what this side gave up meanwhile
+	if broken {
+		return s.breakStreamLocked(id, http2.ErrCodeProtocol)
+	}
+	if st.sendWindow += int64(increment); st.sendWindow > maxWindow {
+		return s.breakStreamLocked(id, http2.ErrCodeFlowControl)
+	}
+	st.writable.Broadcast()
+	return nil
 }

@@ -1,97 +1,93 @@
 package hbone
 
-import (
-	"io"
+import "golang.org/x/net/http2"
 
-	"golang.org/x/net/http2"
-)
-
-// readData moves the payload of a DATA frame from the connection into its
-// stream's inbox.
-func (s *session) readData(fh http2.FrameHeader) error {
-	length, pad := int(fh.Length), 0
-	if fh.Flags.Has(http2.FlagDataPadded) {
-		if length == 0 {
-			return connectionError{http2.ErrCodeFrameSize, "padded DATA frame without padding"}
-		}
-		b, err := s.br.ReadByte()
-		if err != nil {
-			return err
-		}
-		if pad = int(b); pad >= length {
-			return protocolError("more padding than frame")
-		}
-		length -= 1 + pad
+// beginData finds the stream of a DATA frame and accounts for all of the frame.
+func (s *session) beginData(h header) error {
+	r := &s.parser
+	r.pad, r.padded = 0, h.flags.Has(http2.FlagDataPadded)
+	if r.padded && h.length == 0 {
+		return sizeError(h)
 	}
-	ended := fh.Flags.Has(http2.FlagDataEndStream)
-	if length == 0 && !ended {
+	if h.length == 0 && !h.flags.Has(http2.FlagDataEndStream) {
 		if !s.quiet.spend() {
 			return errCalm
 		}
-	} else {
+	} else if !r.padded {
 		s.quiet.earn(1)
 	}
-	st, err := s.receive(fh, length)
-	if err != nil {
-		return err
+	var err error
+	r.st, err = s.receive(h)
+	return err
+}
+
+// receive returns nil if the frame's data is to be thrown away.
+func (s *session) receive(h header) (*stream, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.recvWindow -= int64(h.length); s.recvWindow < 0 {
+		return nil, connectionError{http2.ErrCodeFlowControl, "peer exceeds the tunnel's window"}
 	}
-	for left := length; left > 0; {
-		n, err := s.fill(st, left)
-		left -= n
-		if err != nil {
-			return err
+	st := s.streams[h.stream]
+	switch {
+	case st == nil:
+		s.creditLocked()
+		return nil, s.checkIDLocked(h.stream)
+	case st.remoteDone:
+		s.creditLocked()
+		return nil, s.breakStreamLocked(h.stream, http2.ErrCodeStreamClosed)
+	}
+	if st.recvWindow -= int64(h.length); st.recvWindow < 0 {
+		return nil, connectionError{http2.ErrCodeFlowControl, "peer exceeds a stream's window"}
+	}
+	st.buffered += int64(h.length)
+	s.buffered += int64(h.length)
+	s.creditLocked()
+	return st, nil
+}
+
+// gotData passes on some of a DATA frame's payload.
+func (s *session) gotData(p []byte) error {
+	r := &s.parser
+	gone := 0 // bytes that need no more room
+	if r.padded && len(p) > 0 {
+		r.padded, r.pad = false, int(p[0])
+		p, gone = p[1:], 1
+		if r.pad > r.left+len(p) {
+			return protocolError("more padding than frame")
+		}
+		// What is all padding is as good as empty.
+		if r.pad == r.left+len(p) && !s.quiet.spend() {
+			return errCalm
 		}
 	}
-	if _, err := s.br.Discard(pad); err != nil {
-		return err
+	if r.st == nil {
+		return nil
 	}
-	if st != nil && ended {
+	// The last pad bytes of the frame are padding.
+	data := p[:max(0, len(p)-max(0, r.pad-r.left))]
+	gone += len(p) - len(data)
+	if len(data) > 0 {
+		s.moved.Add(uint64(len(data)))
+		gone += r.st.inbox.put(data)
+	}
+	if gone > 0 {
 		s.mu.Lock()
-		st.remoteDone = true
-		st.inbox.finish(io.EOF)
-		st.doneLocked()
+		r.st.creditLocked(gone)
 		s.mu.Unlock()
 	}
 	return nil
 }
 
-// receive finds the stream of a DATA frame with length bytes of data and
-// accounts for all of the frame; nil if the data is to be thrown away.
-func (s *session) receive(fh http2.FrameHeader, length int) (*stream, error) {
+// endData ends the stream's half, if the frame does.
+func (s *session) endData(h header) {
+	st := s.parser.st
+	s.parser.st = nil
+	if st == nil || !h.flags.Has(http2.FlagDataEndStream) {
+		return
+	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.recvWindow -= int64(fh.Length); s.recvWindow < 0 {
-		return nil, connectionError{http2.ErrCodeFlowControl, "peer exceeds the tunnel's window"}
-	}
-	st := s.streams[fh.StreamID]
-	switch {
-	case st == nil:
-		s.creditLocked()
-		return nil, s.checkIDLocked(fh.StreamID)
-	case st.remoteDone:
-		s.creditLocked()
-		return nil, s.breakStreamLocked(fh.StreamID, http2.ErrCodeStreamClosed)
-	}
-	if st.recvWindow -= int64(fh.Length); st.recvWindow < 0 {
-		return nil, connectionError{http2.ErrCodeFlowControl, "peer exceeds a stream's window"}
-	}
-	st.buffered += int64(length)
-	s.buffered += int64(length)
-	st.creditLocked(0)
-	return st, nil
-}
-
-// fill reads some of the next left bytes into st's inbox, or discards them.
-func (s *session) fill(st *stream, left int) (int, error) {
-	if st == nil {
-		return s.br.Discard(left)
-	}
-	space := st.inbox.space()
-	n, err := s.br.Read(space[:min(left, len(space))])
-	if dropped := st.inbox.filled(n); dropped > 0 {
-		s.mu.Lock()
-		st.creditLocked(dropped)
-		s.mu.Unlock()
-	}
-	return n, err
+	st.remoteEndedLocked()
+	s.mu.Unlock()
+	st.inbox.tell()
 }

@@ -178,7 +178,7 @@ func (c *counter) wait() error {
 
 // tlsClientServer shakes hands over c and s.
 func tlsClientServer(c, s net.Conn, cfg *tls.Config) (client, server *tls.Conn) {
-	client, server = tls.Client(c, cfg), tls.Server(s, cfg)
+	client, server = tls.Client(wired(c), cfg), tls.Server(wired(s), cfg)
 	var both counter
 	both.run(client.Handshake)
 	both.run(server.Handshake)
@@ -186,4 +186,17 @@ func tlsClientServer(c, s net.Conn, cfg *tls.Config) (client, server *tls.Conn) 
 		panic(err)
 	}
 	return client, server
+}
+
+// wired is what a tunnel's TLS stands on in production.
+func wired(c net.Conn) net.Conn {
+	tcp, ok := c.(*net.TCPConn)
+	if !ok {
+		return c
+	}
+	wire, err := hbone.NewWire(tcp)
+	if err != nil {
+		panic(err)
+	}
+	return wire
 }

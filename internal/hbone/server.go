@@ -50,7 +50,9 @@ var errAnswered = errors.New("already answered")
 func (st *stream) answerWith(code int, reason string) error {
 	st.s.mu.Lock()
 	defer st.s.mu.Unlock()
-	return st.answerLocked(code, reason)
+	err := st.answerLocked(code, reason)
+	st.s.flushLocked()
+	return err
 }
 
 func (st *stream) answerLocked(code int, reason string) error {
@@ -73,7 +75,7 @@ func (st *stream) answerLocked(code int, reason string) error {
 	if refused {
 		if !st.remoteDone {
 			// The answer is whole and the request's data unwanted (RFC 9113 section 8.1).
-			st.s.enc.WriteRSTStream(st.id, http2.ErrCodeNo)
+			st.s.control = appendReset(st.s.control, st.id, http2.ErrCodeNo)
 		}
 		st.localDone = true
 		st.endLocked(net.ErrClosed)
@@ -191,8 +193,9 @@ func (s *session) drain(timeout time.Duration) error {
 	deadline := time.NewTimer(timeout)
 	defer deadline.Stop()
 	s.mu.Lock()
-	s.enc.WriteGoAway(maxStreamID, http2.ErrCodeNo, nil)
-	s.enc.WritePing(false, drainPing)
+	s.control = appendGoAway(s.control, maxStreamID, http2.ErrCodeNo, "")
+	s.control = appendPing(s.control, false, drainPing)
+	s.flushSoonLocked()
 	s.mu.Unlock()
 	select {
 	case <-s.drainPong:
@@ -202,7 +205,8 @@ func (s *session) drain(timeout time.Duration) error {
 	}
 	s.mu.Lock()
 	s.limitID = s.lastID
-	s.enc.WriteGoAway(s.limitID, http2.ErrCodeNo, nil)
+	s.control = appendGoAway(s.control, s.limitID, http2.ErrCodeNo, "")
+	s.flushSoonLocked()
 	s.drainLocked()
 	s.mu.Unlock()
 	select {

@@ -1,7 +1,6 @@
 package hbone
 
 import (
-	"bufio"
 	"bytes"
 	"crypto/tls"
 	"errors"
@@ -18,37 +17,42 @@ import (
 
 // session is one side of a tunnel.
 //
-// Two goroutines serve it: one reads frames (read.go), one writes what has been
-// queued. Its lock comes before that of a stream's inbox.
+// One goroutine reads (read.go). What is to be written is queued, and written by
+// whoever finds nobody writing (write.go). The session's lock comes before that
+// of a stream's inbox.
 type session struct {
 	// fixed after newSession
 	conn     net.Conn
+	wire     *Wire // beneath conn; nil if there is none
 	server   bool
 	opts     Options
 	incoming func(*stream, *block) // server: a request; called with mu held
-	br       *bufio.Reader
-	done     chan struct{} // closed when both goroutines have ended
+	done     chan struct{}         // closed when reading and writing have ended
 
 	// owned by the reading goroutine
-	in      *http2.Framer
+	parser  parser
 	headers *headerReader
 	quiet   budget
 	updates budget
 
 	// frames counts what was read: the peer lives as long as it grows.
 	frames atomic.Uint64
+	// moved counts the payload of DATA frames, both ways.
+	moved atomic.Uint64
 
 	mu sync.Mutex
 	// guarded by mu: writing
-	outCond    *sync.Cond // for the writing goroutine
-	out        []byte     // frames to be written
-	outControl int        // bytes of out that answer the peer
-	enc        *http2.Framer
-	hpackBuf   bytes.Buffer
-	hpack      *hpack.Encoder
-	waiting    []*stream // writers that wait for room, first come first served
-	turn       *stream   // the writer that was woken to use the room
-	dataSent   int       // since the last WINDOW_UPDATE was read
+	control  []byte    // whole frames without data, which go first
+	urgent   []*Buffer // data of those who write little
+	bulk     []*Buffer // data of those who write much
+	answers  int       // bytes of control that answer the peer
+	bulkSize int       // payload in bulk
+	flushing bool      // somebody writes, and will write what is queued meanwhile
+	waiting  []*stream // writers that wait for room, first come first served
+	turn     *stream   // the writer that was woken to use the room
+	dataSent int       // since the last WINDOW_UPDATE was read
+	hpackBuf bytes.Buffer
+	hpack    *hpack.Encoder
 
 	// guarded by mu: the peer's settings and windows
 	sendWindow  int64
@@ -72,13 +76,14 @@ type session struct {
 	peerGone  bool          // client: the peer sent GOAWAY
 	err       error         // why the session ended
 	cut       int           // how many streams it had then
+	written   chan struct{} // closed when the last word is written, after err
 	pingTimer *time.Timer
 	pingSent  time.Time
 	pingFrame uint64 // frames when the ping was sent
 	drainPong chan struct{}
 }
 
-// newSession takes over conn and starts its goroutines.
+// newSession takes over conn and starts its reading goroutine.
 func newSession(conn net.Conn, server bool, opts Options, incoming func(*stream, *block)) (*session, error) {
 	if t, ok := conn.(*tls.Conn); ok {
 		if state := t.ConnectionState(); state.HandshakeComplete && state.NegotiatedProtocol != "h2" {
@@ -86,17 +91,13 @@ func newSession(conn net.Conn, server bool, opts Options, incoming func(*stream,
 		}
 	}
 	s := &session{
-		conn: conn, server: server, opts: opts, incoming: incoming,
-		br:   bufio.NewReaderSize(conn, 4<<10),
-		done: make(chan struct{}), idle: make(chan struct{}), drainPong: make(chan struct{}),
+		conn: conn, wire: wireOf(conn), server: server, opts: opts, incoming: incoming,
+		done: make(chan struct{}), idle: make(chan struct{}), drainPong: make(chan struct{}), written: make(chan struct{}),
 		quiet: quietBudget(), updates: updateBudget(), resets: resetBudget(),
 		sendWindow: initialWindow, peerWindow: initialWindow, peerFrame: minMaxFrame, peerStreams: assumedStreams,
 		recvWindow: tunnelWindow,
 		streams:    map[uint32]*stream{}, nextID: 1, limitID: maxStreamID,
 	}
-	s.outCond = sync.NewCond(&s.mu)
-	s.enc = http2.NewFramer((*queue)(s), nil)
-	s.in = http2.NewFramer(io.Discard, s.br)
 	s.hpack = hpack.NewEncoder(&s.hpackBuf)
 	s.hpack.SetMaxDynamicTableSizeLimit(0)
 	settings, maxList := clientSettings(), clientHeaderList
@@ -104,24 +105,26 @@ func newSession(conn net.Conn, server bool, opts Options, incoming func(*stream,
 		settings, maxList = serverSettings(), serverHeaderList
 	}
 	s.headers = newHeaderReader(maxList)
+	if s.wire != nil {
+		s.wire.batch()
+		if err := s.wire.tune(); err != nil {
+			return nil, fmt.Errorf("tune the tunnel's socket: %w", err)
+		}
+	}
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !server {
-		s.queueLocked([]byte(http2.ClientPreface))
+		s.control = append(s.control, http2.ClientPreface...)
 	}
-	s.enc.WriteSettings(settings...)
-	s.enc.WriteWindowUpdate(0, tunnelWindow-initialWindow)
+	s.control = appendSettings(s.control, settings)
+	s.control = appendWindowUpdate(s.control, 0, tunnelWindow-initialWindow)
+	s.flushSoonLocked()
 	s.pingTimer = time.AfterFunc(s.opts.pingEvery(), s.keepAlive)
-	readDone := make(chan struct{})
-	go func() {
-		defer close(readDone)
-		s.fail(s.read())
-	}()
 	go func() {
 		defer close(s.done)
-		s.write()
-		<-readDone
+		s.fail(s.read())
+		<-s.written
 		s.conn.Close()
 	}()
 	return s, nil
@@ -149,22 +152,28 @@ func (s *session) failLocked(err error) {
 	s.pingTimer.Stop()
 	var code connectionError
 	if errors.As(err, &code) {
-		s.enc.WriteGoAway(s.lastID, code.Code, []byte(printable(err.Error())))
+		s.control = appendGoAway(s.control, s.lastID, code.Code, printable(err.Error()))
 	}
-	s.outCond.Broadcast()
+	s.wakeWriterLocked()
 	if errors.Is(err, ErrPeerSilent) {
-		if t, ok := s.conn.(*tls.Conn); ok {
-			t.NetConn().Close() // no close_notify to nobody
-			return
+		s.closeUnderneath() // no close_notify to nobody
+	} else {
+		timeout := flushTimeout
+		if s.cut == 0 {
+			timeout = lastBytesTimeout
 		}
-		s.conn.Close()
+		s.conn.SetDeadline(time.Now().Add(timeout))
+	}
+	s.flushSoonLocked() // which ends the writing
+}
+
+// closeUnderneath closes the connection without a word to the peer.
+func (s *session) closeUnderneath() {
+	if t, ok := s.conn.(*tls.Conn); ok {
+		t.NetConn().Close()
 		return
 	}
-	timeout := flushTimeout
-	if s.cut == 0 {
-		timeout = lastBytesTimeout
-	}
-	s.conn.SetDeadline(time.Now().Add(timeout))
+	s.conn.Close()
 }
 
 // The ends of a session that one side wanted.
@@ -177,7 +186,7 @@ var (
 func (s *session) close() {
 	s.mu.Lock()
 	if s.err == nil {
-		s.enc.WriteGoAway(s.lastID, http2.ErrCodeNo, nil)
+		s.control = appendGoAway(s.control, s.lastID, http2.ErrCodeNo, "")
 	}
 	s.failLocked(errClosed)
 	s.mu.Unlock()
@@ -233,7 +242,8 @@ func (s *session) keepAlive() {
 	switch read := s.frames.Load(); {
 	case s.pingSent.IsZero() || read != s.pingFrame:
 		s.pingSent, s.pingFrame = time.Now(), read
-		s.enc.WritePing(false, [8]byte{'a', 'l', 'i', 'v', 'e'})
+		s.control = appendPing(s.control, false, [8]byte{'a', 'l', 'i', 'v', 'e'})
+		s.flushSoonLocked()
 	case time.Since(s.pingSent) >= timeout:
 		s.failLocked(fmt.Errorf("%w for %s", ErrPeerSilent, time.Since(s.pingSent).Round(time.Second)))
 		return

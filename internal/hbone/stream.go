@@ -2,6 +2,7 @@ package hbone
 
 import (
 	"context"
+	"io"
 	"net"
 	"os"
 	"slices"
@@ -18,11 +19,12 @@ type stream struct {
 	id uint32
 
 	inbox   inbox
-	writing sync.Mutex // one Write at a time, so that they do not mingle
+	writing sync.Mutex // one write at a time, so that they do not mingle
 
 	// guarded by s.mu
-	writable      *sync.Cond
+	writable      sync.Cond
 	writeDeadline deadline
+	last          *Buffer // the last frame that is queued; nil if none is
 	sendWindow    int64
 	recvWindow    int64
 	buffered      int64 // received and not read
@@ -42,14 +44,12 @@ type stream struct {
 
 // newStreamLocked adds a stream to the session.
 func (s *session) newStreamLocked(id uint32) *stream {
-	st := &stream{s: s, id: id, sendWindow: s.peerWindow, recvWindow: streamWindow, ready: make(chan struct{})}
-	st.inbox.init()
-	st.writable = sync.NewCond(&s.mu)
-	st.writeDeadline.wake = func() {
-		s.mu.Lock()
-		st.writable.Broadcast()
-		s.mu.Unlock()
+	st := &stream{s: s, id: id, sendWindow: s.peerWindow, recvWindow: streamWindow}
+	if !s.server {
+		st.ready = make(chan struct{})
 	}
+	st.inbox.init(st.credit)
+	st.writable.L = &s.mu
 	s.streams[id] = st
 	return st
 }
@@ -57,11 +57,22 @@ func (s *session) newStreamLocked(id uint32) *stream {
 func (st *stream) Read(p []byte) (int, error) {
 	n, err := st.inbox.read(p)
 	if n > 0 {
-		st.s.mu.Lock()
-		st.creditLocked(n)
-		st.s.mu.Unlock()
+		st.credit(n)
 	}
 	return n, err
+}
+
+// Divert is of [Stream].
+func (st *stream) Divert(sink Sink) { st.inbox.divert(sink) }
+
+// credit accounts for n bytes that left the inbox, later than they came.
+func (st *stream) credit(n int) {
+	st.s.mu.Lock()
+	defer st.s.mu.Unlock()
+	st.creditLocked(n)
+	if st.s.queuedLocked() {
+		st.s.flushSoonLocked()
+	}
 }
 
 // creditLocked accounts for n bytes that left the inbox and lets the peer send
@@ -73,7 +84,7 @@ func (st *stream) creditLocked(n int) {
 	if st.err == nil && !st.remoteDone {
 		if due := streamWindow - st.buffered - st.recvWindow; due >= streamCredit {
 			st.recvWindow += due
-			s.enc.WriteWindowUpdate(st.id, uint32(due))
+			s.control = appendWindowUpdate(s.control, st.id, uint32(due))
 		}
 	}
 	s.creditLocked()
@@ -84,61 +95,102 @@ func (s *session) creditLocked() {
 	due := min(tunnelWindow, receiveBudget-s.buffered) - s.recvWindow
 	if due >= tunnelCredit && s.err == nil {
 		s.recvWindow += due
-		s.enc.WriteWindowUpdate(0, uint32(due))
+		s.control = appendWindowUpdate(s.control, 0, uint32(due))
 	}
 }
 
 func (st *stream) Write(p []byte) (written int, err error) {
 	st.writing.Lock()
 	defer st.writing.Unlock()
+	if len(p) == 0 {
+		st.s.mu.Lock()
+		defer st.s.mu.Unlock()
+		return 0, st.writeErrLocked()
+	}
+	for written < len(p) && err == nil {
+		b := bufferFor(len(p) - written)
+		b.SetLen(copy(b.Space(), p[written:]))
+		var n int
+		n, err = st.writeBuffer(b)
+		written += n
+	}
+	return written, err
+}
+
+// WriteBuffer is of [Stream].
+func (st *stream) WriteBuffer(b *Buffer) (int, error) {
+	if b.Len() == 0 {
+		b.Free()
+		return 0, nil
+	}
+	st.writing.Lock()
+	defer st.writing.Unlock()
+	return st.writeBuffer(b)
+}
+
+// writeBuffer queues b, in as many frames as the peer's limits make of it, and
+// writes them if nobody else does.
+func (st *stream) writeBuffer(b *Buffer) (written int, err error) {
 	s := st.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for {
-		if err := st.waitRoomLocked(len(p) > 0); err != nil || len(p) == 0 {
+	for b != nil {
+		if err := st.waitRoomLocked(b.Len() <= smallPayload); err != nil {
+			b.Free()
 			return written, err
 		}
-		n := min(len(p)-written, maxDataFrame, s.peerFrame, int(min(st.sendWindow, s.sendWindow)))
-		st.sendWindow -= int64(n)
-		s.dataLocked(st.id, p[written:written+n], false)
+		n := min(b.Len(), s.peerFrame, int(min(st.sendWindow, s.sendWindow)))
+		rest := b.split(n)
+		s.queueLocked(st, b)
 		written += n
 		st.passTurnLocked()
-		if written == len(p) {
-			return written, nil
-		}
+		s.flushLocked()
+		b = rest
 	}
+	return written, nil
 }
 
-// waitRoomLocked returns once a frame of the stream may be queued. Without
-// something to write it only looks at the stream's state.
-func (st *stream) waitRoomLocked(something bool) error {
+// writeErrLocked is why nothing can be written.
+func (st *stream) writeErrLocked() error {
+	switch {
+	case st.closed, st.localDone && st.err == nil:
+		return net.ErrClosed
+	case st.err != nil:
+		return st.err
+	case st.writeDeadline.passed():
+		return os.ErrDeadlineExceeded
+	}
+	return nil
+}
+
+// waitRoomLocked returns once a frame of the stream may be queued. A little goes
+// beside the queue that others wait for, but only once at a time.
+func (st *stream) waitRoomLocked(little bool) error {
 	s := st.s
 	for {
-		var err error
-		switch {
-		case st.closed, st.localDone && st.err == nil:
-			err = net.ErrClosed
-		case st.err != nil:
-			err = st.err
-		case st.writeDeadline.passed():
-			err = os.ErrDeadlineExceeded
-		}
-		if err != nil {
-			s.waiting = slices.DeleteFunc(s.waiting, func(w *stream) bool { return w == st })
+		if err := st.writeErrLocked(); err != nil {
+			st.waitNoMoreLocked()
 			st.passTurnLocked()
 			return err
 		}
 		switch {
-		case !something:
-			return nil
 		case st.sendWindow <= 0:
 			st.passTurnLocked()
+		case little && s.sendWindow > 0 && (st.last == nil || st.last.urgent && st.last.Len() < smallPayload/2):
+			st.waitNoMoreLocked()
+			return nil
 		case s.turn == st, s.turn == nil && len(s.waiting) == 0 && s.roomLocked():
 			return nil
 		case !slices.Contains(s.waiting, st):
 			s.waiting = append(s.waiting, st)
 		}
 		st.writable.Wait()
+	}
+}
+
+func (st *stream) waitNoMoreLocked() {
+	if len(st.s.waiting) > 0 {
+		st.s.waiting = slices.DeleteFunc(st.s.waiting, func(w *stream) bool { return w == st })
 	}
 }
 
@@ -162,10 +214,11 @@ func (st *stream) CloseWrite() error {
 	case st.err != nil:
 		return st.err
 	}
-	s.dataLocked(st.id, nil, true)
+	s.endStreamLocked(st)
 	st.localDone = true
 	st.writable.Broadcast()
 	st.doneLocked()
+	s.flushLocked()
 	return nil
 }
 
@@ -212,12 +265,27 @@ func (st *stream) end(code http2.ErrCode) error {
 	}
 	st.closed = true
 	if st.err == nil {
-		s.enc.WriteRSTStream(st.id, code)
+		s.resetLocked(st.id, code)
 		st.endLocked(&ResetError{Code: code})
 	}
 	st.writable.Broadcast()
 	st.creditLocked(st.inbox.drop(net.ErrClosed))
+	if s.queuedLocked() {
+		s.flushSoonLocked()
+	}
 	return nil
+}
+
+// resetLocked queues RST_STREAM: after what the stream has queued, if that is all
+// of its half, or else in place of it.
+func (s *session) resetLocked(id uint32, code http2.ErrCode) {
+	if st := s.streams[id]; st != nil && st.last != nil && st.localDone {
+		st.last.reset = &ResetError{Code: code}
+		return
+	} else if st != nil {
+		s.unqueueLocked(st)
+	}
+	s.control = appendReset(s.control, id, code)
 }
 
 func (st *stream) LocalAddr() net.Addr  { return st.s.conn.LocalAddr() }
@@ -237,8 +305,21 @@ func (st *stream) SetWriteDeadline(t time.Time) error {
 	st.s.mu.Lock()
 	defer st.s.mu.Unlock()
 	if st.err == nil {
-		st.writeDeadline.set(t)
+		st.writeDeadline.set(t, st.wakeWriter)
 		st.writable.Broadcast()
 	}
 	return nil
+}
+
+func (st *stream) wakeWriter() {
+	st.s.mu.Lock()
+	defer st.s.mu.Unlock()
+	st.writable.Broadcast()
+}
+
+// remoteEndedLocked: the peer has closed its half.
+func (st *stream) remoteEndedLocked() {
+	st.remoteDone = true
+	st.inbox.finish(io.EOF)
+	st.doneLocked()
 }

@@ -34,7 +34,12 @@ func (l *Listener) serveTunnel(draining, cut context.Context, raw *net.TCPConn) 
 	stop := context.AfterFunc(cut, func() { raw.Close() })
 	defer stop()
 
-	conn, peer, err := l.handshake(cut, raw)
+	wire, err := hbone.NewWire(raw)
+	if err != nil {
+		raw.Close()
+		return // it is closed already
+	}
+	conn, peer, err := l.handshake(cut, wire)
 	if err != nil {
 		conn.Close() // in order, so that the peer gets our alert
 		l.cfg.Conns.Fail(conns.Attempt{

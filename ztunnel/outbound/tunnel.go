@@ -55,7 +55,12 @@ func (l *Listener) dialTunnel(ctx context.Context, target pool.Target) (net.Conn
 		certificate, ownErr = get(r)
 		return certificate, ownErr
 	}
-	conn := tls.Client(raw, config)
+	wire, err := hbone.NewWire(raw)
+	if err != nil {
+		relay.Reset(raw)
+		return nil, conns.Fail(conns.TunnelFailed, err)
+	}
+	conn := tls.Client(wire, config)
 	err = conn.HandshakeContext(ctx)
 	switch {
 	case ownErr != nil:

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -9,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ambit-mesh/ambit/internal/hbone"
 )
 
 var errGone = errors.New("peer is gone")
@@ -18,26 +21,31 @@ const tcpClose = 7
 
 // end is one side of a connection.
 type end struct {
-	// Fixed after newEnd. tcp and raw are nil for a stream.
-	conn  Conn
-	tcp   *net.TCPConn
-	raw   syscall.RawConn
-	blame Reason
+	// Fixed after init. Either stream is set, or tcp and raw.
+	conn   Conn
+	stream hbone.Stream
+	tcp    *net.TCPConn
+	raw    syscall.RawConn
+	blame  Reason
 
 	finReceived, finSent, splicing atomic.Bool
-	// writing is held by whoever writes.
+	// writing is held by whoever writes to a stream.
 	writing sync.Mutex
 }
 
-func newEnd(c Conn, blame Reason) *end {
-	e := &end{conn: c, blame: blame}
-	if tcp, ok := c.(*net.TCPConn); ok {
+func (e *end) init(c Conn, blame Reason) {
+	e.conn, e.blame = c, blame
+	switch c := c.(type) {
+	case *net.TCPConn:
 		// SyscallConn fails only on a nil connection.
-		if raw, err := tcp.SyscallConn(); err == nil {
-			e.tcp, e.raw = tcp, raw
+		if raw, err := c.SyscallConn(); err == nil {
+			e.tcp, e.raw = c, raw
 		}
+	case hbone.Stream:
+		e.stream = c
+	default:
+		panic(fmt.Sprintf("relay: neither a socket nor a stream: %T", c))
 	}
-	return e
 }
 
 // closeWrite ends our half. That an end which has sent all it had is gone
@@ -66,10 +74,10 @@ func Reset(c net.Conn) {
 	c.Close()
 }
 
-func (e *end) write(b []byte) (int, error) {
+func (e *end) writeBuffer(b *hbone.Buffer) (int, error) {
 	e.writing.Lock()
 	defer e.writing.Unlock()
-	return e.conn.Write(b)
+	return e.stream.WriteBuffer(b)
 }
 
 // gone says whether this end was given up though we have not ended our half: its
@@ -78,7 +86,7 @@ func (e *end) gone() bool {
 	if e.finSent.Load() {
 		return false
 	}
-	if e.raw != nil {
+	if e.stream == nil {
 		return e.tcpState() == tcpClose
 	}
 	// A stream tells on writing nothing, and a write under way by itself.
@@ -86,7 +94,7 @@ func (e *end) gone() bool {
 		return false
 	}
 	defer e.writing.Unlock()
-	_, err := e.conn.Write(nil)
+	_, err := e.stream.Write(nil)
 	return err != nil && !e.finSent.Load()
 }
 

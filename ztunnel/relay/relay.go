@@ -1,8 +1,9 @@
 // Package relay moves the bytes of one connection between its two ends.
 //
-//	relay.go  Copy: both directions, how a connection ends, cutting
-//	pump.go   one direction: small reads, bulk, splice
-//	end.go    one end: half-close, reset, is the peer gone
+//	relay.go   Copy: both directions, how a connection ends, cutting
+//	socket.go  from socket to socket: small reads, bulk, splice
+//	tunnel.go  between a socket and a tunnel's stream
+//	end.go     one end: half-close, reset, is the peer gone
 //
 // TCP is carried faithfully. A half that closes closes that half on the other
 // side and no more: a server may go on sending long after its client's last
@@ -10,8 +11,9 @@
 // two directions never wait for each other.
 //
 // Invariants: when Copy returns, both ends are closed and every goroutine it
-// started has ended. A large buffer is held only where the last read filled one,
-// a pipe of the kernel only until the inspection that follows the bulk.
+// started has ended. A buffer is held only while it carries data, a pipe of the
+// kernel only until the inspection that follows the bulk; a connection through a
+// tunnel that is idle costs one goroutine.
 //
 // Logging and counting are conns' job: Copy reports to a [Meter].
 package relay
@@ -24,8 +26,8 @@ import (
 	"time"
 )
 
-// Conn is one end of a connection: a *net.TCPConn, or a tunnel's stream, which
-// then also has `Reset() error`.
+// Conn is one end of a connection: a *net.TCPConn, or a [hbone.Stream]. Two
+// streams are not carried to each other.
 type Conn interface {
 	net.Conn
 	// CloseWrite sends the end of our half (FIN, END_STREAM).
@@ -73,30 +75,35 @@ func Copy(ctx context.Context, client, server Conn, meter Meter) Result {
 }
 
 func carry(ctx context.Context, client, server Conn, meter Meter, inspectEvery time.Duration) Result {
-	s := &session{
-		inspectEvery: inspectEvery,
-		client:       newEnd(client, ClientReset),
-		server:       newEnd(server, ServerReset),
-		meter:        meter,
-		reason:       Closed,
-	}
+	s := &session{inspectEvery: inspectEvery, meter: meter, reason: Closed}
+	s.client.init(client, ClientReset)
+	s.server.init(server, ServerReset)
 	stopCut := context.AfterFunc(ctx, func() { s.fail(Cut, context.Cause(ctx)) })
 	defer stopCut()
 	s.mu.Lock()
 	s.inspector = time.AfterFunc(inspectEvery, s.inspect)
 	s.mu.Unlock()
 
-	var wg sync.WaitGroup
-	wg.Go(func() { s.pump(s.client, s.server, &s.toServer) })
-	s.pump(s.server, s.client, &s.toClient)
-	wg.Wait()
+	switch {
+	case s.client.stream != nil && s.server.stream != nil:
+		panic("relay: both ends are streams")
+	case s.client.stream != nil:
+		s.carryStream(&s.client, &s.server, &s.toServer, &s.toClient)
+	case s.server.stream != nil:
+		s.carryStream(&s.server, &s.client, &s.toClient, &s.toServer)
+	default:
+		var wg sync.WaitGroup
+		wg.Go(func() { s.pump(&s.client, &s.server, &s.toServer, s.splicing) })
+		s.pump(&s.server, &s.client, &s.toClient, s.splicing)
+		wg.Wait()
+	}
 	return s.finish()
 }
 
 type session struct {
 	// Fixed at the start.
 	inspectEvery   time.Duration
-	client, server *end
+	client, server end
 	meter          Meter
 
 	toServer, toClient atomic.Int64
@@ -107,10 +114,29 @@ type session struct {
 	err       error
 	ended     bool
 	inspector *time.Timer
+	// received is closed when the stream's direction is over; nil between sockets.
+	received chan struct{}
+}
+
+// pump carries one direction until src's half ends, then ends dst's.
+func (s *session) pump(src, dst *end, moved *atomic.Int64, carry func(src, dst *end, moved *atomic.Int64) (*end, error)) {
+	blame, err := carry(src, dst, moved)
+	if err == nil {
+		blame, err = s.endHalf(src, dst)
+	}
+	if err != nil {
+		s.fail(blame.blame, err)
+	}
+}
+
+// endHalf: src has sent all that it had.
+func (s *session) endHalf(src, dst *end) (blame *end, err error) {
+	src.finReceived.Store(true)
+	return dst, dst.closeWrite()
 }
 
 // fail ends the connection abnormally: the first reason stays, both ends are
-// reset, and both pumps wake.
+// reset, and both directions wake.
 func (s *session) fail(reason Reason, err error) {
 	s.mu.Lock()
 	first := !s.ended
@@ -121,6 +147,7 @@ func (s *session) fail(reason Reason, err error) {
 	if first {
 		s.client.reset()
 		s.server.reset()
+		s.endReceived()
 	}
 }
 
@@ -136,7 +163,7 @@ func (s *session) inspect() {
 	if ended {
 		return
 	}
-	for _, e := range []*end{s.client, s.server} {
+	for _, e := range []*end{&s.client, &s.server} {
 		if e.gone() {
 			s.fail(e.blame, errGone)
 			return

@@ -7,12 +7,15 @@ import (
 	"io"
 	"math/rand"
 	"net"
+	"net/netip"
 	"os"
 	"runtime"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/ambit-mesh/ambit/internal/hbone"
 )
 
 func TestBothHalvesCarryAndClose(t *testing.T) {
@@ -252,7 +255,7 @@ func (r *rig) readEOF(c Conn) {
 
 func (r *rig) readReset(c Conn) {
 	r.t.Helper()
-	if n, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+	if n, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, hbone.ErrReset) {
 		r.t.Fatalf("read %d bytes, %v; want a reset", n, err)
 	}
 }
@@ -292,22 +295,6 @@ func (c *counter) Moved(toServer, toClient int64) {
 	c.toClient.Add(toClient)
 }
 
-// opaque hides that it is a socket, as a tunnel's stream would.
-type opaque struct {
-	Conn
-	tcp *net.TCPConn
-}
-
-func (o opaque) Reset() error { Reset(o.tcp); return nil }
-
-// Write of nothing tells whether the stream has ended.
-func (o opaque) Write(b []byte) (int, error) {
-	if len(b) == 0 && newEnd(o.tcp, Closed).gone() {
-		return 0, syscall.EPIPE
-	}
-	return o.tcp.Write(b)
-}
-
 // pair returns the two ends of a connection; the relay's end is of the kind
 // asked for, the application's resets like it.
 func pair(t *testing.T, k kind) (Conn, Conn) {
@@ -326,14 +313,42 @@ func pair(t *testing.T, k kind) (Conn, Conn) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { a.Close(); b.Close() })
-	wrap := func(c net.Conn) Conn {
-		tcp := c.(*net.TCPConn)
-		if k == stream {
-			return opaque{tcp, tcp}
-		}
-		return tcp
+	if k == stream {
+		return streamPair(t, a, b)
 	}
-	return wrap(a), wrap(b)
+	return a.(*net.TCPConn), b.(*net.TCPConn)
+}
+
+// streamPair returns the two ends of a stream in a tunnel over a and b.
+func streamPair(t *testing.T, a, b net.Conn) (Conn, Conn) {
+	t.Helper()
+	accepted, served := make(chan Conn), make(chan error, 1)
+	go func() {
+		served <- hbone.Serve(context.Background(), b, hbone.Options{}, func(ctx context.Context, in *hbone.Incoming) {
+			st, err := in.Accept()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			accepted <- st
+			<-ctx.Done()
+		})
+	}()
+	client, err := hbone.NewClient(a, hbone.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close(); <-served })
+	opened := make(chan Conn, 1)
+	go func() {
+		st, err := client.Open(context.Background(), hbone.Request{Authority: netip.MustParseAddrPort("192.0.2.1:80")})
+		if err != nil {
+			t.Error(err)
+		}
+		opened <- st
+	}()
+	far := <-accepted
+	return <-opened, far
 }
 
 func openFiles(t *testing.T) int {

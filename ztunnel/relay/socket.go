@@ -11,9 +11,8 @@ import (
 )
 
 const (
-	// smallBuffer is what an idle stream holds: an interactive message fits.
-	smallBuffer = 2 << 10
-	// largeBuffer is four TLS records: beyond it throughput hardly grows.
+	// largeBuffer is several times an interactive message. A read that fills it
+	// means bulk, which is spliced.
 	largeBuffer = 64 << 10
 	// spliceAtMost bounds one splice, so that a flow which turns interactive
 	// goes back to plain reads.
@@ -26,28 +25,10 @@ type buffer = [largeBuffer]byte
 // data.
 var buffers = sync.Pool{New: func() any { return new(buffer) }}
 
-// pump carries one direction until src's half ends, then ends dst's.
-func (s *session) pump(src, dst *end, moved *atomic.Int64) {
-	var blame *end
-	var err error
-	if src.tcp != nil {
-		blame, err = s.pumpTCP(src, dst, moved)
-	} else {
-		blame, err = s.pumpStream(src, dst, moved)
-	}
-	if err == nil {
-		src.finReceived.Store(true)
-		blame, err = dst, dst.closeWrite()
-	}
-	if err != nil {
-		s.fail(blame.blame, err)
-	}
-}
-
-// pumpTCP reads from a socket. The buffer is taken once data is there, and given
-// back before the next wait. A read that fills it means bulk: between two
-// sockets the kernel then moves the bytes itself.
-func (s *session) pumpTCP(src, dst *end, moved *atomic.Int64) (blame *end, err error) {
+// splicing carries src to dst, both sockets. The buffer is taken once data is
+// there, and given back before the next wait. A read that fills it means bulk:
+// the kernel then moves the bytes itself.
+func (s *session) splicing(src, dst *end, moved *atomic.Int64) (blame *end, err error) {
 	r := socketReader{}
 	r.poll = r.read
 	for {
@@ -65,14 +46,14 @@ func (s *session) pumpTCP(src, dst *end, moved *atomic.Int64) (blame *end, err e
 			r.release()
 			return nil, nil
 		}
-		n, err := dst.write(r.buf[:r.n])
+		n, err := dst.conn.Write(r.buf[:r.n])
 		bulk := r.n == largeBuffer
 		r.release()
 		s.count(moved, int64(n))
 		if err != nil {
 			return dst, err
 		}
-		if bulk && dst.tcp != nil {
+		if bulk {
 			if done, blame, err := s.splice(src, dst, moved); done {
 				return blame, err
 			}
@@ -110,12 +91,7 @@ type socketReader struct {
 // read says false to be called again once the socket is readable.
 func (r *socketReader) read(fd uintptr) bool {
 	r.buf = buffers.Get().(*buffer)
-	for {
-		r.n, r.err = unix.Read(int(fd), r.buf[:])
-		if r.err != unix.EINTR {
-			break
-		}
-	}
+	r.n, r.err = readSocket(int(fd), r.buf[:])
 	if r.err == unix.EAGAIN {
 		r.release()
 		return false
@@ -128,34 +104,12 @@ func (r *socketReader) release() {
 	r.buf = nil
 }
 
-// pumpStream reads from a stream, which blocks in Read: with a small buffer, and
-// with a large one after reads that filled theirs, so that more is likely there.
-func (s *session) pumpStream(src, dst *end, moved *atomic.Int64) (blame *end, err error) {
-	small := make([]byte, smallBuffer)
-	for full := false; ; {
-		b := small
-		var large *buffer
-		if full {
-			large = buffers.Get().(*buffer)
-			b = large[:]
-		}
-		n, rerr := src.conn.Read(b)
-		full = n == len(b)
-		var written int
-		if n > 0 {
-			written, err = dst.write(b[:n])
-		}
-		if large != nil {
-			buffers.Put(large)
-		}
-		s.count(moved, int64(written))
-		switch {
-		case err != nil:
-			return dst, err
-		case errors.Is(rerr, io.EOF):
-			return nil, nil
-		case rerr != nil:
-			return src, rerr
+// readSocket is read(2) until it is not interrupted.
+func readSocket(fd int, p []byte) (int, error) {
+	for {
+		n, err := unix.Read(fd, p)
+		if err != unix.EINTR {
+			return max(n, 0), err
 		}
 	}
 }
