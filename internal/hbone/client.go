@@ -167,6 +167,13 @@ func (c *Client) Limit() int {
 	return int(min(c.s.peerStreams, maxStreamID/2))
 }
 
+// Rate is how many bytes a second the tunnel carries, both ways, as of late.
+func (c *Client) Rate() float64 {
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	return c.s.rate.perSecond()
+}
+
 // Done is closed when the tunnel has ended and its goroutines with it.
 func (c *Client) Done() <-chan struct{} { return c.s.done }
 

@@ -9,7 +9,7 @@
 //	read.go     frames in; control.go, receive.go: control frames, data
 //	inbox.go    what was received and not yet taken
 //	frame.go    frames to bytes and back; headers.go: blocks of headers
-//	buffer.go   memory for frames
+//	buffer.go   memory for frames; rate.go: how much a tunnel carries
 //	wire.go     the TCP connection beneath TLS
 //	limits.go   what a peer may make this side hold or do
 //
@@ -126,9 +126,10 @@ func (e *StatusError) Error() string {
 
 // Options are a tunnel's times. The zero value is what production uses.
 type Options struct {
-	// PingEvery is how often an answer is demanded of the peer; 10 s if zero.
+	// PingEvery is how often it is looked whether anything came from the peer, and
+	// an answer demanded if nothing did; 2 s if zero.
 	PingEvery time.Duration
-	// PingTimeout is how long the peer may stay silent after that; 20 s if zero.
+	// PingTimeout is how long the peer may stay silent after that; 5 s if zero.
 	PingTimeout time.Duration
 	// DrainTimeout is how long [Serve] lets streams finish once its context
 	// ended; 25 s if zero, at once if negative.

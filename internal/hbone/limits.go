@@ -58,7 +58,7 @@ const (
 	// maxReason bounds the words of a refusal.
 	maxReason = 128
 
-	prefaceTimeout = 10 * time.Second
+	prefaceTimeout = 5 * time.Second
 	// flushTimeout bounds the last words (GOAWAY, RST_STREAM) of a tunnel that is
 	// cut, and the wait for the peer to close its half.
 	flushTimeout = time.Second
@@ -69,9 +69,14 @@ const (
 	// further CONNECT can be under way.
 	drainPingTimeout = time.Second
 
-	defaultPingEvery    = 10 * time.Second
-	defaultPingTimeout  = 20 * time.Second
+	// A dead peer is noticed within 9 s at most, and only the silent are asked.
+	defaultPingEvery   = 2 * time.Second
+	defaultPingTimeout = 5 * time.Second
+
 	defaultDrainTimeout = 25 * time.Second
+
+	// rateOver is the time over which a tunnel's rate is taken.
+	rateOver = 200 * time.Millisecond
 )
 
 // Of the specification.

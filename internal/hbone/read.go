@@ -94,6 +94,7 @@ func (s *session) feed(p []byte) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.rate.add(&s.moved)
 	if s.queuedLocked() || s.wire != nil && s.wire.unflushed() > 0 {
 		s.flushSoonLocked()
 	}

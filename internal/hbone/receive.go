@@ -42,6 +42,7 @@ func (s *session) receive(h header) (*stream, error) {
 	}
 	st.buffered += int64(h.length)
 	s.buffered += int64(h.length)
+	s.moved += h.length
 	s.creditLocked()
 	return st, nil
 }
@@ -68,7 +69,6 @@ func (s *session) gotData(p []byte) error {
 	data := p[:max(0, len(p)-max(0, r.pad-r.left))]
 	gone += len(p) - len(data)
 	if len(data) > 0 {
-		s.moved.Add(uint64(len(data)))
 		gone += r.st.inbox.put(data)
 	}
 	if gone > 0 {

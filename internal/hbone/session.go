@@ -37,8 +37,6 @@ type session struct {
 
 	// frames counts what was read: the peer lives as long as it grows.
 	frames atomic.Uint64
-	// moved counts the payload of DATA frames, both ways.
-	moved atomic.Uint64
 
 	mu sync.Mutex
 	// guarded by mu: writing
@@ -51,6 +49,7 @@ type session struct {
 	waiting  []*stream // writers that wait for room, first come first served
 	turn     *stream   // the writer that was woken to use the room
 	dataSent int       // since the last WINDOW_UPDATE was read
+	moved    int       // payload, both ways, that rate does not have yet
 	hpackBuf bytes.Buffer
 	hpack    *hpack.Encoder
 
@@ -77,10 +76,13 @@ type session struct {
 	err       error         // why the session ended
 	cut       int           // how many streams it had then
 	written   chan struct{} // closed when the last word is written, after err
-	pingTimer *time.Timer
-	pingSent  time.Time
-	pingFrame uint64 // frames when the ping was sent
 	drainPong chan struct{}
+
+	// guarded by mu: signs of life
+	pingTimer  *time.Timer
+	pingSent   time.Time // zero if none waits for its answer
+	seenFrames uint64    // frames when it was last looked
+	rate       rate
 }
 
 // newSession takes over conn and starts its reading goroutine.
@@ -230,7 +232,8 @@ func (s *session) leftLocked() {
 	}
 }
 
-// keepAlive asks the peer for a sign of life, and ends the session without one.
+// keepAlive asks a silent peer for a sign of life, and ends the session without
+// one. Where either side talks, the other one's talking answers.
 func (s *session) keepAlive() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -240,12 +243,15 @@ func (s *session) keepAlive() {
 	every, timeout := s.opts.pingEvery(), s.opts.pingTimeout()
 	next := every
 	switch read := s.frames.Load(); {
-	case s.pingSent.IsZero() || read != s.pingFrame:
-		s.pingSent, s.pingFrame = time.Now(), read
+	case read != s.seenFrames:
+		s.seenFrames, s.pingSent = read, time.Time{}
+	case s.pingSent.IsZero():
+		s.pingSent = time.Now()
 		s.control = appendPing(s.control, false, [8]byte{'a', 'l', 'i', 'v', 'e'})
 		s.flushSoonLocked()
+		next = min(every, timeout)
 	case time.Since(s.pingSent) >= timeout:
-		s.failLocked(fmt.Errorf("%w for %s", ErrPeerSilent, time.Since(s.pingSent).Round(time.Second)))
+		s.failLocked(fmt.Errorf("%w for %s", ErrPeerSilent, (every + timeout).Round(time.Second)))
 		return
 	default:
 		next = min(every, timeout-time.Since(s.pingSent))

@@ -32,7 +32,7 @@ func (s *session) queueLocked(st *stream, b *Buffer) {
 	st.sendWindow -= int64(n)
 	s.sendWindow -= int64(n)
 	s.dataSent += n
-	s.moved.Add(uint64(n))
+	s.moved += n
 	if last := st.last; last != nil && last.urgent && last.Len()+n <= smallPayload {
 		copy(last.Space()[last.Len():], b.payload())
 		last.SetLen(last.Len() + n)
@@ -116,6 +116,7 @@ func (s *session) writeLocked(one bool) {
 			s.flushing = false
 			return
 		}
+		s.rate.add(&s.moved)
 		out := s.takeLocked()
 		s.mu.Unlock()
 		err := s.writeBatch(out)

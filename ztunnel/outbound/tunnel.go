@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/ambit-mesh/ambit/internal/hbone"
 	"github.com/ambit-mesh/ambit/internal/workload"
@@ -61,7 +62,9 @@ func (l *Listener) dialTunnel(ctx context.Context, target pool.Target) (net.Conn
 		return nil, conns.Fail(conns.TunnelFailed, err)
 	}
 	conn := tls.Client(wire, config)
+	started := time.Now()
 	err = conn.HandshakeContext(ctx)
+	l.cfg.PoolMetrics.Handshake(time.Since(started))
 	switch {
 	case ownErr != nil:
 		relay.Reset(raw)

@@ -20,8 +20,12 @@ type dial struct {
 
 // joinDialLocked waits along with a dial that is under way, or starts one.
 func (p *Pool) joinDialLocked(g *group, target Target) (*dial, error) {
+	room := g.limit
+	if g.mayStripeLocked(maxStripes) {
+		room = min(room, streamsPerStripe)
+	}
 	for _, d := range g.dials {
-		if d.waiting < g.limit {
+		if d.waiting < room {
 			d.waiting++
 			return d, nil
 		}
@@ -30,11 +34,16 @@ func (p *Pool) joinDialLocked(g *group, target Target) (*dial, error) {
 		p.dropGroupLocked(g)
 		return nil, ErrFull
 	}
-	d := &dial{done: make(chan struct{}), waiting: 1}
+	return p.dialLocked(g, target, 1), nil
+}
+
+// dialLocked starts a dial for as many as wait.
+func (p *Pool) dialLocked(g *group, target Target, waiting int) *dial {
+	d := &dial{done: make(chan struct{}), waiting: waiting}
 	g.dials = append(g.dials, d)
 	p.tunnels++
 	p.goroutine.Go(func() { p.dial(g, d, target) })
-	return d, nil
+	return d
 }
 
 // dial belongs to no one who waits: it goes on if they give up.
@@ -47,7 +56,7 @@ func (p *Pool) dial(g *group, d *dial, target Target) {
 		err = ErrClosed
 	}
 	if err == nil {
-		t := &tunnel{group: g, client: client, leases: d.waiting}
+		t := &tunnel{group: g, client: client, leases: d.waiting, since: time.Now()}
 		if t.leases == 0 {
 			p.idleLocked(t)
 		}
@@ -57,7 +66,7 @@ func (p *Pool) dial(g *group, d *dial, target Target) {
 		p.cfg.Metrics.tunnels.Inc()
 		p.goroutine.Go(func() { p.watch(t) })
 	} else {
-		d.err = err
+		d.err, g.failedAt = err, time.Now()
 		p.tunnels--
 		p.dropGroupLocked(g)
 	}

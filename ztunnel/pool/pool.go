@@ -5,6 +5,9 @@
 //	dial.go     one dial for all who wait for the same peer
 //	metrics.go  ambit_pool_*
 //
+// Tunnels are striped: a connection gets one that carries no bulk, if there may
+// be one, and where there are many connections there are several tunnels.
+//
 // A tunnel is shared by the connections of one pod to one address whose far end
 // must be one of the same identities. It never is by those of two pods: its
 // source address and its certificate are the pod's own.
@@ -36,6 +39,18 @@ const (
 	// permitting: head-of-line blocking of one TCP connection, and what its
 	// loss takes along, stay bounded.
 	streamsPerTunnel = 100
+	// streamsPerStripe is how many share one before another is made beside it, up
+	// to maxStripes: then a lost packet stalls a part of them only.
+	streamsPerStripe = 32
+	maxStripes       = 4
+	// busyRate is the rate, in bytes per second, from which on a tunnel's bulk is
+	// felt by whoever shares it: it is not given to new connections while
+	// maxBusyStripes have not been made.
+	busyRate       = 8 << 20
+	maxBusyStripes = 16
+	// stripePause is how long no further stripe is tried after one failed, while
+	// there is a tunnel that does.
+	stripePause = time.Second
 	// tunnelsPerPool bounds what one pod can have open: 100,000 connections'
 	// worth, more than a pod has ephemeral ports.
 	tunnelsPerPool = 1000
@@ -108,6 +123,8 @@ type group struct {
 	dials   []*dial
 	// limit is how many streams a tunnel takes: the peer's limit, once seen.
 	limit int
+	// failedAt is when a dial failed last.
+	failedAt time.Time
 }
 
 // New makes a pool without tunnels.
@@ -139,6 +156,7 @@ func (p *Pool) open(ctx context.Context, target Target, r hbone.Request, avoid *
 		p.release(t)
 		return nil, t, fmt.Errorf("open stream to %s through %s: %w", r.Authority, target.Address, err)
 	}
+	p.cfg.Metrics.streams.Inc()
 	return &Stream{Stream: stream, pool: p, tunnel: t}, t, nil
 }
 
@@ -155,22 +173,59 @@ func (p *Pool) lease(ctx context.Context, target Target, avoid *tunnel) (*tunnel
 		g = &group{key: k, limit: streamsPerTunnel}
 		p.groups[k] = g
 	}
+	t, busy := g.chooseLocked(avoid)
+	if t != nil && !busy {
+		t.leaseLocked()
+		if t.leases > streamsPerStripe && g.mayStripeLocked(maxStripes) && len(g.dials) == 0 {
+			p.dialLocked(g, target, 0) // for those who come later
+		}
+		p.mu.Unlock()
+		return t, nil
+	}
+	if t != nil && !g.mayStripeLocked(maxBusyStripes) {
+		t.leaseLocked()
+		p.mu.Unlock()
+		return t, nil
+	}
+	d, err := p.joinDialLocked(g, target)
+	p.mu.Unlock()
+	if err == nil {
+		start := time.Now()
+		var dialed *tunnel
+		dialed, err = p.await(ctx, g, d)
+		p.cfg.Metrics.waitSeconds.Observe(time.Since(start).Seconds())
+		if err == nil {
+			return dialed, nil
+		}
+	}
+	if t != nil && p.leaseIfRoom(t) {
+		return t, nil // better beside bulk than not at all
+	}
+	return nil, err
+}
+
+// chooseLocked returns the tunnel with the most room, one that is not busy if
+// there is one; nil if none has room.
+func (g *group) chooseLocked(avoid *tunnel) (best *tunnel, busy bool) {
 	for _, t := range g.tunnels {
 		// What one tunnel to the peer allows, the next one will too, known now
 		// so that no more wait for a dial than there will be room for.
 		g.limit = max(1, min(g.limit, t.client.Limit()))
-		if t != avoid && t.hasRoomLocked() {
-			t.leaseLocked()
-			p.mu.Unlock()
-			return t, nil
+		if t == avoid || !t.hasRoomLocked() {
+			continue
+		}
+		tBusy := t.leases > 0 && t.client.Rate() >= busyRate
+		if best == nil || busy && !tBusy || busy == tBusy && t.leases < best.leases {
+			best, busy = t, tBusy
 		}
 	}
-	d, err := p.joinDialLocked(g, target)
-	p.mu.Unlock()
-	if err != nil {
-		return nil, err
-	}
-	return p.await(ctx, g, d)
+	return best, busy
+}
+
+// mayStripeLocked tells whether there are fewer tunnels than most, and the last
+// dial did not fail just now.
+func (g *group) mayStripeLocked(most int) bool {
+	return len(g.tunnels)+len(g.dials) < most && time.Since(g.failedAt) >= stripePause
 }
 
 // Close opens no more tunnels and streams, lets the open streams end until ctx

@@ -27,12 +27,12 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func TestConnectionsShareATunnel(t *testing.T) {
 	r := start(t)
 	var wg sync.WaitGroup
-	for range 50 {
+	for range streamsPerStripe {
 		wg.Go(func() { r.echo(r.open()) })
 	}
 	wg.Wait()
 	if n := r.dials.Load(); n != 1 {
-		t.Errorf("%d dials for 50 connections at once, want one", n)
+		t.Errorf("%d dials for %d connections at once, want one", n, streamsPerStripe)
 	}
 	if n := testutil.ToFloat64(r.pool.cfg.Metrics.tunnels); n != 1 {
 		t.Errorf("%v tunnels", n)
@@ -72,9 +72,57 @@ func TestMoreStreamsThanATunnelTakes(t *testing.T) {
 		wg.Go(func() { r.open() })
 	}
 	wg.Wait()
-	if n := r.dials.Load(); n != 3 {
-		t.Errorf("%d tunnels for 250 connections, want 3", n)
+	if n := r.dials.Load(); n != maxStripes {
+		t.Errorf("%d tunnels for 250 connections, want %d", n, maxStripes)
 	}
+}
+
+// A connection that comes while another one moves bulk gets a tunnel without it,
+// and the next small ones share that.
+func TestBulkIsNotSharedWith(t *testing.T) {
+	r := start(t)
+	bulk := r.open()
+	stop, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		go io.Copy(io.Discard, bulk)
+		for b := make([]byte, 256<<10); ; {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if _, err := bulk.Write(b); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	}()
+	r.await("the tunnel is busy", func() bool { return bulk.tunnel.client.Rate() >= busyRate })
+	small := r.open()
+	if small.tunnel == bulk.tunnel {
+		t.Error("a small connection shares a tunnel with bulk")
+	}
+	for range 5 {
+		if s := r.open(); s.tunnel != small.tunnel {
+			t.Error("a further small connection does not share the quiet tunnel")
+		}
+	}
+	// Where no other can be made, it is better beside bulk than not at all.
+	refused := errors.New("no route")
+	r.failWith.Store(&refused)
+	small.tunnel.client.Close()
+	r.await("the quiet tunnel has ended", func() bool { return r.tunnels() == 1 })
+	for range 3 {
+		if s := r.open(); s.tunnel != bulk.tunnel {
+			t.Error("not in the tunnel that there is")
+		}
+	}
+	if n := r.dials.Load(); n > 3 {
+		t.Errorf("%d dials: each connection tries what just failed", n)
+	}
+	close(stop)
+	<-ended
 }
 
 func TestFailedDialIsEveryonesError(t *testing.T) {

@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -13,6 +14,7 @@ type tunnel struct {
 	// Fixed.
 	group  *group
 	client *hbone.Client
+	since  time.Time
 
 	leases int
 	// idle runs while there are no leases.
@@ -42,13 +44,27 @@ func (s *Stream) Reset() error {
 }
 
 func (s *Stream) release() {
-	s.once.Do(func() { s.pool.release(s.tunnel) })
+	s.once.Do(func() {
+		s.pool.cfg.Metrics.streams.Dec()
+		s.pool.release(s.tunnel)
+	})
 }
 
 // hasRoomLocked goes by the group's limit, which the peer has told in an earlier
 // tunnel: a new one assumes the usual until its peer's settings have come.
 func (t *tunnel) hasRoomLocked() bool {
 	return t.leases < t.group.limit && t.client.CanOpen()
+}
+
+// leaseIfRoom leases a tunnel that may have filled up or ended meanwhile.
+func (p *Pool) leaseIfRoom(t *tunnel) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed || !slices.Contains(t.group.tunnels, t) || !t.hasRoomLocked() {
+		return false
+	}
+	t.leaseLocked()
+	return true
 }
 
 func (t *tunnel) leaseLocked() {
@@ -103,12 +119,25 @@ func (p *Pool) closeIdle(t *tunnel) {
 func (p *Pool) watch(t *tunnel) {
 	<-t.client.Done()
 	p.cfg.Metrics.tunnels.Dec()
+	p.cfg.Metrics.ageSeconds.Observe(time.Since(t.since).Seconds())
+	p.cfg.Metrics.ends.WithLabelValues(endOf(t.client.Err())).Inc()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.removeLocked(t)
 	if t.idle != nil {
 		t.idle.Stop()
 	}
+}
+
+// endOf is why a tunnel ended, as the metric has it.
+func endOf(err error) string {
+	switch {
+	case err == nil:
+		return "closed"
+	case errors.Is(err, hbone.ErrPeerSilent):
+		return "silent"
+	}
+	return "failed"
 }
 
 func (p *Pool) removeLocked(t *tunnel) {
