@@ -34,10 +34,7 @@ func (s *session) read() error {
 	if s.server {
 		// Whoever completes a TLS handshake speaks soon, or not at all.
 		s.conn.SetReadDeadline(time.Now().Add(prefaceTimeout))
-	} else {
-		s.parser.preface = len(http2.ClientPreface)
 	}
-	s.parser.first = true
 	if s.wire == nil {
 		return s.readConn()
 	}

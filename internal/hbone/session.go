@@ -92,6 +92,18 @@ func newSession(conn net.Conn, server bool, opts Options, incoming func(*stream,
 			return nil, fmt.Errorf("peer negotiated protocol %q, want h2", state.NegotiatedProtocol)
 		}
 	}
+	s := makeSession(conn, server, opts, incoming)
+	if s.wire != nil {
+		s.wire.batch()
+		if err := s.wire.tune(); err != nil {
+			return nil, fmt.Errorf("tune the tunnel's socket: %w", err)
+		}
+	}
+	s.start()
+	return s, nil
+}
+
+func makeSession(conn net.Conn, server bool, opts Options, incoming func(*stream, *block)) *session {
 	s := &session{
 		conn: conn, wire: wireOf(conn), server: server, opts: opts, incoming: incoming,
 		done: make(chan struct{}), idle: make(chan struct{}), drainPong: make(chan struct{}), written: make(chan struct{}),
@@ -102,22 +114,25 @@ func newSession(conn net.Conn, server bool, opts Options, incoming func(*stream,
 	}
 	s.hpack = hpack.NewEncoder(&s.hpackBuf)
 	s.hpack.SetMaxDynamicTableSizeLimit(0)
-	settings, maxList := clientSettings(), clientHeaderList
+	maxList := clientHeaderList
 	if server {
-		settings, maxList = serverSettings(), serverHeaderList
+		maxList = serverHeaderList
+	} else {
+		s.parser.preface = len(http2.ClientPreface) // a server's is no other frame
 	}
+	s.parser.first = true
 	s.headers = newHeaderReader(maxList)
-	if s.wire != nil {
-		s.wire.batch()
-		if err := s.wire.tune(); err != nil {
-			return nil, fmt.Errorf("tune the tunnel's socket: %w", err)
-		}
-	}
+	return s
+}
 
+// start says the first words, and begins to read.
+func (s *session) start() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !server {
+	settings := serverSettings()
+	if !s.server {
 		s.control = append(s.control, http2.ClientPreface...)
+		settings = clientSettings()
 	}
 	s.control = appendSettings(s.control, settings)
 	s.control = appendWindowUpdate(s.control, 0, tunnelWindow-initialWindow)
@@ -129,7 +144,6 @@ func newSession(conn net.Conn, server bool, opts Options, incoming func(*stream,
 		<-s.written
 		s.conn.Close()
 	}()
-	return s, nil
 }
 
 // fail ends the session because of err, and every stream with it.
