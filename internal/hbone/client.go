@@ -47,12 +47,12 @@ func (c *Client) Open(ctx context.Context, r Request) (Stream, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	st, err := c.s.open(r)
+	st, ready, err := c.s.open(r)
 	if err != nil {
 		return nil, fmt.Errorf("open stream to %s: %w", r.Authority, err)
 	}
 	select {
-	case <-st.ready:
+	case <-ready:
 	case <-ctx.Done():
 		st.Close()
 		return nil, fmt.Errorf("open stream to %s: %w", r.Authority, ctx.Err())
@@ -61,31 +61,40 @@ func (c *Client) Open(ctx context.Context, r Request) (Stream, error) {
 		st.Close()
 		return nil, fmt.Errorf("open stream to %s: %w", r.Authority, st.answer)
 	}
+	st.opened()
 	return st, nil
 }
 
-// open sends the request.
-func (s *session) open(r Request) (*stream, error) {
+// opened lets go of what only the opening needs.
+func (st *stream) opened() {
+	st.s.mu.Lock()
+	defer st.s.mu.Unlock()
+	st.ready = nil
+}
+
+// open sends the request; ready is closed once there is an answer.
+func (s *session) open(r Request) (st *stream, ready <-chan struct{}, err error) {
 	authority := netip.AddrPortFrom(r.Authority.Addr().Unmap(), r.Authority.Port()).String()
 	if !validAuthority(authority) {
-		return nil, fmt.Errorf("invalid authority %q", authority)
+		return nil, nil, fmt.Errorf("invalid authority %q", authority)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.canOpenLocked(); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNotProcessed, err)
+		return nil, nil, fmt.Errorf("%w: %w", ErrNotProcessed, err)
 	}
-	err := s.headersLocked(s.nextID, false, []hpack.HeaderField{
+	err = s.headersLocked(s.nextID, false, []hpack.HeaderField{
 		{Name: ":method", Value: http.MethodConnect},
 		{Name: ":authority", Value: authority},
 	}, r.Header)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	st := s.newStreamLocked(s.nextID)
+	st = s.newStreamLocked(s.nextID)
+	ready = st.ready
 	s.nextID += 2
 	s.flushLocked()
-	return st, nil
+	return st, ready, nil
 }
 
 var (
