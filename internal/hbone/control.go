@@ -35,7 +35,7 @@ func (s *session) moveWindowsLocked(initial int64) error {
 		if st.sendWindow += delta; st.sendWindow > maxWindow {
 			return connectionError{http2.ErrCodeFlowControl, "window overflows"}
 		}
-		st.writable.Broadcast()
+		st.wakeLocked()
 	}
 	return nil
 }

@@ -26,14 +26,13 @@ func (c *chunk) free() {
 // inbox is what a stream received and its reader, or its sink, has not taken. The
 // window that was given to the peer bounds it; small frames share a chunk.
 type inbox struct {
-	// fixed
-	// credit accounts for bytes that a sink took later.
-	credit func(n int)
+	// fixed: whose credit a sink's taking later gives back
+	st *stream
 
-	mu   sync.Mutex
-	cond sync.Cond
+	mu sync.Mutex
 
 	// guarded by mu
+	cond     *sync.Cond // for readers; nil until one waits
 	queue    []*chunk
 	dropped  bool  // nobody will read what comes
 	err      error // after the queue: io.EOF, or why there will be no more
@@ -46,15 +45,23 @@ type inbox struct {
 	told     bool // of the end
 }
 
-func (in *inbox) init(credit func(n int)) {
-	in.credit = credit
-	in.cond.L = &in.mu
-}
-
 func (in *inbox) wake() {
 	in.mu.Lock()
-	in.cond.Broadcast()
-	in.mu.Unlock()
+	defer in.mu.Unlock()
+	in.wakeLocked()
+}
+
+func (in *inbox) wakeLocked() {
+	if in.cond != nil {
+		in.cond.Broadcast()
+	}
+}
+
+func (in *inbox) waitLocked() {
+	if in.cond == nil {
+		in.cond = sync.NewCond(&in.mu)
+	}
+	in.cond.Wait()
 }
 
 // put takes what has come, and returns how many bytes of it need no more room: a
@@ -80,7 +87,7 @@ func (in *inbox) put(p []byte) (gone int) {
 	default:
 		in.addLocked(p)
 		in.drainLocked()
-		in.cond.Signal()
+		in.wakeLocked()
 	}
 	return gone
 }
@@ -136,7 +143,7 @@ func (in *inbox) drain() {
 		for _, c := range taken {
 			c.free()
 		}
-		in.credit(n)
+		in.st.credit(n)
 	}
 }
 
@@ -168,7 +175,7 @@ func (in *inbox) finish(err error) {
 		return
 	}
 	in.err = err
-	in.cond.Broadcast()
+	in.wakeLocked()
 	if in.sink != nil && !errors.Is(err, io.EOF) {
 		go in.tell()
 	}
@@ -180,7 +187,7 @@ func (in *inbox) drop(err error) (n int) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	in.dropped, in.err, in.told = true, err, true
-	in.cond.Broadcast()
+	in.wakeLocked()
 	in.deadline.stop()
 	for _, c := range in.queue {
 		n += c.w - c.r
@@ -207,7 +214,7 @@ func (in *inbox) read(p []byte) (n int, err error) {
 		if in.err != nil {
 			return 0, in.err
 		}
-		in.cond.Wait()
+		in.waitLocked()
 	}
 }
 
@@ -229,7 +236,7 @@ func (in *inbox) setDeadline(t time.Time) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	in.deadline.set(t, in.wake)
-	in.cond.Broadcast()
+	in.wakeLocked()
 }
 
 // deadline wakes waiters when a time has passed. Its owner's lock guards it.

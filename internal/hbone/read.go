@@ -347,6 +347,6 @@ func (s *session) gotWindowLocked(id uint32, payload []byte) error {
 	if st.sendWindow += int64(increment); st.sendWindow > maxWindow {
 		return s.breakStreamLocked(id, http2.ErrCodeFlowControl)
 	}
-	st.writable.Broadcast()
+	st.wakeLocked()
 	return nil
 }

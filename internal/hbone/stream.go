@@ -22,7 +22,7 @@ type stream struct {
 	writing sync.Mutex // one write at a time, so that they do not mingle
 
 	// guarded by s.mu
-	writable      sync.Cond
+	writable      *sync.Cond // for a writer; nil until one waits
 	writeDeadline deadline
 	last          *Buffer // the last frame that is queued; nil if none is
 	sendWindow    int64
@@ -48,8 +48,7 @@ func (s *session) newStreamLocked(id uint32) *stream {
 	if !s.server {
 		st.ready = make(chan struct{})
 	}
-	st.inbox.init(st.credit)
-	st.writable.L = &s.mu
+	st.inbox.st = st
 	s.streams[id] = st
 	return st
 }
@@ -184,6 +183,9 @@ func (st *stream) waitRoomLocked(little bool) error {
 		case !slices.Contains(s.waiting, st):
 			s.waiting = append(s.waiting, st)
 		}
+		if st.writable == nil {
+			st.writable = sync.NewCond(&s.mu)
+		}
 		st.writable.Wait()
 	}
 }
@@ -216,7 +218,7 @@ func (st *stream) CloseWrite() error {
 	}
 	s.endStreamLocked(st)
 	st.localDone = true
-	st.writable.Broadcast()
+	st.wakeLocked()
 	st.doneLocked()
 	s.flushLocked()
 	return nil
@@ -236,7 +238,7 @@ func (st *stream) endLocked(err error) {
 	}
 	st.err = err
 	st.inbox.finish(err) // keeps EOF, if that came before
-	st.writable.Broadcast()
+	st.wakeLocked()
 	st.writeDeadline.stop()
 	switch {
 	case st.answered:
@@ -268,7 +270,7 @@ func (st *stream) end(code http2.ErrCode) error {
 		s.resetLocked(st.id, code)
 		st.endLocked(&ResetError{Code: code})
 	}
-	st.writable.Broadcast()
+	st.wakeLocked()
 	st.creditLocked(st.inbox.drop(net.ErrClosed))
 	if s.queuedLocked() {
 		s.flushSoonLocked()
@@ -306,7 +308,7 @@ func (st *stream) SetWriteDeadline(t time.Time) error {
 	defer st.s.mu.Unlock()
 	if st.err == nil {
 		st.writeDeadline.set(t, st.wakeWriter)
-		st.writable.Broadcast()
+		st.wakeLocked()
 	}
 	return nil
 }
@@ -314,7 +316,14 @@ func (st *stream) SetWriteDeadline(t time.Time) error {
 func (st *stream) wakeWriter() {
 	st.s.mu.Lock()
 	defer st.s.mu.Unlock()
-	st.writable.Broadcast()
+	st.wakeLocked()
+}
+
+// wakeLocked wakes whoever waits to write.
+func (st *stream) wakeLocked() {
+	if st.writable != nil {
+		st.writable.Broadcast()
+	}
 }
 
 // remoteEndedLocked: the peer has closed its half.

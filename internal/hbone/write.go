@@ -172,7 +172,7 @@ func (s *session) takeLocked() batch {
 	for _, b := range out.data {
 		if b.st.last == b {
 			b.st.last = nil
-			b.st.writable.Broadcast()
+			b.st.wakeLocked()
 		}
 	}
 	s.wakeWriterLocked()
@@ -264,7 +264,7 @@ func (s *session) wakeWriterLocked() {
 		st := s.waiting[0]
 		s.waiting = s.waiting[1:]
 		s.turn = st
-		st.writable.Broadcast()
+		st.wakeLocked()
 	}
 }
 

@@ -114,8 +114,12 @@ type session struct {
 	err       error
 	ended     bool
 	inspector *time.Timer
-	// received is closed when the stream's direction is over; nil between sockets.
-	received chan struct{}
+	receiving bool // from a stream, whose direction is not over
+
+	// Of a connection with a stream.
+	received sync.WaitGroup // until receiving is over
+	delivery delivery
+	frames   frameReader // owned by the goroutine that waits for the socket
 }
 
 // pump carries one direction until src's half ends, then ends dst's.
@@ -147,7 +151,9 @@ func (s *session) fail(reason Reason, err error) {
 	if first {
 		s.client.reset()
 		s.server.reset()
-		s.endReceived()
+		s.mu.Lock()
+		s.endReceivedLocked()
+		s.mu.Unlock()
 	}
 }
 

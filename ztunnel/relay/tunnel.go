@@ -16,40 +16,34 @@ import (
 // the socket; what the stream receives, the tunnel's own goroutine writes to the
 // socket, as far as that takes it.
 func (s *session) carryStream(stream, socket *end, fromStream, fromSocket *atomic.Int64) {
+	s.received.Add(1)
 	s.mu.Lock()
-	s.received = make(chan struct{})
+	s.receiving = true
 	if s.ended { // by ctx, already
-		close(s.received)
+		s.endReceivedLocked()
 	}
 	s.mu.Unlock()
-	d := &delivery{s: s, src: stream, dst: socket, moved: fromStream}
-	d.poll = d.write
-	stream.stream.Divert(d)
+	s.delivery = delivery{s: s, src: stream, dst: socket, moved: fromStream}
+	stream.stream.Divert(&s.delivery)
 	s.pump(socket, stream, fromSocket, s.sending)
-	<-s.received
+	s.received.Wait()
 }
 
-// endReceived says that nothing more comes from the stream.
-func (s *session) endReceived() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.received == nil {
-		return
-	}
-	select {
-	case <-s.received:
-	default:
-		close(s.received)
+// endReceivedLocked says that nothing more comes from the stream.
+func (s *session) endReceivedLocked() {
+	if s.receiving {
+		s.receiving = false
+		s.received.Done()
 	}
 }
 
 // sending carries src, a socket, to dst, a stream. What is read is the frame that
 // goes out: nothing is copied on the way to TLS.
 func (s *session) sending(src, dst *end, moved *atomic.Int64) (blame *end, err error) {
-	r := frameReader{}
-	r.poll = r.read
+	r := &s.frames
+	poll := r.read
 	for {
-		if err := src.raw.Read(r.poll); err != nil {
+		if err := src.raw.Read(poll); err != nil {
 			return src, err
 		}
 		b := r.buffer
@@ -68,7 +62,6 @@ func (s *session) sending(src, dst *end, moved *atomic.Int64) (blame *end, err e
 
 // frameReader reads a non-blocking socket into frames, from within RawConn.Read.
 type frameReader struct {
-	poll   func(fd uintptr) bool
 	bulk   bool // the last read filled its buffer, so that more is likely there
 	buffer *hbone.Buffer
 	err    error
@@ -104,7 +97,6 @@ type delivery struct {
 	s        *session
 	src, dst *end
 	moved    *atomic.Int64
-	poll     func(fd uintptr) bool
 
 	// Of one Take.
 	p   []byte
@@ -115,7 +107,7 @@ type delivery struct {
 // Take writes as much as the socket takes now.
 func (d *delivery) Take(p []byte) int {
 	d.p, d.n, d.err = p, 0, nil
-	if err := d.dst.raw.Write(d.poll); err != nil {
+	if err := d.dst.raw.Write(d.write); err != nil {
 		d.err = err
 	}
 	d.p = nil
@@ -164,5 +156,7 @@ func (d *delivery) End(err error) {
 		d.s.fail(blame.blame, err)
 		return
 	}
-	d.s.endReceived()
+	d.s.mu.Lock()
+	defer d.s.mu.Unlock()
+	d.s.endReceivedLocked()
 }
