@@ -12,29 +12,24 @@
 // attached to [Cgroup], which holds the test and its applications and nothing else; mounts and namespaces end with the
 // process, however it ends; and nothing that a test sends can reach the machine's network. Root is needed.
 //
-// Namespaces are held by file descriptors alone, so that there is nothing to clean up: their paths are in /proc.
+// Namespaces and addresses are package netns's.
 package netnstest
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
-	"strconv"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ambit-mesh/ambit/internal/netns"
 )
 
 const (
-	roleVariable   = "NETNSTEST_ROLE"
-	cgroupVariable = "NETNSTEST_CGROUP"
-	appRole        = "app"
-	cgroupPrefix   = "netnstest-" // and the process id
+	roleVariable = "NETNSTEST_ROLE"
+	appRole      = "app"
 )
 
 // Main is to be called by TestMain. roles are functions that a test runs as processes of their own, with [Start].
@@ -47,10 +42,10 @@ func Main(m *testing.M, roles map[string]func()) {
 		}
 		os.Exit(0)
 	}
-	if os.Getenv(cgroupVariable) != "" {
+	if netns.Isolated() {
 		os.Exit(m.Run())
 	}
-	code, err := isolate()
+	code, err := netns.Isolate(0)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "netnstest:", err)
 		os.Exit(1)
@@ -59,83 +54,7 @@ func Main(m *testing.M, roles map[string]func()) {
 }
 
 // Cgroup is the cgroup2 folder that the test process and its applications are in.
-func Cgroup() string { return os.Getenv(cgroupVariable) }
-
-// isolate runs this program again, isolated, and returns its exit status.
-func isolate() (int, error) {
-	root, err := cgroupRoot()
-	if err != nil {
-		return 0, err
-	}
-	removeStale(root)
-	cgroup := filepath.Join(root, cgroupPrefix+strconv.Itoa(os.Getpid()))
-	if err := os.Mkdir(cgroup, 0o755); err != nil {
-		return 0, fmt.Errorf("make cgroup: %w", err)
-	}
-	defer removeCgroup(cgroup)
-	dir, err := os.Open(cgroup)
-	if err != nil {
-		return 0, fmt.Errorf("open cgroup: %w", err)
-	}
-	defer dir.Close()
-
-	runtime.LockOSThread() // the child dies with the thread that made it
-	command := exec.Command("/proc/self/exe", os.Args[1:]...)
-	command.Args[0] = os.Args[0]
-	command.Env = append(os.Environ(), cgroupVariable+"="+cgroup)
-	command.Stdin, command.Stdout, command.Stderr = os.Stdin, os.Stdout, os.Stderr
-	command.SysProcAttr = &unix.SysProcAttr{
-		UseCgroupFD:  true,
-		CgroupFD:     int(dir.Fd()),
-		Unshareflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET,
-		Pdeathsig:    unix.SIGKILL,
-	}
-	err = command.Run()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		return max(exit.ExitCode(), 1), nil
-	}
-	if err != nil {
-		return 0, fmt.Errorf("run isolated: %w", err)
-	}
-	return 0, nil
-}
-
-// cgroupRoot finds the cgroup2 hierarchy, wherever it is mounted.
-func cgroupRoot() (string, error) {
-	mounts, err := os.ReadFile("/proc/self/mounts")
-	if err != nil {
-		return "", fmt.Errorf("read mounts: %w", err)
-	}
-	for line := range strings.Lines(string(mounts)) {
-		if fields := strings.Fields(line); len(fields) > 2 && fields[2] == "cgroup2" {
-			return fields[1], nil
-		}
-	}
-	return "", errors.New("no cgroup2 hierarchy is mounted")
-}
-
-// removeStale removes the cgroups of test runs that were killed.
-func removeStale(root string) {
-	groups, _ := filepath.Glob(filepath.Join(root, cgroupPrefix+"*"))
-	for _, group := range groups {
-		pid := strings.TrimPrefix(filepath.Base(group), cgroupPrefix)
-		if _, err := os.Stat("/proc/" + pid); errors.Is(err, fs.ErrNotExist) {
-			removeCgroup(group)
-		}
-	}
-}
-
-// removeCgroup removes a cgroup without processes, and those in it.
-func removeCgroup(group string) {
-	entries, _ := os.ReadDir(group)
-	for _, e := range entries {
-		if e.IsDir() {
-			removeCgroup(filepath.Join(group, e.Name()))
-		}
-	}
-	os.Remove(group)
-}
+func Cgroup() string { return netns.Cgroup() }
 
 // AddCgroup makes a cgroup below Cgroup, with its parents, until the test ends.
 func AddCgroup(t testing.TB, name string) string {
@@ -145,7 +64,7 @@ func AddCgroup(t testing.TB, name string) string {
 		t.Fatalf("make cgroup: %v", err)
 	}
 	top, _, _ := strings.Cut(name, "/")
-	t.Cleanup(func() { removeCgroup(filepath.Join(Cgroup(), top)) })
+	t.Cleanup(func() { netns.RemoveCgroup(filepath.Join(Cgroup(), top)) })
 	return path
 }
 
