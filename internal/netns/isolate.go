@@ -1,6 +1,7 @@
 package netns
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -27,8 +28,9 @@ func Cgroup() string { return os.Getenv(cgroupVariable) }
 
 // Isolate runs this program again, with the same arguments, in a mount namespace, a network namespace and a cgroup of its own,
 // and returns its exit status. Nothing that it sends can reach the machine's network, and mounts and namespaces end with it,
-// however it ends. extra are more namespaces, such as CLONE_NEWPID: there processes too end with it, and /proc is theirs.
-func Isolate(extra uintptr) (int, error) {
+// however it ends. extra are more namespaces, such as CLONE_NEWPID: there processes too end with it, and MountProc gives it
+// a /proc that shows them. When ctx ends, the program is asked to end with SIGTERM.
+func Isolate(ctx context.Context, extra uintptr) (int, error) {
 	root, err := cgroupRoot()
 	if err != nil {
 		return 0, err
@@ -46,7 +48,8 @@ func Isolate(extra uintptr) (int, error) {
 	defer dir.Close()
 
 	runtime.LockOSThread() // the child dies with the thread that made it
-	command := exec.Command("/proc/self/exe", os.Args[1:]...)
+	command := exec.CommandContext(ctx, "/proc/self/exe", os.Args[1:]...)
+	command.Cancel = func() error { return command.Process.Signal(unix.SIGTERM) }
 	command.Args[0] = os.Args[0]
 	command.Env = append(os.Environ(), cgroupVariable+"="+cgroup)
 	command.Stdin, command.Stdout, command.Stderr = os.Stdin, os.Stdout, os.Stderr

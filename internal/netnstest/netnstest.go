@@ -16,6 +16,7 @@
 package netnstest
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -45,7 +46,7 @@ func Main(m *testing.M, roles map[string]func()) {
 	if netns.Isolated() {
 		os.Exit(m.Run())
 	}
-	code, err := netns.Isolate(0)
+	code, err := netns.Isolate(context.Background(), 0)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "netnstest:", err)
 		os.Exit(1)

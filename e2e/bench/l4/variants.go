@@ -1,0 +1,48 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/ambit-mesh/ambit/e2e/bench/l4/result"
+	"github.com/ambit-mesh/ambit/e2e/bench/l4/variant"
+)
+
+// variants in the order of the report.
+var variants = []variant.Variant{
+	{Name: result.None, Start: variant.None},
+	{Name: result.Splice, Start: variant.Splice},
+	{Name: result.Ambit, Start: captured},
+	{Name: result.AmbitBare, Start: variant.Bare},
+	{Name: result.HAProxy, Start: variant.HAProxy(0)},
+	{Name: result.HAProxyTuned, Start: variant.HAProxyTuned()},
+	{Name: "nginx", Start: variant.Nginx},
+	{Name: "envoy", Start: variant.Envoy},
+	{Name: result.NoneSameNode, SameNode: true, Start: variant.None},
+	{Name: result.AmbitSameNode, SameNode: true, Start: captured},
+}
+
+// captured is the shipped ztunnel, which wants a control plane.
+func captured(context.Context, variant.Site) (variant.Path, error) {
+	return nil, &variant.Absent{Why: "there is no control plane for it without a cluster"}
+}
+
+// chosen returns the variants of these names, all if none are given.
+func chosen(names []string) ([]variant.Variant, error) {
+	if len(names) == 0 {
+		return variants, nil
+	}
+	var some []variant.Variant
+	for _, v := range variants {
+		if slices.Contains(names, v.Name) {
+			some = append(some, v)
+		}
+	}
+	for _, name := range names {
+		if !slices.ContainsFunc(variants, func(v variant.Variant) bool { return v.Name == name }) {
+			return nil, fmt.Errorf("no such variant: %q", name)
+		}
+	}
+	return some, nil
+}
