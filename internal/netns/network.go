@@ -1,6 +1,7 @@
 package netns
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -216,8 +217,13 @@ func waitUp(device string) error {
 	return fmt.Errorf("%s is not up", device)
 }
 
+// addBridge gives the bridge a hardware address of its own. Otherwise it has the lowest one of its ports, another one when a
+// pod is added, and for those that know the old one it is gone for half a minute.
 func addBridge(name string, addrs ...netip.Prefix) error {
-	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}}); err != nil {
+	hardware := make(net.HardwareAddr, 6)
+	rand.Read(hardware)
+	hardware[0] = hardware[0]&^1 | 2 // of one station, locally administered
+	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name, HardwareAddr: hardware}}); err != nil {
 		return fmt.Errorf("add bridge: %w", err)
 	}
 	return setUp(name, addrs...)

@@ -105,6 +105,10 @@ type settings struct {
 	rounds   int
 	// warm is how long a load runs before it counts, and window how long it counts.
 	warm, window time.Duration
+	// beside is the window beside bulk, where there are few round trips.
+	beside time.Duration
+	// adapt is how long Go's runtime may take to see that it has fewer CPUs.
+	adapt time.Duration
 	// idle is how many idle connections there shall be, and settle how long they
 	// rest. idleRounds: memory hardly differs from round to round.
 	idle       int
@@ -113,9 +117,16 @@ type settings struct {
 }
 
 func parse(args []string) (settings, error) {
-	s := settings{rounds: 5, warm: 500 * time.Millisecond, window: 3 * time.Second, idle: 10_000, settle: 8 * time.Second, idleRounds: 2}
-	quick := settings{rounds: 2, warm: 200 * time.Millisecond, window: 500 * time.Millisecond, idle: 1000, settle: 1500 * time.Millisecond, idleRounds: 1}
-
+	s := settings{
+		rounds: 5, warm: 500 * time.Millisecond, window: 3 * time.Second,
+		beside: 6 * time.Second, adapt: 1500 * time.Millisecond,
+		idle: 10_000, settle: 8 * time.Second, idleRounds: 2,
+	}
+	quick := settings{
+		rounds: 2, warm: 200 * time.Millisecond, window: 500 * time.Millisecond,
+		beside: 2 * time.Second, adapt: 1100 * time.Millisecond,
+		idle: 1000, settle: 1500 * time.Millisecond, idleRounds: 1,
+	}
 	flags := flag.NewFlagSet("l4", flag.ContinueOnError)
 	flags.StringVar(&s.out, "out", "docs/benchmarks", "folder for the results")
 	variants := flags.String("variants", "", "comma-separated variants (default: all)")
@@ -124,7 +135,7 @@ func parse(args []string) (settings, error) {
 	rounds := flags.Int("rounds", 0, "number of rounds (default 5)")
 	window := flags.Duration("window", 0, "length of one measurement (default 3s)")
 	if err := flags.Parse(args); err != nil {
-		return s, err
+		return s, err // of which flags has already told
 	}
 	if flags.NArg() > 0 {
 		return s, fmt.Errorf("unexpected argument %q", flags.Arg(0))

@@ -20,10 +20,6 @@ const (
 	// warmConnections are opened before idle ones count: what a proxy sets up
 	// once is not theirs.
 	warmConnections = 10
-	// besideAtLeast has the slowest variant make round trips enough.
-	besideAtLeast = 2 * time.Second
-	// adaptTime is how long Go's runtime may take to see that it has fewer CPUs.
-	adaptTime = 1500 * time.Millisecond
 )
 
 // values are what one measurement gives.
@@ -133,7 +129,7 @@ func oneCPU(ctx context.Context, s settings, l *lane) (_ values, err error) {
 	if err := process.Pin(pids, process.OneOf(every)); err != nil {
 		return nil, err
 	}
-	during, _, err := window(ctx, s, l, l.client, load.Bulk, manyStreams, adaptTime)
+	during, _, err := window(ctx, s, l, l.client, load.Bulk, manyStreams, s.adapt)
 	if err != nil {
 		return nil, err
 	}
@@ -185,9 +181,8 @@ func smallAlone(ctx context.Context, s settings, l *lane) (values, error) {
 	return values{result.SmallP99Alone: micros(latencies.P99)}, enough(latencies)
 }
 
-// smallBesideBulk takes longer than others: beside bulk there are few round trips.
 func smallBesideBulk(ctx context.Context, s settings, l *lane) (_ values, err error) {
-	s.window = max(2*s.window, besideAtLeast)
+	s.window = s.beside
 	if err := l.beside.Start(load.Bulk, l.to(), besideStreams); err != nil {
 		return nil, err
 	}

@@ -34,11 +34,15 @@ func CPU(pids []int) (time.Duration, error) {
 
 // Fields of /proc/PID/stat in proc(5), counted from the third one on.
 const (
+	statState  = 3 - 3
 	statGroup  = 5 - 3
 	statUTime  = 14 - 3
 	statSTime  = 15 - 3
 	statFewest = statSTime + 1
 )
+
+// zombie is the state of a process that has ended and was not waited for.
+const zombie = "Z"
 
 // statFields are those after the second one, which is a name in brackets that
 // may itself hold brackets and spaces.

@@ -126,7 +126,7 @@ func (p *Process) Tree() []int {
 		if err != nil {
 			continue // it has just ended
 		}
-		if fields, err := statFields(string(stat)); err == nil && fields[statGroup] == strconv.Itoa(p.Pid()) {
+		if fields, err := statFields(string(stat)); err == nil && fields[statGroup] == strconv.Itoa(p.Pid()) && fields[statState] != zombie {
 			pids = append(pids, pid)
 		}
 	}
@@ -182,6 +182,9 @@ func (p *Process) Stop() error {
 		}
 		syscall.Kill(group, syscall.SIGKILL) // what the first one has left behind
 		<-p.ended
+		for deadline := time.Now().Add(stopTimeout); len(p.Tree()) > 0 && time.Now().Before(deadline); {
+			time.Sleep(time.Millisecond) // its children are dying
+		}
 		if p.Stdout != nil {
 			p.Stdout.Close()
 		}

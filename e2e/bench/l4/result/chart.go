@@ -114,13 +114,13 @@ func panel(p *printer, y int, m Metric, rows []Summary) int {
 	if m.LowerIsBetter() {
 		direction = "less is better"
 	}
-	p.line(`<text x="12" y="%d"><tspan font-weight="bold">%s</tspan> · %s</text>`, y+16, html.EscapeString(capital(m.Title())), direction)
+	p.line(`<text x="12" y="%d"><tspan font-weight="bold">%s</tspan> · %s, %s</text>`, y+16,
+		html.EscapeString(capital(m.Title())), html.EscapeString(m.Unit()), direction)
 	top, bottom := y+panelHead, y+panelHead+len(rows)*rowHeight
 	for v := 0.0; v <= end+step/2; v += step {
 		p.line(`<line x1="%.1f" x2="%.1f" y1="%d" y2="%d" stroke="%s"/>`, at(v), at(v), top-4, bottom, colourFaint)
-		p.line(`<text x="%.1f" y="%d" text-anchor="middle" font-size="10">%s</text>`, at(v), bottom+13, figure(v))
+		p.line(`<text x="%.1f" y="%d" text-anchor="middle" font-size="10">%.6g</text>`, at(v), bottom+13, v)
 	}
-	p.line(`<text x="%d" y="%d" font-size="10">%s</text>`, chartWidth-valueWidth+20, bottom+13, html.EscapeString(m.Unit()))
 	for i, s := range rows {
 		middle := top + i*rowHeight + rowHeight/2
 		colour := colourOthers

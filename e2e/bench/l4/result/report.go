@@ -79,7 +79,7 @@ func (r *Run) machine(p *printer) {
 	if len(versions) > 0 {
 		p.line("%s.", strings.Join(versions, "; "))
 	}
-	p.line("%d rounds of %s, begun %s; %d idle connections.", r.Rounds, r.Window, r.Begun.UTC().Format("2006-01-02 15:04 MST"), r.Idle)
+	p.line("Rounds: %d, of %s for each figure, begun %s; %d idle connections.", r.Rounds, r.Window, r.Begun.UTC().Format("2006-01-02 15:04 MST"), r.Idle)
 }
 
 func (r *Run) targets(p *printer, targets []Target) {

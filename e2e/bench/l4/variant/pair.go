@@ -29,7 +29,7 @@ type pair struct {
 }
 
 // startPair runs both proxies; A as soon as B answers the probe, which may be nil.
-func startPair(ctx context.Context, site Site, client, server process.Program, version string, probe func(context.Context, Site) error) (_ Path, err error) {
+func startPair(ctx context.Context, site Site, client, server process.Program, version string, probe probe) (_ Path, err error) {
 	p := &pair{version: version}
 	defer func() {
 		if err != nil {
@@ -41,7 +41,7 @@ func startPair(ctx context.Context, site Site, client, server process.Program, v
 		return nil, err
 	}
 	if probe != nil {
-		if err := probe(ctx, site); err != nil {
+		if err := probe(ctx, site, p.server.Alive); err != nil {
 			return nil, fmt.Errorf("probe proxy B: %w", err)
 		}
 	}

@@ -61,7 +61,7 @@ func Envoy(ctx context.Context, site Site) (Path, error) {
 	})
 }
 
-func startPeer(ctx context.Context, site Site, s settings, client, server, version string, probe func(context.Context, Site) error, args func(config string) []string) (Path, error) {
+func startPeer(ctx context.Context, site Site, s settings, client, server, version string, probe probe, args func(config string) []string) (Path, error) {
 	clientConfig, err := s.write(client)
 	if err != nil {
 		return nil, err

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/ambit-mesh/ambit/e2e/bench/l4/pki"
@@ -23,11 +24,14 @@ const (
 	patience = 500 * time.Millisecond
 )
 
+// probe looks at proxy B while it is alive.
+type probe func(ctx context.Context, site Site, alive func() error) error
+
 // probeTLS proves that proxy B does what all are to be measured with: it takes a
 // certificate of the authority with TLS 1.3 and AES-128-GCM, and neither no
 // certificate nor a stranger's nor TLS 1.2.
-func probeTLS(protocols ...string) func(context.Context, Site) error {
-	return func(ctx context.Context, site Site) error {
+func probeTLS(protocols ...string) probe {
+	return func(ctx context.Context, site Site, alive func() error) error {
 		roots := x509.NewCertPool()
 		pem, err := os.ReadFile(pki.FilesOf(site.PKI, pki.ClientName).CA)
 		if err != nil || !roots.AppendCertsFromPEM(pem) {
@@ -43,17 +47,17 @@ func probeTLS(protocols ...string) func(context.Context, Site) error {
 		if len(protocols) > 0 { // a mesh's proxy is known by its identity
 			config.InsecureSkipVerify = true
 		}
-		if err := accepted(ctx, site, config); err != nil {
+		if err := accepted(ctx, site, config, alive); err != nil {
 			return err
 		}
 		old := config.Clone()
 		old.MaxVersion = tls.VersionTLS12
-		if err := refused(ctx, site, old); err != nil {
+		if err := refused(site, old); err != nil {
 			return fmt.Errorf("TLS 1.2: %w", err)
 		}
 		nobody := config.Clone()
 		nobody.Certificates = nil
-		if err := refused(ctx, site, nobody); err != nil {
+		if err := refused(site, nobody); err != nil {
 			return fmt.Errorf("no certificate: %w", err)
 		}
 		stranger, err := strangers(site)
@@ -63,7 +67,7 @@ func probeTLS(protocols ...string) func(context.Context, Site) error {
 		unknown := config.Clone()
 		// Shown whatever authorities the proxy names.
 		unknown.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &stranger, nil }
-		if err := refused(ctx, site, unknown); err != nil {
+		if err := refused(site, unknown); err != nil {
 			return fmt.Errorf("a stranger's certificate: %w", err)
 		}
 		return nil
@@ -83,8 +87,8 @@ func strangers(site Site) (tls.Certificate, error) {
 	return authority.Issue(pki.ClientName, pki.ClientID)
 }
 
-// accepted waits until the proxy listens.
-func accepted(ctx context.Context, site Site, config *tls.Config) error {
+// accepted waits until the proxy listens, as long as it is alive.
+func accepted(ctx context.Context, site Site, config *tls.Config, alive func() error) error {
 	const pause = 20 * time.Millisecond
 	for deadline := time.Now().Add(probeTimeout); ; time.Sleep(pause) {
 		state, err := handshake(site, config)
@@ -95,7 +99,9 @@ func accepted(ctx context.Context, site Site, config *tls.Config) error {
 			return nil
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case time.Now().After(deadline):
+		case alive() != nil:
+			return alive()
+		case !errors.Is(err, syscall.ECONNREFUSED) || time.Now().After(deadline):
 			return err
 		}
 	}
@@ -103,7 +109,7 @@ func accepted(ctx context.Context, site Site, config *tls.Config) error {
 
 var errAccepted = errors.New("accepted, which it must not be")
 
-func refused(_ context.Context, site Site, config *tls.Config) error {
+func refused(site Site, config *tls.Config) error {
 	if _, err := handshake(site, config); err == nil {
 		return errAccepted
 	}

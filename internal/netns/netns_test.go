@@ -1,0 +1,63 @@
+package netns_test
+
+import (
+	"testing"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/ambit-mesh/ambit/internal/netns"
+	"github.com/ambit-mesh/ambit/internal/netnstest"
+)
+
+func TestMain(m *testing.M) { netnstest.Main(m, nil) }
+
+// Pods that talk across a node keep doing so when others are added to it: what
+// they know of the node stays true.
+func TestNodeKeepsItsHardwareAddressWhenPodsAreAdded(t *testing.T) {
+	network, err := netns.NewNetwork("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { network.Close() })
+	node := network.Node("a")
+	var before string
+	for range 8 {
+		if _, err := node.AddPod("pod"); err != nil {
+			t.Fatal(err)
+		}
+		err := node.Do(func() error {
+			bridge, err := netlink.LinkByName("pods")
+			if err != nil {
+				return err
+			}
+			now := bridge.Attrs().HardwareAddr.String()
+			if before != "" && now != before {
+				t.Errorf("the bridge was %s and is %s", before, now)
+			}
+			before = now
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestNamespacesAreThoseOfNodesPodsAndTheWire(t *testing.T) {
+	network, err := netns.NewNetwork("a", "b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := network.Node("b").AddPod("pod"); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(network.Namespaces()); n != 4 {
+		t.Errorf("%d namespaces, want the wire's, two nodes' and a pod's", n)
+	}
+	if err := network.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := network.Node("a").Do(func() error { return nil }); err == nil {
+		t.Error("a namespace that was let go of can still be entered")
+	}
+}
