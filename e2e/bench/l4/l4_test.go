@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 func TestSmallBenchmarkMeasuresAndReports(t *testing.T) {
 	s := settings{
 		out: t.TempDir(), variants: []string{result.None, result.Splice, result.AmbitBare, result.NoneSameNode}, rounds: 1,
-		warm: 50 * time.Millisecond, window: 200 * time.Millisecond, beside: 400 * time.Millisecond, idle: 100, settle: 200 * time.Millisecond, idleRounds: 1,
+		warm: 50 * time.Millisecond, window: 200 * time.Millisecond, beside: 400 * time.Millisecond, idle: 100, settle: 200 * time.Millisecond, idleRounds: 1, slowRounds: 1,
 	}
 	outcome, err := benchmark(t.Context(), s)
 	if err != nil {
@@ -105,7 +105,8 @@ func TestWhatIsMissingIsSaid(t *testing.T) {
 
 func TestEachTakesItsTurnAsTheFirst(t *testing.T) {
 	lanes := []*lane{{variant: variant.Variant{Name: "x"}}, {variant: variant.Variant{Name: "y"}}, {variant: variant.Variant{Name: "same", SameNode: true}}}
-	everywhere, apart, rare := group{name: "everywhere", sameNode: true}, group{name: "apart"}, group{name: "rare", rare: true}
+	everywhere, apart := group{name: "everywhere", rounds: always, sameNode: true}, group{name: "apart", rounds: always}
+	rare := group{name: "rare", rounds: rarely}
 	var got []string
 	for _, turn := range schedule(settings{rounds: 2, idleRounds: 1}, []group{everywhere, apart, rare}, lanes) {
 		got = append(got, fmt.Sprint(turn.round, " ", turn.group.name, " ", turn.lane.variant.Name))

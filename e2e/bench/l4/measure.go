@@ -33,29 +33,33 @@ type group struct {
 	sameNode bool
 	// proxied: there is nothing to measure without proxies.
 	proxied bool
-	// rare: not in every round.
-	rare    bool
+	// rounds are those in which it is measured, of all that there are.
+	rounds  func(settings) int
 	measure func(context.Context, settings, *lane) (values, error)
 }
 
 var groups = []group{
-	{name: "throughput, one stream", sameNode: true, measure: bulkOf(1),
+	{name: "throughput, one stream", rounds: always, sameNode: true, measure: bulkOf(1),
 		metrics: []result.Metric{result.Throughput1, result.CPUPerGB1}},
-	{name: "throughput, 32 streams", sameNode: true, measure: bulkOf(manyStreams),
+	{name: "throughput, 32 streams", rounds: always, sameNode: true, measure: bulkOf(manyStreams),
 		metrics: []result.Metric{result.Throughput32, result.CPUPerGB32}},
-	{name: "throughput, one CPU", measure: oneCPU,
+	{name: "throughput, one CPU", rounds: slowly, measure: oneCPU,
 		metrics: []result.Metric{result.Throughput32OneCPU}},
-	{name: "round trips", sameNode: true, measure: roundTrips,
+	{name: "round trips", rounds: always, sameNode: true, measure: roundTrips,
 		metrics: []result.Metric{result.PingP50, result.PingP99, result.PingP999}},
-	{name: "new connections", measure: newConnections,
+	{name: "new connections", rounds: always, measure: newConnections,
 		metrics: []result.Metric{result.ConnRate, result.CPUPer10kConns}},
-	{name: "small, alone", measure: smallAlone,
+	{name: "small, alone", rounds: always, measure: smallAlone,
 		metrics: []result.Metric{result.SmallP99Alone}},
-	{name: "small, beside bulk", measure: smallBesideBulk,
+	{name: "small, beside bulk", rounds: slowly, measure: smallBesideBulk,
 		metrics: []result.Metric{result.SmallP99BesideBulk}},
-	{name: "idle connections", proxied: true, rare: true, measure: idleMemory,
+	{name: "idle connections", proxied: true, rounds: rarely, measure: idleMemory,
 		metrics: []result.Metric{result.IdlePerTunnel}},
 }
+
+func always(s settings) int { return s.rounds }
+func slowly(s settings) int { return min(s.rounds, s.slowRounds) }
+func rarely(s settings) int { return min(s.rounds, s.idleRounds) }
 
 // window runs a client's load and returns what was spent while it counted.
 func window(ctx context.Context, s settings, l *lane, client load.Generator, kind load.Kind, n int, warm time.Duration) (spent, load.Latencies, error) {

@@ -20,7 +20,7 @@ func schedule(s settings, groups []group, lanes []*lane) []turn {
 	var turns []turn
 	for round := range s.rounds {
 		for i, g := range groups {
-			if g.rare && round >= s.idleRounds {
+			if round >= g.rounds(s) {
 				continue
 			}
 			for j := range lanes {
