@@ -8,15 +8,13 @@
 //	server.Listen("[::]:8080")
 //	conn, err := network.Node("b").Pod("client").Start().Dial(netip.AddrPortFrom(shop.IPv4, 8080))
 //
-// [Main] runs the tests in a process with a mount namespace, a network namespace and a cgroup of its own: BPF programs are
-// attached to [Cgroup], which holds the test and its applications and nothing else; mounts and namespaces end with the
-// process, however it ends; and nothing that a test sends can reach the machine's network. Root is needed.
+// [Main] runs the tests isolated, as package topology does it: BPF programs are attached to [Cgroup], which holds the test
+// and its applications and nothing else, and nothing that a test sends can reach the machine's network. Root is needed.
 //
-// Namespaces and addresses are package netns's.
+// Nodes and pods are topology's; here they end with the test, and what fails fails it.
 package netnstest
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -25,7 +23,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ambit-mesh/ambit/internal/netns"
+	"github.com/ambit-mesh/ambit/internal/topology"
 )
 
 const (
@@ -43,10 +41,10 @@ func Main(m *testing.M, roles map[string]func()) {
 		}
 		os.Exit(0)
 	}
-	if netns.Isolated() {
+	if topology.Isolated() {
 		os.Exit(m.Run())
 	}
-	code, err := netns.Isolate(context.Background(), 0)
+	code, err := topology.RunIsolated()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "netnstest:", err)
 		os.Exit(1)
@@ -55,17 +53,17 @@ func Main(m *testing.M, roles map[string]func()) {
 }
 
 // Cgroup is the cgroup2 folder that the test process and its applications are in.
-func Cgroup() string { return netns.Cgroup() }
+func Cgroup() string { return topology.Cgroup() }
 
 // AddCgroup makes a cgroup below Cgroup, with its parents, until the test ends.
 func AddCgroup(t testing.TB, name string) string {
 	t.Helper()
-	path := filepath.Join(Cgroup(), name)
-	if err := os.MkdirAll(path, 0o755); err != nil {
-		t.Fatalf("make cgroup: %v", err)
+	path, err := topology.AddCgroup(name)
+	if err != nil {
+		t.Fatal(err)
 	}
 	top, _, _ := strings.Cut(name, "/")
-	t.Cleanup(func() { netns.RemoveCgroup(filepath.Join(Cgroup(), top)) })
+	t.Cleanup(func() { topology.RemoveCgroup(filepath.Join(Cgroup(), top)) })
 	return path
 }
 

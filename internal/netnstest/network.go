@@ -4,17 +4,16 @@ import (
 	"net/netip"
 	"testing"
 
-	"github.com/ambit-mesh/ambit/internal/netns"
+	"github.com/ambit-mesh/ambit/internal/topology"
 )
 
 // A NetNS is a network namespace that lives as long as the test.
 type NetNS struct {
-	*netns.NetNS
+	*topology.NetNS
 	t testing.TB
 }
 
-// A Network is some nodes on one wire. Node i (from 1) is 192.168.99.i and fd99::i; its pods are in 10.i.0.0/24 and
-// fd00:i::/64, where the node is host 1.
+// A Network is some nodes on one wire, with the addresses of a [topology.Network].
 type Network struct {
 	nodes map[string]*Node
 }
@@ -25,7 +24,7 @@ type Node struct {
 	Name       string
 	IPv4, IPv6 netip.Addr
 
-	node *netns.Node
+	node *topology.Node
 }
 
 // A Pod is a namespace with one interface, eth0, in the bridge of its node.
@@ -39,16 +38,15 @@ type Pod struct {
 // New makes a network of nodes with these names.
 func New(t testing.TB, nodes ...string) *Network {
 	t.Helper()
-	network, err := netns.NewNetwork(nodes...)
+	network, err := topology.New(nodes...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Errors do not count: the test may have closed some itself.
 	t.Cleanup(func() { network.Close() })
 	n := &Network{nodes: map[string]*Node{}}
 	for _, name := range nodes {
 		node := network.Node(name)
-		n.nodes[name] = &Node{NetNS: &NetNS{node.NetNS, t}, Name: name, IPv4: node.IPv4, IPv6: node.IPv6, node: node}
+		n.nodes[name] = &Node{NetNS: &NetNS{NetNS: node.NetNS, t: t}, Name: name, IPv4: node.IPv4, IPv6: node.IPv6, node: node}
 	}
 	return n
 }
@@ -63,16 +61,16 @@ func (n *Node) Pod(name string) *Pod {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	return &Pod{NetNS: &NetNS{pod.NetNS, n.t}, Name: name, Node: n, IPv4: pod.IPv4, IPv6: pod.IPv6}
+	return &Pod{NetNS: &NetNS{NetNS: pod.NetNS, t: n.t}, Name: name, Node: n, IPv4: pod.IPv4, IPv6: pod.IPv6}
 }
 
 // NewNetNS makes a network namespace whose loopback is up.
 func NewNetNS(t testing.TB) *NetNS {
 	t.Helper()
-	n, err := netns.New()
+	netns, err := topology.NewNetNS()
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { n.Close() })
-	return &NetNS{n, t}
+	t.Cleanup(func() { netns.Close() })
+	return &NetNS{NetNS: netns, t: t}
 }

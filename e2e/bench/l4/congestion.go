@@ -10,11 +10,9 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
-)
 
-// congestion control of all namespaces. Where the machine's is bbr, which paces,
-// connections within the machine are slower than with it, and not alike for all.
-const congestion = "cubic"
+	"github.com/ambit-mesh/ambit/e2e/bench/l4/variant"
+)
 
 const (
 	allowedControls = "/proc/sys/net/ipv4/tcp_allowed_congestion_control"
@@ -29,7 +27,7 @@ const (
 func allowCongestion() (undo func() error, err error) {
 	lock, err := os.OpenFile(allowedLock, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("allow %s: %w", congestion, err)
+		return nil, fmt.Errorf("allow %s: %w", variant.Congestion, err)
 	}
 	defer func() {
 		if err != nil {
@@ -60,17 +58,17 @@ func allowCongestion() (undo func() error, err error) {
 func extendAllowed(lock *os.File) error {
 	b, err := os.ReadFile(allowedControls)
 	if err != nil {
-		return fmt.Errorf("allow %s: %w", congestion, err)
+		return fmt.Errorf("allow %s: %w", variant.Congestion, err)
 	}
-	if slices.Contains(strings.Fields(string(b)), congestion) {
+	if slices.Contains(strings.Fields(string(b)), variant.Congestion) {
 		return nil
 	}
 	if _, err := lock.WriteAt(b, 0); err != nil {
 		return fmt.Errorf("note the machine's list: %w", err)
 	}
-	longer := append(bytes.TrimSpace(b), " "+congestion...)
+	longer := append(bytes.TrimSpace(b), " "+variant.Congestion...)
 	if err := os.WriteFile(allowedControls, longer, 0); err != nil {
-		return fmt.Errorf("allow %s: %w", congestion, err)
+		return fmt.Errorf("allow %s: %w", variant.Congestion, err)
 	}
 	return nil
 }

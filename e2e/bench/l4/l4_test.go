@@ -14,7 +14,7 @@ import (
 	"github.com/ambit-mesh/ambit/e2e/bench/l4/process"
 	"github.com/ambit-mesh/ambit/e2e/bench/l4/result"
 	"github.com/ambit-mesh/ambit/e2e/bench/l4/variant"
-	"github.com/ambit-mesh/ambit/internal/netns"
+	"github.com/ambit-mesh/ambit/internal/topology"
 )
 
 // Tests run as the program itself does: in namespaces, with roles as children.
@@ -22,8 +22,8 @@ func TestMain(m *testing.M) {
 	if role := process.Role(); role != "" {
 		exit(runRole(role))
 	}
-	if netns.Isolated() {
-		if err := netns.MountProc(); err != nil {
+	if topology.Isolated() {
+		if err := mountProc(); err != nil {
 			exit(err)
 		}
 		os.Exit(m.Run())

@@ -13,27 +13,30 @@ import (
 	"github.com/ambit-mesh/ambit/e2e/bench/l4/load"
 	"github.com/ambit-mesh/ambit/e2e/bench/l4/process"
 	"github.com/ambit-mesh/ambit/e2e/bench/l4/variant"
-	"github.com/ambit-mesh/ambit/internal/netns"
+	"github.com/ambit-mesh/ambit/internal/topology"
 )
 
 // reachTimeout is how long a variant may take until something comes back.
 const reachTimeout = 20 * time.Second
 
-// lane is one variant between its two pods.
+// lane is one variant, with a client and a server at its two ends.
 type lane struct {
 	variant variant.Variant
 	site    variant.Site
-	app     load.App
+
+	// While it runs; path is nil otherwise.
+	path variant.Path
+	app  load.App
 	// client makes most loads; beside makes bulk while client pings, so that
 	// the two do not share a scheduler.
 	client, beside load.Generator
-
-	path variant.Path // nil while it does not run
+	// running are the three, to be stopped.
+	running []interface{ Stop() error }
 }
 
-// newLane makes the pods and what runs in them, but for the variant.
-func newLane(network *netns.Network, v variant.Variant, dir, pki string, connections int) (_ *lane, err error) {
-	l := &lane{variant: v, site: variant.Site{Network: network, Dir: filepath.Join(dir, v.Name), PKI: pki, Connections: connections}}
+// newLane makes the pods.
+func newLane(network *topology.Network, v variant.Variant, dir, pki string, connections int) (_ *lane, err error) {
+	l := &lane{variant: v, site: variant.Site{Dir: filepath.Join(dir, v.Name), PKI: pki, Connections: connections}}
 	if err := os.MkdirAll(l.site.Dir, 0o755); err != nil {
 		return nil, err
 	}
@@ -48,64 +51,61 @@ func newLane(network *netns.Network, v variant.Variant, dir, pki string, connect
 		return nil, err
 	}
 	l.site.App = netip.AddrPortFrom(l.site.Server.IPv4, load.AppPort)
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, l.close())
-		}
-	}()
-	if l.app, err = load.StartApp(l.site.Server.NetNS, l.site.Dir, "app"); err != nil {
-		return nil, err
-	}
-	if l.client, err = load.StartGenerator(l.site.Client.NetNS, l.site.Dir, "load"); err != nil {
-		return nil, err
-	}
-	l.beside, err = load.StartGenerator(l.site.Client.NetNS, l.site.Dir, "beside")
-	return l, err
+	return l, nil
 }
 
-func addPod(node *netns.Node, name string) (*netns.Pod, error) {
+func addPod(node *topology.Node, name string) (*topology.Pod, error) {
 	pod, err := node.AddPod(name)
 	if err != nil {
 		return nil, err
 	}
-	if err := setSysctls(pod.NetNS); err != nil {
+	if err := variant.Tune(pod.NetNS); err != nil {
 		return nil, fmt.Errorf("set up pod %s: %w", name, err)
 	}
 	return pod, nil
 }
 
-// start brings the variant up and waits until it carries something.
-func (l *lane) start(ctx context.Context) error {
-	path, err := l.variant.Start(ctx, l.site)
-	if err != nil {
-		return fmt.Errorf("start %s: %w", l.variant.Name, err)
+// start brings the variant up, with client and server, and waits until it
+// carries something.
+func (l *lane) start(ctx context.Context) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("start %s: %w", l.variant.Name, errors.Join(err, l.stop()))
+		}
+	}()
+	if l.path, err = l.variant.Start(ctx, l.site); err != nil {
+		return err
 	}
-	l.path = path
-	if err := l.client.Reach(path.Address(), reachTimeout); err != nil {
-		return errors.Join(fmt.Errorf("start %s: %w", l.variant.Name, err), l.stop())
+	client, server := l.path.Places()
+	if l.app, err = load.StartApp(server, l.site.Dir, "app"); err != nil {
+		return err
 	}
-	return nil
+	l.running = append(l.running, l.app)
+	if l.client, err = load.StartGenerator(client, l.site.Dir, "load"); err != nil {
+		return err
+	}
+	l.running = append(l.running, l.client)
+	if l.beside, err = load.StartGenerator(client, l.site.Dir, "beside"); err != nil {
+		return err
+	}
+	l.running = append(l.running, l.beside)
+	return l.client.Reach(l.to(), reachTimeout)
 }
 
-// stop ends the variant.
+// stop ends the variant, client and server.
 func (l *lane) stop() error {
-	if l.path == nil {
-		return nil
+	var failed []error
+	for _, p := range l.running {
+		failed = append(failed, p.Stop())
 	}
-	path := l.path
-	l.path = nil
-	if err := path.Stop(); err != nil {
+	if l.path != nil {
+		failed = append(failed, l.path.Stop())
+	}
+	l.running, l.path = nil, nil
+	if err := errors.Join(failed...); err != nil {
 		return fmt.Errorf("stop %s: %w", l.variant.Name, err)
 	}
 	return nil
-}
-
-func (l *lane) close() error {
-	err := l.stop()
-	for _, p := range []interface{ Stop() error }{l.app, l.client, l.beside} {
-		err = errors.Join(err, p.Stop())
-	}
-	return err
 }
 
 // to is what the client connects to.

@@ -9,7 +9,7 @@
 //	measure.go   what is measured, one function for each group of metrics
 //	rounds.go    who comes when
 //	variants.go  the variants
-//	machine.go   what it ran on, and how namespaces are set up; congestion.go: what the machine must allow for that
+//	machine.go   what it ran on; congestion.go: what it must allow
 //
 // Everything happens in network namespaces that end with the program: it needs
 // root, and sends nothing to any network of the machine.
@@ -35,7 +35,7 @@ import (
 	"github.com/ambit-mesh/ambit/e2e/bench/l4/load"
 	"github.com/ambit-mesh/ambit/e2e/bench/l4/process"
 	"github.com/ambit-mesh/ambit/e2e/bench/l4/variant"
-	"github.com/ambit-mesh/ambit/internal/netns"
+	"github.com/ambit-mesh/ambit/internal/topology"
 )
 
 func main() {
@@ -49,14 +49,14 @@ func main() {
 	case err != nil:
 		exit(err)
 	}
-	if !netns.Isolated() {
+	if !topology.Isolated() {
 		code, err := isolate()
 		if err != nil {
 			exit(err)
 		}
 		os.Exit(code)
 	}
-	if err := netns.MountProc(); err != nil {
+	if err := mountProc(); err != nil {
 		exit(err)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -71,10 +71,17 @@ func isolate() (int, error) {
 		return 0, err
 	}
 	// An interrupt ends the other one, after which there is still something to undo.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	code, err := netns.Isolate(ctx, unix.CLONE_NEWPID)
+	signal.Notify(make(chan os.Signal, 1), os.Interrupt)
+	code, err := topology.RunIsolated(unix.CLONE_NEWPID)
 	return code, errors.Join(err, undo())
+}
+
+// mountProc shows the processes of this program's own namespace.
+func mountProc() error {
+	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return fmt.Errorf("mount /proc: %w", err)
+	}
+	return nil
 }
 
 func exit(err error) {

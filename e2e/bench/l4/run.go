@@ -12,7 +12,7 @@ import (
 	"github.com/ambit-mesh/ambit/e2e/bench/l4/process"
 	"github.com/ambit-mesh/ambit/e2e/bench/l4/result"
 	"github.com/ambit-mesh/ambit/e2e/bench/l4/variant"
-	"github.com/ambit-mesh/ambit/internal/netns"
+	"github.com/ambit-mesh/ambit/internal/topology"
 )
 
 // run makes one benchmark and writes its results.
@@ -95,22 +95,17 @@ func prepare(ctx context.Context, s settings, wanted []variant.Variant, outcome 
 	if _, err := pki.New(certificates); err != nil {
 		return nil, cleanUp, err
 	}
-	network, err := netns.NewNetwork("a", "b")
+	network, err := topology.New("a", "b")
 	if err != nil {
 		return nil, cleanUp, err
 	}
 	undo = append(undo, network.Close)
-	for _, ns := range network.Namespaces() {
-		if err := setSysctls(ns); err != nil {
-			return nil, cleanUp, err
-		}
-	}
 	for _, v := range wanted {
 		l, err := newLane(network, v, dir, certificates, max(s.idle, besideStreams+manyStreams)+spareConnections)
 		if err != nil {
 			return nil, cleanUp, err
 		}
-		undo = append(undo, l.close)
+		undo = append(undo, l.stop)
 		outcome.Variants = append(outcome.Variants, v.Name)
 		err = l.start(ctx)
 		var absent *variant.Absent

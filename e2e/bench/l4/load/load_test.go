@@ -35,11 +35,11 @@ func newStage(t *testing.T) *stage {
 	s := &stage{pod: netnstest.NewNetNS(t), server: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), load.AppPort)}
 	var err error
 	dir := t.TempDir()
-	if s.app, err = load.StartApp(s.pod.NetNS, dir, "app"); err != nil {
+	if s.app, err = load.StartApp(process.In(s.pod.NetNS), dir, "app"); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.app.Stop() })
-	if s.client, err = load.StartGenerator(s.pod.NetNS, dir, "client"); err != nil {
+	if s.client, err = load.StartGenerator(process.In(s.pod.NetNS), dir, "client"); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.client.Stop() })

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/e2e/bench/l4/process"
-	"github.com/ambit-mesh/ambit/internal/netns"
 )
 
 // remote is one of the two processes.
@@ -19,10 +18,10 @@ type remote struct {
 	decoder *json.Decoder
 }
 
-func startRemote(ns *netns.NetNS, dir, role, name string) (*remote, error) {
+func startRemote(place process.Place, dir, role, name string) (*remote, error) {
 	program := process.Self(role)
 	program.Talk, program.Log = true, filepath.Join(dir, name+".log")
-	p, err := process.Start(ns, program)
+	p, err := process.Start(place, program)
 	if err != nil {
 		return nil, err
 	}
@@ -52,8 +51,8 @@ func (m *remote) Stop() error { return m.process.Stop() }
 type App struct{ *remote }
 
 // StartApp runs the server in a pod and waits until it listens.
-func StartApp(ns *netns.NetNS, dir, name string) (App, error) {
-	m, err := startRemote(ns, dir, AppRole, name)
+func StartApp(place process.Place, dir, name string) (App, error) {
+	m, err := startRemote(place, dir, AppRole, name)
 	if err != nil {
 		return App{}, err
 	}
@@ -74,8 +73,8 @@ func (a App) Received() (int64, error) {
 type Generator struct{ *remote }
 
 // StartGenerator runs a client in a pod.
-func StartGenerator(ns *netns.NetNS, dir, name string) (Generator, error) {
-	m, err := startRemote(ns, dir, GeneratorRole, name)
+func StartGenerator(place process.Place, dir, name string) (Generator, error) {
+	m, err := startRemote(place, dir, GeneratorRole, name)
 	return Generator{m}, err
 }
 

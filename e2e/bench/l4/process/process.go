@@ -1,10 +1,9 @@
-// Package process runs programs in network namespaces and reads what they cost.
+// Package process runs programs in pods and reads what they cost.
 //
 //	process.go  Start, Stop, and the programs' own children
 //	cost.go     CPU time, memory, which CPUs they may use
 //
-// A program that runs is in the namespace, the cgroup and the process group
-// that it was started in; Stop ends the group. What it writes goes to a file,
+// A program is a process group, with its children; Stop ends the group. What it writes goes to a file,
 // whose end is part of the error when it ends by itself.
 //
 // It does not know what the programs do.
@@ -22,7 +21,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/ambit-mesh/ambit/internal/netns"
+	"github.com/ambit-mesh/ambit/internal/topology"
 )
 
 const (
@@ -54,6 +53,19 @@ func Self(role string, env ...string) Program {
 	return Program{Args: []string{"/proc/self/exe"}, Env: append(env, roleVariable+"="+role)}
 }
 
+// Place is where a program runs: a pod.
+type Place interface {
+	// Start starts a command, whose SysProcAttr it may add to.
+	Start(*exec.Cmd) error
+}
+
+// In is a network namespace as a place.
+func In(ns *topology.NetNS) Place { return namespace{ns} }
+
+type namespace struct{ *topology.NetNS }
+
+func (n namespace) Start(cmd *exec.Cmd) error { return n.Do(cmd.Start) }
+
 // Process is a running program.
 type Process struct {
 	// Fixed. Stdin and Stdout are set for a program that talks.
@@ -67,8 +79,8 @@ type Process struct {
 	err   error // once ended is closed
 }
 
-// Start runs a program in a namespace.
-func Start(ns *netns.NetNS, p Program) (*Process, error) {
+// Start runs a program.
+func Start(place Place, p Program) (*Process, error) {
 	log, err := os.OpenFile(p.Log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", p.Args[0], err)
@@ -97,7 +109,7 @@ func Start(ns *netns.NetNS, p Program) (*Process, error) {
 	} else {
 		cmd.Stdout = log
 	}
-	if err := ns.Do(cmd.Start); err != nil {
+	if err := place.Start(cmd); err != nil {
 		return nil, fmt.Errorf("start %s: %w", p.Args[0], err)
 	}
 	go func() {

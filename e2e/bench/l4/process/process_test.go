@@ -11,8 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ambit-mesh/ambit/internal/netns"
 	"github.com/ambit-mesh/ambit/internal/netnstest"
+	"github.com/ambit-mesh/ambit/internal/topology"
 )
 
 func TestMain(m *testing.M) { netnstest.Main(m, nil) }
@@ -129,13 +129,13 @@ func TestProgramThatIgnoresTheSignalIsStopped(t *testing.T) {
 	}
 }
 
-func start(t *testing.T, ns *netns.NetNS, script string) *Process {
+func start(t *testing.T, ns *topology.NetNS, script string) *Process {
 	t.Helper()
 	shell, err := exec.LookPath("sh")
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := Start(ns, Program{Args: []string{shell, "-c", script}, Log: filepath.Join(t.TempDir(), "log")})
+	p, err := Start(In(ns), Program{Args: []string{shell, "-c", script}, Log: filepath.Join(t.TempDir(), "log")})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,20 +24,22 @@ func (s Site) tunnel() netip.AddrPort { return netip.AddrPortFrom(s.Server.IPv4,
 
 // pair is two processes.
 type pair struct {
+	site           Site
 	client, server *process.Process
 	version        string
 }
 
 // startPair runs both proxies; A as soon as B answers the probe, which may be nil.
 func startPair(ctx context.Context, site Site, client, server process.Program, version string, probe probe) (_ Path, err error) {
-	p := &pair{version: version}
+	p := &pair{site: site, version: version}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.Stop())
 		}
 	}()
+	clientPod, serverPod := site.places()
 	server.Log = filepath.Join(site.Dir, "server.log")
-	if p.server, err = process.Start(site.Server.NetNS, server); err != nil {
+	if p.server, err = process.Start(serverPod, server); err != nil {
 		return nil, err
 	}
 	if probe != nil {
@@ -46,13 +48,15 @@ func startPair(ctx context.Context, site Site, client, server process.Program, v
 		}
 	}
 	client.Log = filepath.Join(site.Dir, "client.log")
-	if p.client, err = process.Start(site.Client.NetNS, client); err != nil {
+	if p.client, err = process.Start(clientPod, client); err != nil {
 		return nil, err
 	}
 	return p, nil
 }
 
 func (p *pair) Address() netip.AddrPort { return outbound }
+
+func (p *pair) Places() (client, server process.Place) { return p.site.places() }
 
 func (p *pair) Processes() (client, server []int) { return p.client.Tree(), p.server.Tree() }
 

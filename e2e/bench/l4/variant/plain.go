@@ -14,15 +14,16 @@ import (
 )
 
 // direct is no variant at all.
-type direct struct{ app netip.AddrPort }
+type direct struct{ Site }
 
-func (d direct) Address() netip.AddrPort           { return d.app }
-func (d direct) Processes() (client, server []int) { return nil, nil }
-func (d direct) Version() string                   { return "" }
-func (d direct) Stop() error                       { return nil }
+func (d direct) Address() netip.AddrPort                { return d.App }
+func (d direct) Places() (client, server process.Place) { return d.places() }
+func (d direct) Processes() (client, server []int)      { return nil, nil }
+func (d direct) Version() string                        { return "" }
+func (d direct) Stop() error                            { return nil }
 
 // None is a client that connects to the server.
-func None(_ context.Context, site Site) (Path, error) { return direct{site.App}, nil }
+func None(_ context.Context, site Site) (Path, error) { return direct{site}, nil }
 
 // Environment of the roles of this program.
 const (

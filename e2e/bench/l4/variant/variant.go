@@ -1,6 +1,7 @@
 // Package variant is what can carry the connections between the two pods.
 //
 //	variant.go  the interface, and what an absent one says
+//	tune.go     the settings of every pod's network
 //	pair.go     two processes, A in the client's pod and B in the server's
 //	probe.go    that B is what it is said to be: TLS 1.3, the suite, client certificates
 //	plain.go    nothing at all, and two plain proxies
@@ -16,15 +17,16 @@ import (
 	"context"
 	"net/netip"
 
-	"github.com/ambit-mesh/ambit/internal/netns"
+	"github.com/ambit-mesh/ambit/e2e/bench/l4/process"
+	"github.com/ambit-mesh/ambit/internal/topology"
 )
 
 // Site is where a variant runs.
 type Site struct {
-	// Client and Server are the pods: on two nodes, or both on one.
-	Client, Server *netns.Pod
-	Network        *netns.Network
-	// App is the application's address, in the server's pod.
+	// Client and Server are two pods, on two nodes or on one. A variant that
+	// makes pods itself leaves them alone.
+	Client, Server *topology.Pod
+	// App is the application's address, in the pod Server.
 	App netip.AddrPort
 	// Dir is a folder of the variant's own, for configuration and logs.
 	Dir string
@@ -50,6 +52,8 @@ type Variant struct {
 type Path interface {
 	// Address is what the client connects to.
 	Address() netip.AddrPort
+	// Places are where the client and the server are to run.
+	Places() (client, server process.Place)
 	// Processes are those whose CPU time and memory count, by side; with one
 	// process for both sides, both lists name it; none if there are none.
 	Processes() (client, server []int)
@@ -57,6 +61,11 @@ type Path interface {
 	Version() string
 	// Stop ends it, with an error if it had ended before.
 	Stop() error
+}
+
+// places are the site's own pods.
+func (s Site) places() (client, server process.Place) {
+	return process.In(s.Client.NetNS), process.In(s.Server.NetNS)
 }
 
 // Absent is the error of a variant that this machine cannot run, and why.

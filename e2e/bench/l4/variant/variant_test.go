@@ -16,8 +16,8 @@ import (
 
 	"github.com/ambit-mesh/ambit/e2e/bench/l4/pki"
 	"github.com/ambit-mesh/ambit/e2e/bench/l4/process"
-	"github.com/ambit-mesh/ambit/internal/netns"
 	"github.com/ambit-mesh/ambit/internal/netnstest"
+	"github.com/ambit-mesh/ambit/internal/topology"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -86,13 +86,13 @@ func TestProgramThatIsNotThereIsAbsentAndSaysWhy(t *testing.T) {
 // site is two pods of a node and certificates.
 func site(t *testing.T) Site {
 	t.Helper()
-	network, err := netns.NewNetwork("a")
+	network, err := topology.New("a")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { network.Close() })
-	s := Site{Network: network, Dir: t.TempDir(), PKI: t.TempDir(), Connections: 10}
-	for _, pod := range []**netns.Pod{&s.Client, &s.Server} {
+	s := Site{Dir: t.TempDir(), PKI: t.TempDir(), Connections: 10}
+	for _, pod := range []**topology.Pod{&s.Client, &s.Server} {
 		if *pod, err = network.Node("a").AddPod("pod"); err != nil {
 			t.Fatal(err)
 		}

@@ -1,7 +1,22 @@
-package netns
+// Package topology makes small clusters of network namespaces: nodes on one
+// wire, pods behind the nodes' bridges.
+//
+//	isolate.go  the program again, where nothing that it does reaches the machine
+//	netns.go    one network namespace
+//	network.go  nodes, pods, and what joins them
+//
+// [RunIsolated] gives the program a mount namespace, a network namespace and a
+// cgroup of its own: mounts and namespaces end with the process, however it
+// ends, and what it sends cannot reach the machine's network. Root is needed.
+//
+// Invariants: namespaces are held by file descriptors alone, so that there is
+// nothing to clean up; every address is one that the package gave out itself.
+//
+// What runs in the namespaces is the caller's business: applications of tests
+// are netnstest's, processes of a mesh those of e2e/bench/simulated.
+package topology
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -16,21 +31,20 @@ import (
 )
 
 const (
-	cgroupVariable = "AMBIT_NETNS_CGROUP"
-	cgroupPrefix   = "ambit-netns-" // and the process id
+	cgroupVariable = "TOPOLOGY_CGROUP"
+	cgroupPrefix   = "topology-" // and the process id
 )
 
-// Isolated tells whether this process is one that Isolate started, or its child.
-func Isolated() bool { return os.Getenv(cgroupVariable) != "" }
+// Isolated tells whether this process is one that RunIsolated made.
+func Isolated() bool { return Cgroup() != "" }
 
 // Cgroup is the cgroup2 folder that an isolated process and its children are in.
 func Cgroup() string { return os.Getenv(cgroupVariable) }
 
-// Isolate runs this program again, with the same arguments, in a mount namespace, a network namespace and a cgroup of its own,
-// and returns its exit status. Nothing that it sends can reach the machine's network, and mounts and namespaces end with it,
-// however it ends. extra are more namespaces, such as CLONE_NEWPID: there processes too end with it, and MountProc gives it
-// a /proc that shows them. When ctx ends, the program is asked to end with SIGTERM.
-func Isolate(ctx context.Context, extra uintptr) (int, error) {
+// RunIsolated runs this program again, isolated, and returns its exit status. It
+// may have more namespaces of its own: with CLONE_NEWPID, all processes that it
+// starts end with it, and it has to mount its own /proc.
+func RunIsolated(namespaces ...uintptr) (int, error) {
 	root, err := cgroupRoot()
 	if err != nil {
 		return 0, err
@@ -48,17 +62,18 @@ func Isolate(ctx context.Context, extra uintptr) (int, error) {
 	defer dir.Close()
 
 	runtime.LockOSThread() // the child dies with the thread that made it
-	command := exec.CommandContext(ctx, "/proc/self/exe", os.Args[1:]...)
-	command.Cancel = func() error { return command.Process.Signal(unix.SIGTERM) }
+	command := exec.Command("/proc/self/exe", os.Args[1:]...)
 	command.Args[0] = os.Args[0]
 	command.Env = append(os.Environ(), cgroupVariable+"="+cgroup)
 	command.Stdin, command.Stdout, command.Stderr = os.Stdin, os.Stdout, os.Stderr
 	command.SysProcAttr = &unix.SysProcAttr{
 		UseCgroupFD:  true,
 		CgroupFD:     int(dir.Fd()),
-		Cloneflags:   extra,
 		Unshareflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET,
 		Pdeathsig:    unix.SIGKILL,
+	}
+	for _, namespace := range namespaces {
+		command.SysProcAttr.Cloneflags |= namespace
 	}
 	err = command.Run()
 	var exit *exec.ExitError
@@ -69,14 +84,6 @@ func Isolate(ctx context.Context, extra uintptr) (int, error) {
 		return 0, fmt.Errorf("run isolated: %w", err)
 	}
 	return 0, nil
-}
-
-// MountProc gives a process in a PID namespace of its own the /proc of that namespace.
-func MountProc() error {
-	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
-		return fmt.Errorf("mount /proc: %w", err)
-	}
-	return nil
 }
 
 // cgroupRoot finds the cgroup2 hierarchy, wherever it is mounted.
@@ -93,7 +100,7 @@ func cgroupRoot() (string, error) {
 	return "", errors.New("no cgroup2 hierarchy is mounted")
 }
 
-// removeStale removes the cgroups of runs that were killed.
+// removeStale removes the cgroups of processes that were killed.
 func removeStale(root string) {
 	groups, _ := filepath.Glob(filepath.Join(root, cgroupPrefix+"*"))
 	for _, group := range groups {
@@ -102,6 +109,15 @@ func removeStale(root string) {
 			RemoveCgroup(group)
 		}
 	}
+}
+
+// AddCgroup makes a cgroup below Cgroup, with its parents.
+func AddCgroup(name string) (string, error) {
+	path := filepath.Join(Cgroup(), name)
+	if err := os.MkdirAll(path, 0o755); err != nil {
+		return "", fmt.Errorf("make cgroup: %w", err)
+	}
+	return path, nil
 }
 
 // RemoveCgroup removes a cgroup without processes, and those in it.

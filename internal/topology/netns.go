@@ -1,14 +1,4 @@
-// Package netns makes a small cluster of network namespaces: nodes on one wire, pods behind them.
-//
-//	netns.go    a namespace: New, Do, Path
-//	network.go  nodes, pods, addresses and routes
-//	isolate.go  a program in a mount namespace, a network namespace and a cgroup of its own
-//
-// Namespaces are held by file descriptors alone, so that there is nothing to clean up: their paths are in /proc, and they end
-// with the process that made them and with what runs in them.
-//
-// It is for test beds and benchmarks; tests use package netnstest, which is this one with a testing.TB.
-package netns
+package topology
 
 import (
 	"fmt"
@@ -20,13 +10,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A NetNS is a network namespace that is held open.
+// A NetNS is a network namespace that lives until Close, and on as long as it
+// has a process or a socket.
 type NetNS struct {
 	file *os.File
 }
 
-// New makes a network namespace whose loopback is up.
-func New() (*NetNS, error) {
+// NewNetNS makes a network namespace whose loopback is up.
+func NewNetNS() (*NetNS, error) {
 	made := make(chan error, 1)
 	n := &NetNS{}
 	go func() {
@@ -58,7 +49,7 @@ func New() (*NetNS, error) {
 	return n, nil
 }
 
-// Close lets go of the namespace. It is gone with its last process and socket.
+// Close lets go of the namespace.
 func (n *NetNS) Close() error { return n.file.Close() }
 
 // Path is where the namespace can be opened, by other processes too.

@@ -1,12 +1,12 @@
-package netns_test
+package topology_test
 
 import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/ambit-mesh/ambit/internal/netns"
 	"github.com/ambit-mesh/ambit/internal/netnstest"
+	"github.com/ambit-mesh/ambit/internal/topology"
 )
 
 func TestMain(m *testing.M) { netnstest.Main(m, nil) }
@@ -14,7 +14,7 @@ func TestMain(m *testing.M) { netnstest.Main(m, nil) }
 // Pods that talk across a node keep doing so when others are added to it: what
 // they know of the node stays true.
 func TestNodeKeepsItsHardwareAddressWhenPodsAreAdded(t *testing.T) {
-	network, err := netns.NewNetwork("a")
+	network, err := topology.New("a")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,24 +40,5 @@ func TestNodeKeepsItsHardwareAddressWhenPodsAreAdded(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-	}
-}
-
-func TestNamespacesAreThoseOfNodesPodsAndTheWire(t *testing.T) {
-	network, err := netns.NewNetwork("a", "b")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := network.Node("b").AddPod("pod"); err != nil {
-		t.Fatal(err)
-	}
-	if n := len(network.Namespaces()); n != 4 {
-		t.Errorf("%d namespaces, want the wire's, two nodes' and a pod's", n)
-	}
-	if err := network.Close(); err != nil {
-		t.Error(err)
-	}
-	if err := network.Node("a").Do(func() error { return nil }); err == nil {
-		t.Error("a namespace that was let go of can still be entered")
 	}
 }

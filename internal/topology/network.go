@@ -1,4 +1,4 @@
-package netns
+package topology
 
 import (
 	"crypto/rand"
@@ -17,9 +17,8 @@ import (
 // A Network is some nodes on one wire. Node i (from 1) is 192.168.99.i and fd99::i; its pods are in 10.i.0.0/24 and
 // fd00:i::/64, where the node is host 1.
 type Network struct {
-	wire       *NetNS
-	nodes      map[string]*Node
-	namespaces []*NetNS
+	wire  *NetNS
+	nodes []*Node
 }
 
 // A Node routes between its pods and the wire.
@@ -28,9 +27,8 @@ type Node struct {
 	Name       string
 	IPv4, IPv6 netip.Addr
 
-	network *Network
-	number  int
-	pods    int
+	number int
+	pods   []*Pod
 }
 
 // A Pod is a namespace with one interface, eth0, in the bridge of its node.
@@ -41,23 +39,23 @@ type Pod struct {
 	IPv4, IPv6 netip.Addr
 }
 
-// NewNetwork makes a network of nodes with these names.
-func NewNetwork(nodes ...string) (_ *Network, err error) {
-	n := &Network{nodes: map[string]*Node{}}
+// New makes a network of nodes with these names.
+func New(nodes ...string) (_ *Network, err error) {
+	n := &Network{}
 	defer func() {
 		if err != nil {
 			n.Close()
 		}
 	}()
-	if n.wire, err = n.namespace(); err != nil {
+	if n.wire, err = NewNetNS(); err != nil {
 		return nil, err
 	}
 	if err := n.wire.Do(func() error { return addBridge("wire") }); err != nil {
-		return nil, fmt.Errorf("set up the wire: %w", err)
+		return nil, fmt.Errorf("make wire: %w", err)
 	}
 	for i, name := range nodes {
-		if n.nodes[name], err = n.addNode(name, i+1); err != nil {
-			return nil, fmt.Errorf("set up node %s: %w", name, err)
+		if err := n.addNode(name, i+1); err != nil {
+			return nil, fmt.Errorf("make node %s: %w", name, err)
 		}
 	}
 	for _, node := range n.nodes {
@@ -66,7 +64,7 @@ func NewNetwork(nodes ...string) (_ *Network, err error) {
 				continue
 			}
 			if err := node.Do(func() error { return routeTo(other) }); err != nil {
-				return nil, fmt.Errorf("set up node %s: %w", node.Name, err)
+				return nil, err
 			}
 		}
 	}
@@ -75,40 +73,45 @@ func NewNetwork(nodes ...string) (_ *Network, err error) {
 
 // Close lets go of all namespaces of the network.
 func (n *Network) Close() error {
-	var failed []error
-	for _, ns := range n.namespaces {
-		failed = append(failed, ns.Close())
+	var errs []error
+	for _, node := range n.nodes {
+		for _, pod := range node.pods {
+			errs = append(errs, pod.NetNS.Close())
+		}
+		errs = append(errs, node.NetNS.Close())
 	}
-	return errors.Join(failed...)
+	if n.wire != nil {
+		errs = append(errs, n.wire.Close())
+	}
+	return errors.Join(errs...)
 }
 
-// Node returns the node of this name.
-func (n *Network) Node(name string) *Node { return n.nodes[name] }
-
-// Namespaces are those of all nodes and pods so far, and the wire's.
-func (n *Network) Namespaces() []*NetNS { return slices.Clone(n.namespaces) }
-
-func (n *Network) namespace() (*NetNS, error) {
-	ns, err := New()
-	if err == nil {
-		n.namespaces = append(n.namespaces, ns)
+// Node returns the node of this name, nil if there is none.
+func (n *Network) Node(name string) *Node {
+	for _, node := range n.nodes {
+		if node.Name == name {
+			return node
+		}
 	}
-	return ns, err
+	return nil
 }
 
-func (n *Network) addNode(name string, number int) (*Node, error) {
-	ns, err := n.namespace()
+// Wire is the namespace of the bridge that joins the nodes: what they send to each other passes it.
+func (n *Network) Wire() *NetNS { return n.wire }
+
+func (n *Network) addNode(name string, number int) error {
+	netns, err := NewNetNS()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	node := &Node{
-		NetNS:   ns,
-		Name:    name,
-		IPv4:    netip.AddrFrom4([4]byte{192, 168, 99, byte(number)}),
-		IPv6:    netip.MustParseAddr(fmt.Sprintf("fd99::%d", number)),
-		network: n,
-		number:  number,
+		NetNS:  netns,
+		Name:   name,
+		IPv4:   netip.AddrFrom4([4]byte{192, 168, 99, byte(number)}),
+		IPv6:   netip.MustParseAddr(fmt.Sprintf("fd99::%d", number)),
+		number: number,
 	}
+	n.nodes = append(n.nodes, node)
 	err = node.Do(func() error {
 		for _, sysctl := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
 			if err := os.WriteFile("/proc/sys/net/"+sysctl, []byte("1"), 0); err != nil {
@@ -118,9 +121,9 @@ func (n *Network) addNode(name string, number int) (*Node, error) {
 		return addBridge("pods", netip.PrefixFrom(node.podIPv4(1), 24), netip.PrefixFrom(node.podIPv6(1), 64))
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return node, connect(node.NetNS, n.wire, "wire", fmt.Sprintf("node%d", number),
+	return connect(node.NetNS, n.wire, "wire", fmt.Sprintf("node%d", number),
 		netip.PrefixFrom(node.IPv4, 24), netip.PrefixFrom(node.IPv6, 64))
 }
 
@@ -132,19 +135,24 @@ func (n *Node) podIPv6(host int) netip.Addr {
 	return netip.MustParseAddr(fmt.Sprintf("fd00:%d::%x", n.number, host))
 }
 
+// PodRanges are the prefixes of the addresses of the node's pods.
+func (n *Node) PodRanges() []netip.Prefix {
+	return []netip.Prefix{netip.PrefixFrom(n.podIPv4(0), 24), netip.PrefixFrom(n.podIPv6(0), 64)}
+}
+
 // AddPod adds a pod to the node.
 func (n *Node) AddPod(name string) (*Pod, error) {
-	ns, err := n.network.namespace()
+	netns, err := NewNetNS()
 	if err != nil {
 		return nil, err
 	}
-	n.pods++
-	host := n.pods + 1
-	pod := &Pod{NetNS: ns, Name: name, Node: n, IPv4: n.podIPv4(host), IPv6: n.podIPv6(host)}
+	host := len(n.pods) + 2
+	pod := &Pod{NetNS: netns, Name: name, Node: n, IPv4: n.podIPv4(host), IPv6: n.podIPv6(host)}
+	n.pods = append(n.pods, pod)
 	err = connect(pod.NetNS, n.NetNS, "pods", fmt.Sprintf("pod%d", host),
 		netip.PrefixFrom(pod.IPv4, 24), netip.PrefixFrom(pod.IPv6, 64))
 	if err != nil {
-		return nil, fmt.Errorf("set up pod %s: %w", name, err)
+		return nil, fmt.Errorf("make pod %s: %w", name, err)
 	}
 	err = pod.Do(func() error {
 		for _, gateway := range []netip.Addr{n.podIPv4(1), n.podIPv6(1)} {
@@ -155,7 +163,7 @@ func (n *Node) AddPod(name string) (*Pod, error) {
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("set up pod %s: %w", name, err)
+		return nil, fmt.Errorf("make pod %s: %w", name, err)
 	}
 	return pod, nil
 }
@@ -183,12 +191,7 @@ func connect(inner, outer *NetNS, bridge, port string, addrs ...netip.Prefix) er
 	if err != nil {
 		return err
 	}
-	err = inner.Do(func() error {
-		if err := setUp("eth0", addrs...); err != nil {
-			return err
-		}
-		return waitUp("eth0")
-	})
+	err = inner.Do(func() error { return errors.Join(setUp("eth0", addrs...), waitUp("eth0")) })
 	if err != nil {
 		return err
 	}
