@@ -94,6 +94,17 @@ func TestWhatIsMissingIsSaid(t *testing.T) {
 		t.Errorf("samples: %+v", outcome.Samples)
 	}
 
+	// This one is there and does not take its configuration.
+	t.Setenv("AMBIT_BENCH_HAPROXY", "/bin/true")
+	s.variants = []string{result.None, result.HAProxy}
+	if outcome, err = benchmark(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	if len(outcome.Failed) != 1 || outcome.Failed[0].Variant != result.HAProxy || outcome.Failed[0].Metric != result.FailedStart || len(outcome.Samples) != 1 {
+		t.Errorf("failed: %+v, samples: %+v", outcome.Failed, outcome.Samples)
+	}
+
+	outcome.Failed = nil
 	broken := &lane{variant: variant.Variant{Name: "broken", Start: variant.Envoy}}
 	if err := take(t.Context(), s, turn{group: groups[0], lane: broken}, outcome); err != nil {
 		t.Fatal(err)
@@ -166,7 +177,10 @@ func TestCPUName(t *testing.T) {
 }
 
 func TestIdleConnectionsFitTheFilesThatMayBeOpen(t *testing.T) {
-	if got := fitting(20_000); got < 9_500 || got*2 >= 20_000 {
-		t.Errorf("%d connections with 20000 files", got)
+	if got := fitting(20_000, 0); got < 9_500 || got*2 >= 20_000 {
+		t.Errorf("%d connections with 20000 files, two for each", got)
+	}
+	if got := fitting(20_000, 6); got < 3_000 || got*6 >= 20_000 {
+		t.Errorf("%d connections with 20000 files, six for each", got)
 	}
 }

@@ -19,10 +19,15 @@ import (
 // reachTimeout is how long a variant may take until something comes back.
 const reachTimeout = 20 * time.Second
 
+// spareConnections are for what is not idle while the idle ones are there.
+const spareConnections = 50
+
 // lane is one variant, with a client and a server at its two ends.
 type lane struct {
+	// Fixed. idle is how many idle connections it gets.
 	variant variant.Variant
 	site    variant.Site
+	idle    int
 
 	// While it runs; path is nil otherwise.
 	path variant.Path
@@ -35,8 +40,9 @@ type lane struct {
 }
 
 // newLane makes the pods.
-func newLane(network *topology.Network, v variant.Variant, dir, pki string, connections int) (_ *lane, err error) {
-	l := &lane{variant: v, site: variant.Site{Dir: filepath.Join(dir, v.Name), PKI: pki, Connections: connections}}
+func newLane(network *topology.Network, v variant.Variant, dir, pki string, idle int) (_ *lane, err error) {
+	l := &lane{variant: v, idle: idle}
+	l.site = variant.Site{Dir: filepath.Join(dir, v.Name), PKI: pki, Connections: max(idle, besideStreams+manyStreams) + spareConnections}
 	if err := os.MkdirAll(l.site.Dir, 0o755); err != nil {
 		return nil, err
 	}

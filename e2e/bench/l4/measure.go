@@ -220,7 +220,7 @@ func idleMemory(ctx context.Context, s settings, l *lane) (_ values, err error) 
 	if err != nil {
 		return nil, err
 	}
-	if err := l.client.Start(load.Idle, l.to(), s.idle); err != nil {
+	if err := l.client.Start(load.Idle, l.to(), l.idle); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -235,7 +235,7 @@ func idleMemory(ctx context.Context, s settings, l *lane) (_ values, err error) 
 		return nil, err
 	}
 	growth := max(after.client-before.client, after.server-before.server)
-	return values{result.IdlePerTunnel: float64(growth) / kibi / float64(s.idle)}, nil
+	return values{result.IdlePerTunnel: float64(growth) / kibi / float64(l.idle)}, nil
 }
 
 // memory of the two sides.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,25 +19,23 @@ import (
 // run makes one benchmark and writes its results.
 func run(ctx context.Context, s settings) error {
 	outcome, err := benchmark(ctx, s)
-	if err != nil {
+	if outcome == nil {
 		return err
 	}
-	if err := write(outcome, s.out); err != nil {
-		return err
-	}
+	err = errors.Join(err, write(outcome, s.out))
 	if n := len(outcome.Failed); n > 0 {
-		return fmt.Errorf("%d measurements failed: see %s", n, filepath.Join(s.out, reportFile))
+		err = errors.Join(err, fmt.Errorf("%d failures: see %s", n, filepath.Join(s.out, reportFile)))
 	}
-	return nil
+	return err
 }
 
-// benchmark measures.
+// benchmark measures. The outcome is nil if not all was tried; if it is not, the
+// error is that of cleaning up.
 func benchmark(ctx context.Context, s settings) (_ *result.Run, err error) {
 	files, err := process.RaiseFileLimit()
 	if err != nil {
 		return nil, err
 	}
-	s.idle = min(s.idle, fitting(files))
 	wanted, err := chosen(s.variants)
 	if err != nil {
 		return nil, err
@@ -45,7 +44,7 @@ func benchmark(ctx context.Context, s settings) (_ *result.Run, err error) {
 	if err != nil {
 		return nil, err
 	}
-	outcome := &result.Run{Begun: time.Now(), Rounds: s.rounds, Window: s.window, Idle: s.idle}
+	outcome := &result.Run{Begun: time.Now(), Rounds: s.rounds, Window: s.window, Idle: min(s.idle, fitting(files, 0))}
 	if outcome.Machine, err = describeMachine(files); err != nil {
 		return nil, err
 	}
@@ -66,10 +65,11 @@ func benchmark(ctx context.Context, s settings) (_ *result.Run, err error) {
 }
 
 // fitting is how many connections a proxy can have at once that may open so many
-// files, two for each.
-func fitting(files uint64) int {
-	const spare = 400 // libraries, listeners, pipes, workers
-	return int(files-spare) / 2
+// files; each is how many a connection takes, 0 for two.
+func fitting(files uint64, each int) int {
+	const spare = 400 // libraries, listeners, workers
+	const usual = 2
+	return int(files-spare) / cmp.Or(each, usual)
 }
 
 // prepare makes the network and starts all variants. Those that are absent are
@@ -101,7 +101,8 @@ func prepare(ctx context.Context, s settings, wanted []variant.Variant, outcome 
 	}
 	undo = append(undo, network.Close)
 	for _, v := range wanted {
-		l, err := newLane(network, v, dir, certificates, max(s.idle, besideStreams+manyStreams)+spareConnections)
+		idle := min(s.idle, fitting(outcome.Machine.Files, v.Files))
+		l, err := newLane(network, v, dir, certificates, idle)
 		if err != nil {
 			return nil, cleanUp, err
 		}
@@ -114,8 +115,12 @@ func prepare(ctx context.Context, s settings, wanted []variant.Variant, outcome 
 			fmt.Fprintf(os.Stderr, "%s absent: %s\n", v.Name, absent.Why)
 			outcome.Absent = append(outcome.Absent, result.Lack{Variant: v.Name, Why: absent.Why})
 			continue
-		case err != nil:
-			return nil, cleanUp, err
+		case ctx.Err() != nil:
+			return nil, cleanUp, ctx.Err()
+		case err != nil: // the others can still be measured
+			fmt.Fprintln(os.Stderr, err)
+			outcome.Failed = append(outcome.Failed, result.Lack{Variant: v.Name, Metric: result.FailedStart, Why: err.Error()})
+			continue
 		}
 		outcome.Versions = append(outcome.Versions, result.Version{Variant: v.Name, Version: l.path.Version()})
 		lanes = append(lanes, l)
@@ -125,9 +130,6 @@ func prepare(ctx context.Context, s settings, wanted []variant.Variant, outcome 
 	}
 	return lanes, cleanUp, nil
 }
-
-// spareConnections are for what is not idle while the idle ones are there.
-const spareConnections = 50
 
 // take makes one measurement. What fails is noted, and the variant started anew,
 // so that the next measurement does not suffer from it.

@@ -12,7 +12,7 @@ import (
 // variants in the order of the report.
 var variants = []variant.Variant{
 	{Name: result.None, Start: variant.None},
-	{Name: result.Splice, Start: variant.Splice},
+	{Name: result.Splice, Files: variant.SpliceFiles, Start: variant.Splice},
 	{Name: result.Ambit, Start: captured},
 	{Name: result.AmbitBare, Start: variant.Bare},
 	{Name: result.HAProxy, Start: variant.HAProxy(0)},

@@ -26,11 +26,15 @@ type Version struct {
 // Lack is a variant that was absent, or a measurement that failed, and why.
 type Lack struct {
 	Variant string `json:"variant"`
-	// Metric is the group of metrics that is missing; empty for all.
+	// Metric is the group of metrics that is missing, or FailedStart; empty for
+	// what was absent.
 	Metric string `json:"metric,omitempty"`
 	Round  int    `json:"round"`
 	Why    string `json:"why"`
 }
+
+// FailedStart is the Lack.Metric of a variant that did not start.
+const FailedStart = "start"
 
 // Run is all there is to say about one.
 type Run struct {

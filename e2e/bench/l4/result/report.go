@@ -54,8 +54,9 @@ const method = `## How it was measured
 Client and server are pods, network namespaces on two nodes that a bridge connects. Proxy A is in the client's pod and proxy B
 in the server's, as a mesh has them; "same-node" pairs are two pods of one node. All peers run TLS 1.3 with
 TLS_AES_128_GCM_SHA256 and ECDSA P-256 certificates, demanded and verified on both sides; that B speaks just this, and
-refuses whoever has no certificate, is tried before it is measured. Key exchange and resumption of sessions are each
-peer's default. Workers: two threads or processes, which is what the machine has CPUs; for Go its default.
+refuses whoever has none of these certificates, is tried before it is measured. Key exchange and resumption of sessions are
+each peer's default: HAProxy, nginx and Envoy resume, which spares them most of a handshake, Ambit never does. Workers: two
+threads or processes; for Go its default.
 
 - none: the client connects to the server. splice: two plain TCP proxies in Go whose bytes stay in the kernel.
 - ambit: the shipped ztunnel with its own redirection. ambit-bare: the same engine, on plain listeners, without policy, metrics, logs.
@@ -65,7 +66,8 @@ peer's default. Workers: two threads or processes, which is what the machine has
 In each round and for each metric all variants run one after the other, in an order that rotates. CPU time is user and
 system time of both proxies together. Bytes count when the server has read them. Memory is proportional set size: its
 growth from a freshly started pair with ten connections, divided by the connections that were opened, after some seconds
-of rest; the worse of the two sides. With one CPU, client, proxies and server all share it.`
+of rest; the worse of the two sides. Where a process may not open files enough (splice takes six for a connection), there
+are fewer. With one CPU, client, proxies and server all share it.`
 
 func (r *Run) machine(p *printer) {
 	m := r.Machine
@@ -122,6 +124,10 @@ func (r *Run) lacks(p *printer) {
 		p.line("- %s absent: %s", l.Variant, l.Why)
 	}
 	for _, l := range r.Failed {
+		if l.Metric == FailedStart {
+			p.line("- %s did not start: %s", l.Variant, l.Why)
+			continue
+		}
 		p.line("- %s, %s in round %d failed: %s", l.Variant, l.Metric, l.Round+1, l.Why)
 	}
 }

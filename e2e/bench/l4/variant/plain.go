@@ -36,6 +36,9 @@ const (
 // spliceRole is a plain TCP proxy.
 const spliceRole = "splice"
 
+// SpliceFiles is what a connection takes: two sockets, and a pipe for each way.
+const SpliceFiles = 6
+
 // Splice is two plain proxies: io.Copy between TCP connections is splice(2), so
 // the bytes stay in the kernel. Less than that cannot be had with two hops.
 func Splice(ctx context.Context, site Site) (Path, error) {

@@ -42,6 +42,13 @@ func probeTLS(protocols ...string) probe {
 		if err != nil {
 			return fmt.Errorf("load certificate: %w", err)
 		}
+		// Some proxies connect the application before anything is sent, and end
+		// what they have accepted if nobody is there.
+		app, err := standIn(site)
+		if err != nil {
+			return err
+		}
+		defer app.Close()
 		// What the proxy's name is differs; that it is the authority's does not.
 		config := &tls.Config{RootCAs: roots, ServerName: pki.ServerName, NextProtos: protocols, Certificates: []tls.Certificate{own}}
 		if len(protocols) > 0 { // a mesh's proxy is known by its identity
@@ -72,6 +79,19 @@ func probeTLS(protocols ...string) probe {
 		}
 		return nil
 	}
+}
+
+// standIn listens in the application's place, which is not there yet. What
+// connects waits in its queue.
+func standIn(site Site) (listener net.Listener, err error) {
+	err = site.Server.Do(func() (err error) {
+		listener, err = net.Listen("tcp", site.App.String())
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("stand in for the application: %w", err)
+	}
+	return listener, nil
 }
 
 // strangers returns a certificate of another authority.

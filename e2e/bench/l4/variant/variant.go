@@ -42,6 +42,8 @@ type Variant struct {
 	// SameNode wants both pods on one node. Such a variant is asked for a few
 	// metrics alone.
 	SameNode bool
+	// Files is how many a proxy has open for a connection at most; 0 means two.
+	Files int
 	// Start returns once the path is there, or nearly: the first connection is
 	// tried again for a while. An [Absent] error says that this machine cannot
 	// run the variant.
