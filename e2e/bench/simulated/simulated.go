@@ -275,8 +275,16 @@ func (m *Mesh) serveAPI(context.Context) error {
 		ErrorLog:  log.New(io.Discard, "", 0), // clients that are killed, as tests do
 	}
 	go server.ServeTLS(listener, "", "")
-	m.stops = append(m.stops, server.Close)
+	m.stops = append(m.stops, server.Close, m.endProcesses) // before Kubernetes: they would complain
 	return nil
+}
+
+func (m *Mesh) endProcesses() error {
+	var errs []error
+	for _, n := range m.nodes {
+		errs = append(errs, killAll(n.cgroup))
+	}
+	return errors.Join(errs...)
 }
 
 func selfSigned(ip netip.Addr) (tls.Certificate, []byte, error) {
