@@ -22,6 +22,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -31,8 +32,9 @@ import (
 )
 
 const (
-	cgroupVariable = "TOPOLOGY_CGROUP"
-	cgroupPrefix   = "topology-" // and the process id
+	cgroupVariable  = "TOPOLOGY_CGROUP"
+	scratchVariable = "TOPOLOGY_SCRATCH"
+	prefix          = "topology-" // of cgroup and folder, before the process id
 )
 
 // Isolated tells whether this process is one that RunIsolated made.
@@ -40,6 +42,22 @@ func Isolated() bool { return Cgroup() != "" }
 
 // Cgroup is the cgroup2 folder that an isolated process and its children are in.
 func Cgroup() string { return os.Getenv(cgroupVariable) }
+
+// Scratch is a folder for mount points. Nothing may be written to it before
+// MountScratch.
+func Scratch() string { return os.Getenv(scratchVariable) }
+
+// MountScratch makes Scratch a folder in memory, seen by this process and its
+// children alone. It is to be called once.
+func MountScratch() error {
+	if !Isolated() {
+		return errors.New("mount scratch folder: this process is not isolated")
+	}
+	if err := unix.Mount("scratch", Scratch(), "tmpfs", 0, "mode=0755"); err != nil {
+		return fmt.Errorf("mount scratch folder: %w", err)
+	}
+	return nil
+}
 
 // RunIsolated runs this program again, isolated, and returns its exit status. It
 // may have more namespaces of its own: with CLONE_NEWPID, all processes that it
@@ -50,11 +68,17 @@ func RunIsolated(namespaces ...uintptr) (int, error) {
 		return 0, err
 	}
 	removeStale(root)
-	cgroup := filepath.Join(root, cgroupPrefix+strconv.Itoa(os.Getpid()))
+	name := prefix + strconv.Itoa(os.Getpid())
+	cgroup := filepath.Join(root, name)
 	if err := os.Mkdir(cgroup, 0o755); err != nil {
 		return 0, fmt.Errorf("make cgroup: %w", err)
 	}
 	defer RemoveCgroup(cgroup)
+	scratch := filepath.Join(os.TempDir(), name)
+	if err := os.Mkdir(scratch, 0o755); err != nil {
+		return 0, fmt.Errorf("make scratch folder: %w", err)
+	}
+	defer os.Remove(scratch) // empty: what the child mounted there is gone
 	dir, err := os.Open(cgroup)
 	if err != nil {
 		return 0, fmt.Errorf("open cgroup: %w", err)
@@ -64,7 +88,7 @@ func RunIsolated(namespaces ...uintptr) (int, error) {
 	runtime.LockOSThread() // the child dies with the thread that made it
 	command := exec.Command("/proc/self/exe", os.Args[1:]...)
 	command.Args[0] = os.Args[0]
-	command.Env = append(os.Environ(), cgroupVariable+"="+cgroup)
+	command.Env = append(os.Environ(), cgroupVariable+"="+cgroup, scratchVariable+"="+scratch)
 	command.Stdin, command.Stdout, command.Stderr = os.Stdin, os.Stdout, os.Stderr
 	command.SysProcAttr = &unix.SysProcAttr{
 		UseCgroupFD:  true,
@@ -75,7 +99,7 @@ func RunIsolated(namespaces ...uintptr) (int, error) {
 	for _, namespace := range namespaces {
 		command.SysProcAttr.Cloneflags |= namespace
 	}
-	err = command.Run()
+	err = runToEnd(command)
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
 		return max(exit.ExitCode(), 1), nil
@@ -84,6 +108,30 @@ func RunIsolated(namespaces ...uintptr) (int, error) {
 		return 0, fmt.Errorf("run isolated: %w", err)
 	}
 	return 0, nil
+}
+
+// runToEnd runs a command, which is told of signals that would end this process,
+// so that this one can clean up after it.
+func runToEnd(command *exec.Cmd) error {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM)
+	defer signal.Stop(signals)
+	if err := command.Start(); err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	defer close(ended)
+	go func() {
+		for {
+			select {
+			case s := <-signals:
+				command.Process.Signal(s)
+			case <-ended:
+				return
+			}
+		}
+	}()
+	return command.Wait()
 }
 
 // cgroupRoot finds the cgroup2 hierarchy, wherever it is mounted.
@@ -100,13 +148,18 @@ func cgroupRoot() (string, error) {
 	return "", errors.New("no cgroup2 hierarchy is mounted")
 }
 
-// removeStale removes the cgroups of processes that were killed.
+// removeStale removes what processes left that were killed.
 func removeStale(root string) {
-	groups, _ := filepath.Glob(filepath.Join(root, cgroupPrefix+"*"))
-	for _, group := range groups {
-		pid := strings.TrimPrefix(filepath.Base(group), cgroupPrefix)
-		if _, err := os.Stat("/proc/" + pid); errors.Is(err, fs.ErrNotExist) {
-			RemoveCgroup(group)
+	for dir, remove := range map[string]func(string){
+		root:         RemoveCgroup,
+		os.TempDir(): func(folder string) { os.Remove(folder) },
+	} {
+		left, _ := filepath.Glob(filepath.Join(dir, prefix+"*"))
+		for _, path := range left {
+			pid := strings.TrimPrefix(filepath.Base(path), prefix)
+			if _, err := os.Stat("/proc/" + pid); errors.Is(err, fs.ErrNotExist) {
+				remove(path)
+			}
 		}
 	}
 }

@@ -57,6 +57,12 @@ func (n *NetNS) Path() string {
 	return filepath.Join("/proc", fmt.Sprint(os.Getpid()), "fd", fmt.Sprint(n.file.Fd()))
 }
 
+// Enter takes the calling thread into the namespace; it has to be locked to its
+// goroutine, and not to be given back.
+func (n *NetNS) Enter() error {
+	return os.NewSyscallError("setns", unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET))
+}
+
 // Do runs f on a thread that is in the namespace.
 func (n *NetNS) Do(f func() error) error {
 	done := make(chan error, 1)
