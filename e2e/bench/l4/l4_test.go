@@ -14,7 +14,6 @@ import (
 	"github.com/ambit-mesh/ambit/e2e/bench/l4/process"
 	"github.com/ambit-mesh/ambit/e2e/bench/l4/result"
 	"github.com/ambit-mesh/ambit/e2e/bench/l4/variant"
-	"github.com/ambit-mesh/ambit/internal/topology"
 )
 
 // Tests run as the program itself does: in namespaces, with roles as children.
@@ -22,22 +21,13 @@ func TestMain(m *testing.M) {
 	if role := process.Role(); role != "" {
 		exit(runRole(role))
 	}
-	if topology.Isolated() {
-		if err := mountProc(); err != nil {
-			exit(err)
-		}
-		os.Exit(m.Run())
-	}
-	code, err := isolate()
-	if err != nil {
-		exit(err)
-	}
-	os.Exit(code)
+	isolate()
+	os.Exit(m.Run())
 }
 
 func TestSmallBenchmarkMeasuresAndReports(t *testing.T) {
 	s := settings{
-		out: t.TempDir(), variants: []string{result.None, result.Splice, result.AmbitBare, result.NoneSameNode}, rounds: 1,
+		out: t.TempDir(), variants: []string{result.None, result.Splice, result.Ambit, result.AmbitBare, result.NoneSameNode, result.AmbitSameNode}, rounds: 1,
 		warm: 50 * time.Millisecond, window: 200 * time.Millisecond, beside: 400 * time.Millisecond, idle: 100, settle: 200 * time.Millisecond, idleRounds: 1, slowRounds: 1,
 	}
 	outcome, err := benchmark(t.Context(), s)
@@ -60,9 +50,13 @@ func TestSmallBenchmarkMeasuresAndReports(t *testing.T) {
 	want := map[string][]result.Metric{
 		result.None:      withoutProxies,
 		result.Splice:    result.Metrics,
+		result.Ambit:     result.Metrics,
 		result.AmbitBare: result.Metrics,
 		result.NoneSameNode: {
 			result.Throughput1, result.Throughput32, result.PingP50, result.PingP99, result.PingP999,
+		},
+		result.AmbitSameNode: {
+			result.Throughput1, result.Throughput32, result.CPUPerGB1, result.CPUPerGB32, result.PingP50, result.PingP99, result.PingP999,
 		},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

@@ -35,7 +35,7 @@ import (
 	"github.com/ambit-mesh/ambit/e2e/bench/l4/load"
 	"github.com/ambit-mesh/ambit/e2e/bench/l4/process"
 	"github.com/ambit-mesh/ambit/e2e/bench/l4/variant"
-	"github.com/ambit-mesh/ambit/internal/topology"
+	"github.com/ambit-mesh/ambit/e2e/bench/simulated"
 )
 
 func main() {
@@ -49,39 +49,16 @@ func main() {
 	case err != nil:
 		exit(err)
 	}
-	if !topology.Isolated() {
-		code, err := isolate()
-		if err != nil {
-			exit(err)
-		}
-		os.Exit(code)
-	}
-	if err := mountProc(); err != nil {
-		exit(err)
-	}
+	isolate()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	exit(run(ctx, s))
 }
 
-// isolate runs this program again, in namespaces: processes end with it as well.
-func isolate() (int, error) {
-	undo, err := allowCongestion()
-	if err != nil {
-		return 0, err
-	}
-	// An interrupt ends the other one, after which there is still something to undo.
-	signal.Notify(make(chan os.Signal, 1), os.Interrupt)
-	code, err := topology.RunIsolated(unix.CLONE_NEWPID)
-	return code, errors.Join(err, undo())
-}
-
-// mountProc shows the processes of this program's own namespace.
-func mountProc() error {
-	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
-		return fmt.Errorf("mount /proc: %w", err)
-	}
-	return nil
+// isolate returns only in the isolated process. In a namespace of their own,
+// processes of peers end with this one as well.
+func isolate() {
+	simulated.Isolation{Namespaces: unix.CLONE_NEWPID, Around: allowCongestion}.Enter()
 }
 
 func exit(err error) {

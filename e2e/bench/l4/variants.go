@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"slices"
 
@@ -13,19 +12,14 @@ import (
 var variants = []variant.Variant{
 	{Name: result.None, Start: variant.None},
 	{Name: result.Splice, Files: variant.SpliceFiles, Start: variant.Splice},
-	{Name: result.Ambit, Start: captured},
+	{Name: result.Ambit, Start: variant.Captured(false)},
 	{Name: result.AmbitBare, Start: variant.Bare},
 	{Name: result.HAProxy, Start: variant.HAProxy(0)},
 	{Name: result.HAProxyTuned, Start: variant.HAProxyTuned()},
 	{Name: "nginx", Start: variant.Nginx},
 	{Name: "envoy", Start: variant.Envoy},
 	{Name: result.NoneSameNode, SameNode: true, Start: variant.None},
-	{Name: result.AmbitSameNode, SameNode: true, Start: captured},
-}
-
-// captured is the shipped ztunnel, which wants a control plane.
-func captured(context.Context, variant.Site) (variant.Path, error) {
-	return nil, &variant.Absent{Why: "there is no control plane for it without a cluster"}
+	{Name: result.AmbitSameNode, SameNode: true, Start: variant.Captured(true)},
 }
 
 // chosen returns the variants of these names, all if none are given.

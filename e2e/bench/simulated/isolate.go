@@ -22,19 +22,36 @@ const initVariable = "SIMULATED_INIT"
 // called first by main, or by TestMain: it returns only in the isolated process.
 // Where the variable SIMULATED_BINARIES names a folder with ztunnel, controller
 // and cni, nothing is built.
-func Isolate() {
+func Isolate() { Isolation{}.Enter() }
+
+// Isolation is what a program has besides that.
+type Isolation struct {
+	// Namespaces of its own, such as CLONE_NEWPID: all processes then end with
+	// it, and it sees them in /proc.
+	Namespaces uintptr
+	// Around prepares the machine, outside; undo is called when all has ended.
+	Around func() (undo func() error, err error)
+}
+
+// Enter is Isolate with more.
+func (i Isolation) Enter() {
 	if procfs := os.Getenv(initVariable); procfs != "" {
 		exit(0, nodeInit(procfs))
 	}
 	if !topology.Isolated() {
-		exit(buildAndRun())
+		exit(i.buildAndRun())
+	}
+	if i.Namespaces&unix.CLONE_NEWPID != 0 {
+		if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+			exit(1, fmt.Errorf("mount /proc: %w", err))
+		}
 	}
 	if err := topology.MountScratch(); err != nil {
 		exit(1, err)
 	}
 }
 
-func buildAndRun() (code int, err error) {
+func (i Isolation) buildAndRun() (code int, err error) {
 	made, err := build()
 	if made != "" {
 		defer os.RemoveAll(made)
@@ -42,7 +59,14 @@ func buildAndRun() (code int, err error) {
 	if err != nil {
 		return 1, err
 	}
-	return topology.RunIsolated()
+	if i.Around != nil {
+		undo, failed := i.Around()
+		if failed != nil {
+			return 1, failed
+		}
+		defer func() { err = errors.Join(err, undo()) }()
+	}
+	return topology.RunIsolated(i.Namespaces)
 }
 
 func exit(code int, err error) {

@@ -77,6 +77,10 @@ type Config struct {
 	// OnDemand has ztunnels ask for workloads as they meet them.
 	OnDemand bool
 
+	// Prepare, if set, is called with the network of each of Pods before anything
+	// listens in it.
+	Prepare func(*topology.NetNS) error
+
 	// Ztunnel, Controller and CNI are the binaries; if empty, those that Isolate built.
 	Ztunnel, Controller, CNI string
 	// Environment of ztunnels ("NAME=value") besides what the manifest says.
@@ -230,6 +234,11 @@ func (m *Mesh) makePods(context.Context) error {
 		pod, err := n.addPod(p.Name)
 		if err != nil {
 			return err
+		}
+		if m.config.Prepare != nil {
+			if err := m.config.Prepare(pod.NetNS); err != nil {
+				return fmt.Errorf("prepare pod %s: %w", p.Name, err)
+			}
 		}
 		m.pods[p.Name] = pod
 	}

@@ -5,6 +5,7 @@
 //	pair.go     two processes, A in the client's pod and B in the server's
 //	probe.go    that B is what it is said to be: TLS 1.3, the suite, client certificates
 //	plain.go    nothing at all, and two plain proxies
+//	captured.go the shipped ztunnel in a simulated mesh
 //	bare.go     Ambit's engine on plain listeners
 //	peers.go    HAProxy, nginx, Envoy
 //	render.go   their configuration
