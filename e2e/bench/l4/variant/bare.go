@@ -9,13 +9,13 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"runtime"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/ambit-mesh/ambit/e2e/bench/l4/pki"
 	"github.com/ambit-mesh/ambit/e2e/bench/l4/process"
 	"github.com/ambit-mesh/ambit/internal/certs"
+	"github.com/ambit-mesh/ambit/internal/daemon"
 	"github.com/ambit-mesh/ambit/internal/hbone"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/ztunnel/pool"
@@ -34,8 +34,11 @@ func Bare(ctx context.Context, site Site) (Path, error) {
 		listenVariable+"="+outbound.String(), toVariable+"="+site.tunnel().String())
 	server := process.Self(bareServerRole, pkiVariable+"="+site.PKI, appVariable+"="+site.App.String(),
 		listenVariable+"="+site.tunnel().String())
-	return startPair(ctx, site, client, server, runtime.Version(), probeTLS("h2"))
+	return startPair(ctx, site, client, server, version(), probeTLS("h2"))
 }
+
+// version is this tree's, as the benchmark was built from it.
+func version() string { return daemon.Version }
 
 // moved counts nothing.
 type moved struct{}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"runtime"
 	"time"
 
 	"github.com/ambit-mesh/ambit/e2e/bench/l4/process"
@@ -69,7 +68,7 @@ func (c *captured) Processes() (client, server []int) {
 	return []int{c.client.PID()}, []int{c.server.PID()}
 }
 
-func (c *captured) Version() string { return runtime.Version() }
+func (c *captured) Version() string { return version() }
 
 func (c *captured) Stop() error {
 	var ended []error
