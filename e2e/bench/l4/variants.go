@@ -1,0 +1,42 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/ambit-mesh/ambit/e2e/bench/l4/result"
+	"github.com/ambit-mesh/ambit/e2e/bench/l4/variant"
+)
+
+// variants in the order of the report.
+var variants = []variant.Variant{
+	{Name: result.None, Start: variant.None},
+	{Name: result.Splice, Files: variant.SpliceFiles, Start: variant.Splice},
+	{Name: result.Ambit, Start: variant.Captured(false)},
+	{Name: result.AmbitBare, Start: variant.Bare},
+	{Name: result.HAProxy, Start: variant.HAProxy(0)},
+	{Name: result.HAProxyTuned, Start: variant.HAProxyTuned()},
+	{Name: "nginx", Start: variant.Nginx},
+	{Name: "envoy", Start: variant.Envoy},
+	{Name: result.NoneSameNode, SameNode: true, Start: variant.None},
+	{Name: result.AmbitSameNode, SameNode: true, Start: variant.Captured(true)},
+}
+
+// chosen returns the variants of these names, all if none are given.
+func chosen(names []string) ([]variant.Variant, error) {
+	if len(names) == 0 {
+		return variants, nil
+	}
+	var some []variant.Variant
+	for _, v := range variants {
+		if slices.Contains(names, v.Name) {
+			some = append(some, v)
+		}
+	}
+	for _, name := range names {
+		if !slices.ContainsFunc(variants, func(v variant.Variant) bool { return v.Name == name }) {
+			return nil, fmt.Errorf("no such variant: %q", name)
+		}
+	}
+	return some, nil
+}
