@@ -63,7 +63,12 @@ func runBareClient() error {
 			if err != nil {
 				return nil, err
 			}
-			conn := tls.Client(raw, config)
+			wire, err := hbone.NewWire(raw.(*net.TCPConn))
+			if err != nil {
+				raw.Close()
+				return nil, err
+			}
+			conn := tls.Client(wire, config)
 			if err := conn.HandshakeContext(ctx); err != nil {
 				raw.Close()
 				return nil, err
@@ -93,7 +98,13 @@ func runBareServer() error {
 	}
 	config := store.ServerConfig(pki.ServerID)
 	return acceptAll(func(raw *net.TCPConn) {
-		conn := tls.Server(raw, config)
+		wire, err := hbone.NewWire(raw)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "tunnel:", err)
+			raw.Close()
+			return
+		}
+		conn := tls.Server(wire, config)
 		if err := conn.Handshake(); err != nil {
 			fmt.Fprintln(os.Stderr, "handshake:", err)
 			conn.Close()
