@@ -16,6 +16,10 @@
 // established connection is no failure, because many protocols end theirs by a
 // reset.
 //
+// The pods of a node share what they find out, so that not everyone has to pay
+// for it. What only one of them cannot reach, by a NetworkPolicy say, is tried
+// less by the others too, until one of them succeeds.
+//
 // Invariants: at most half of those that a connection could have gone to are
 // ejected, so that what is left has to carry twice its load at most, and a
 // fault of our own does not pass for one of everybody else; every connection is

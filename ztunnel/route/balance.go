@@ -125,6 +125,9 @@ func (b *balancing) complete(drawn candidate) (one, two candidate, panicked bool
 func (b *balancing) scan(order func(*workload.Workload) uint64) (one, two candidate, panicked bool) {
 	var good, ejected podium
 	for _, w := range b.endpoints {
+		if good.one.Workload != nil && rankOf(b.r, b.service, w) < good.one.rank {
+			continue // sooner than by what is said of its port, which has to be looked up
+		}
 		c, ok := usable(b.r, b.service, b.dst, w)
 		if !ok || b.avoided(c) {
 			continue
@@ -189,11 +192,15 @@ func usable(r Request, service *workload.Service, dst netip.AddrPort, w *workloa
 	if !hasPort || !hasAddr {
 		return candidate{}, false
 	}
-	c = candidate{Workload: w, target: netip.AddrPortFrom(addr, port)}
-	if service.Mode != workload.AnyLocality {
-		c.rank = shared(r.Source, w, service.Scopes)
-	}
+	c = candidate{Workload: w, target: netip.AddrPortFrom(addr, port), rank: rankOf(r, service, w)}
 	return c, service.Mode != workload.Strict || c.rank == highest(service)
+}
+
+func rankOf(r Request, service *workload.Service, w *workload.Workload) int {
+	if service.Mode == workload.AnyLocality {
+		return 0
+	}
+	return shared(r.Source, w, service.Scopes)
 }
 
 // highest rank that an endpoint of the service can have.

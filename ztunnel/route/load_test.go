@@ -175,7 +175,7 @@ func any(set map[string]bool) bool {
 	return slices.Contains(slices.Collect(maps.Values(set)), true)
 }
 
-func affinityOf(t *testing.T) []*api.Extension {
+func affinityOf(t testing.TB) []*api.Extension {
 	t.Helper()
 	config, err := anypb.New(&mesh.SessionAffinity{ClientIpTimeoutSeconds: 10800})
 	if err != nil {
@@ -259,5 +259,35 @@ func TestPeersAreThoseThatMayBeUsed(t *testing.T) {
 	want := map[string]netip.AddrPort{uid("a"): netip.MustParseAddrPort("10.244.1.2:8080"), uid("b"): netip.MustParseAddrPort("10.244.2.2:8080")}
 	if !maps.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+// How near an endpoint is, to whoever reads the metric.
+func TestNearness(t *testing.T) {
+	for _, c := range []struct {
+		client, endpoint [3]string // node, region, zone
+		want             route.Nearness
+	}{
+		{[3]string{"n1", "r", "z1"}, [3]string{"n1", "r", "z1"}, route.SameNode},
+		{[3]string{"n1", "r", "z1"}, [3]string{"n2", "r", "z1"}, route.SameZone},
+		{[3]string{"n1", "", "z1"}, [3]string{"n2", "r", "z1"}, route.SameZone},
+		{[3]string{"n1", "r", "z1"}, [3]string{"n2", "q", "z1"}, route.Elsewhere},
+		{[3]string{"n1", "r", "z1"}, [3]string{"n2", "r", "z2"}, route.SameRegion},
+		{[3]string{"n1", "r", "z1"}, [3]string{"n2", "r", ""}, route.SameRegion},
+		{[3]string{"n1", "r", "z1"}, [3]string{"n2", "q", "z2"}, route.Elsewhere},
+		{[3]string{"n1", "", "z1"}, [3]string{"n2", "", "z2"}, route.Elsewhere},
+		{[3]string{"n1", "", ""}, [3]string{"n1", "", ""}, route.SameNode},
+		{[3]string{"n1", "", ""}, [3]string{"n2", "", ""}, route.Unplaced},
+		{[3]string{"n1", "r", "z1"}, [3]string{"n2", "", ""}, route.Unplaced},
+		{[3]string{"", "", ""}, [3]string{"", "", ""}, route.Unplaced},
+	} {
+		store := workloadtest.Store(t, config, service("cart", []string{"10.96.0.10"}),
+			pod("web", c.client[0], "1.1", in(c.client[1], c.client[2])),
+			pod("e", c.endpoint[0], "2.1", serves(cart), in(c.endpoint[1], c.endpoint[2])))
+		web, _ := store.Snapshot().WorkloadByUID(uid("web"))
+		up, err := route.Decide(route.Request{Source: web, Destination: netip.MustParseAddrPort("10.96.0.10:80")}, store.Snapshot(), first)
+		if err != nil || up.Nearness != c.want {
+			t.Errorf("%q to %q: %s (%v), want %s", c.client, c.endpoint, up.Nearness, err, c.want)
+		}
 	}
 }
