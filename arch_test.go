@@ -50,7 +50,7 @@ var rules = []rule{
 		reason: "the tunnel carries bytes between identities and knows no configuration",
 	},
 	{
-		from: []string{"ztunnel/route"}, to: []string{"net", "os", "time", "sync", "internal/feed", "internal/hbone", "internal/certs"},
+		from: []string{"ztunnel/route"}, to: []string{"net", "os", "time", "sync", "internal/feed", "internal/hbone", "internal/certs", "ztunnel/endpoints"},
 		reason: "routing is a pure function of a snapshot: no I/O, no clock, no lock",
 	},
 	{

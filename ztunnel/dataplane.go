@@ -16,6 +16,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
+	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
 	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 	"github.com/ambit-mesh/ambit/ztunnel/outbound"
 	"github.com/ambit-mesh/ambit/ztunnel/podns"
@@ -46,6 +47,7 @@ type dataplane struct {
 	store       *workload.Store
 	feed        *feed.Client
 	conns       *conns.Registry
+	endpoints   *endpoints.Registry
 	pools       *pool.Metrics
 	policy      inbound.Policy
 	logger      *slog.Logger
@@ -110,7 +112,7 @@ func (d *dataplane) serve(target pods.Target, id spiffe.ID, netns *podns.NetNS, 
 			Listener: captured.Outbound, Dialer: captured,
 			TLS:    func(expected ...spiffe.ID) *tls.Config { return d.certs.ClientConfig(id, expected...) },
 			Source: workloadNow, Snapshot: d.store.Snapshot, Lookup: d.feed.Lookup, Local: d,
-			Conns: d.conns, PoolMetrics: d.pools, Logger: logger, DrainTimeout: releasedBound,
+			Conns: d.conns, Endpoints: d.endpoints, PoolMetrics: d.pools, Logger: logger, DrainTimeout: releasedBound,
 		}),
 		inbound: inbound.New(inbound.Config{
 			HBONE: captured.HBONE, Plaintext: captured.Plaintext, App: captured,

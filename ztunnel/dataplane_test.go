@@ -24,6 +24,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/internal/workload/workloadtest"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
+	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
 	"github.com/ambit-mesh/ambit/ztunnel/pods"
 	"github.com/ambit-mesh/ambit/ztunnel/pool"
 	"github.com/ambit-mesh/ambit/ztunnel/redirect"
@@ -88,8 +89,9 @@ func (b *bed) startProcess() {
 	b.dataplane = &dataplane{
 		node: n, trustDomain: "cluster.local", clusterID: "Kubernetes", nodeName: "a",
 		certs: held, store: store, feed: client,
-		conns: conns.New(conns.Config{Logger: logger, Registerer: prometheus.NewRegistry()}),
-		pools: pool.NewMetrics(prometheus.NewRegistry()), policy: permissive{}, logger: logger, captures: map[string]*capture{},
+		conns:     conns.New(conns.Config{Logger: logger, Registerer: prometheus.NewRegistry()}),
+		endpoints: endpoints.New(endpoints.Config{Logger: logger, Registerer: prometheus.NewRegistry()}),
+		pools:     pool.NewMetrics(prometheus.NewRegistry()), policy: permissive{}, logger: logger, captures: map[string]*capture{},
 	}
 }
 

@@ -22,6 +22,7 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/cniinstall"
 	"github.com/ambit-mesh/ambit/ztunnel/cniproto"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
+	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
 	"github.com/ambit-mesh/ambit/ztunnel/pods"
 	"github.com/ambit-mesh/ambit/ztunnel/pool"
 	"github.com/ambit-mesh/ambit/ztunnel/redirect"
@@ -53,6 +54,7 @@ type ztunnel struct {
 	feed      *feed.Client
 	certs     *certs.Store
 	conns     *conns.Registry
+	endpoints *endpoints.Registry
 	dataplane *dataplane
 	pods      *pods.Pods
 	cni       *cniinstall.Installer
@@ -149,9 +151,10 @@ func (z *ztunnel) composeController() error {
 func (z *ztunnel) composePods() {
 	s := z.settings
 	z.conns = conns.New(conns.Config{Logger: z.logger, Registerer: z.metrics.Registry})
+	z.endpoints = endpoints.New(endpoints.Config{Logger: z.logger, Registerer: z.metrics.Registry})
 	z.dataplane = &dataplane{
 		node: z.node, trustDomain: s.TrustDomain, clusterID: s.ClusterID, nodeName: s.NodeName,
-		certs: z.certs, store: z.store, feed: z.feed, conns: z.conns, pools: pool.NewMetrics(z.metrics.Registry),
+		certs: z.certs, store: z.store, feed: z.feed, conns: z.conns, endpoints: z.endpoints, pools: pool.NewMetrics(z.metrics.Registry),
 		policy: permissive{}, logger: z.logger, captures: make(map[string]*capture),
 	}
 	z.pods = pods.New(pods.Config{

@@ -1,6 +1,10 @@
 package workload
 
-import "net/netip"
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+)
 
 // addressEdit is the tables of the Address type while a delta is applied. They
 // are made only for deltas of that type: their shards are worth saving.
@@ -124,4 +128,26 @@ func (a *addressEdit) finish() {
 	a.next.workloadsByAddr = a.workloadsByAddr.finish()
 	a.next.servicesByAddr = a.servicesByAddr.finish()
 	a.next.endpoints = a.endpoints.finish()
+	for service := range a.endpoints.changes {
+		a.weigh(service)
+	}
+}
+
+// weigh finds the heaviest endpoint of a service. Most have weight 1, which is
+// not worth an entry.
+func (a *addressEdit) weigh(service string) {
+	heaviest := uint32(1)
+	if endpoints := a.next.endpoints.get(service); len(endpoints) > 0 {
+		heaviest = slices.MaxFunc(endpoints, func(x, y *Workload) int { return cmp.Compare(x.Weight, y.Weight) }).Weight
+	}
+	if heaviest == a.next.HeaviestEndpoint(service) {
+		return
+	}
+	edit := a.next.heaviest.edit()
+	if heaviest == 1 {
+		edit.remove(service)
+	} else {
+		edit.set(service, heaviest)
+	}
+	a.next.heaviest = edit.next
 }

@@ -19,6 +19,8 @@ type Snapshot struct {
 	services        *table[string, *Service]
 	servicesByAddr  index[netip.Addr, *Service]
 	endpoints       index[string, *Workload]
+	// heaviest has the largest weight among a service's endpoints, where that is not 1.
+	heaviest *table[string, uint32]
 
 	authorizations map[string]authorization
 	bundles        map[string]bundle
@@ -55,6 +57,7 @@ func emptySnapshot() *Snapshot {
 		services:        newTable[string, *Service](),
 		servicesByAddr:  newIndex[netip.Addr, *Service](),
 		endpoints:       newIndex[string, *Workload](),
+		heaviest:        newTable[string, uint32](),
 		config:          meshConfig{trustDomain: DefaultTrustDomain},
 		changed:         make(chan struct{}),
 	}
@@ -104,6 +107,14 @@ func (s *Snapshot) ServicesByAddr(addr netip.Addr) []*Service {
 
 // Endpoints lists the workloads that a service uses, sorted by uid.
 func (s *Snapshot) Endpoints(serviceKey string) []*Workload { return s.endpoints.get(serviceKey) }
+
+// HeaviestEndpoint is the largest weight among a service's endpoints; 1 if it has none.
+func (s *Snapshot) HeaviestEndpoint(serviceKey string) uint32 {
+	if weight, ok := s.heaviest.get(serviceKey); ok {
+		return weight
+	}
+	return 1
+}
 
 // Workloads yields all of them, in no order.
 func (s *Snapshot) Workloads() iter.Seq2[string, *Workload] { return s.workloads.all() }

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/ambit-mesh/ambit/api/mesh"
 	"github.com/ambit-mesh/ambit/api/security"
@@ -346,5 +347,36 @@ func BenchmarkApplyOneOf100000(b *testing.B) {
 		change := changes[i%len(changes)]
 		change.Upserts[0].Version = fmt.Sprint(i)
 		store.Apply(change)
+	}
+}
+
+// The heaviest endpoint is known whichever comes, changes or goes.
+func TestHeaviestEndpoint(t *testing.T) {
+	const key = svcKey
+	endpoint := func(name string, weight uint32) *api.Workload {
+		return &api.Workload{
+			Uid: name, Name: name, Namespace: "shop", Capacity: wrapperspb.UInt32(weight),
+			Services: map[string]*api.PortList{key: {Ports: []*api.Port{{ServicePort: 80, TargetPort: 8080}}}},
+		}
+	}
+	store := workloadtest.Store(t)
+	want := func(want uint32) {
+		t.Helper()
+		if got := store.Snapshot().HeaviestEndpoint(key); got != want {
+			t.Errorf("heaviest %d, want %d", got, want)
+		}
+	}
+	want(1)
+	workloadtest.Apply(t, store, endpoint("a", 1), endpoint("b", 7), endpoint("c", 3))
+	want(7)
+	before := store.Snapshot()
+	workloadtest.Apply(t, store, endpoint("b", 2))
+	want(3)
+	store.Apply(workload.Delta{Type: workload.AddressType, Removed: []string{"b", "c"}})
+	want(1)
+	workloadtest.Apply(t, store, endpoint("a", 0))
+	want(0)
+	if got := before.HeaviestEndpoint(key); got != 7 {
+		t.Errorf("an earlier snapshot changed to %d", got)
 	}
 }

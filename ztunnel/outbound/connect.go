@@ -9,6 +9,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
+	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
 	"github.com/ambit-mesh/ambit/ztunnel/route"
 )
@@ -27,9 +28,11 @@ const (
 	endpointTimeout = 3 * time.Second
 )
 
-// upstream is the established far side of a connection.
+// upstream is the established far side of a connection. Whoever has it closes
+// conn and ends the lease.
 type upstream struct {
-	conn relay.Conn
+	conn  relay.Conn
+	lease *endpoints.Lease
 	// local is set if the far side is a pod of this node.
 	local LocalConn
 }
@@ -40,10 +43,10 @@ type upstream struct {
 func (l *Listener) connect(cut context.Context, source *workload.Workload, dst netip.AddrPort, attempt *conns.Attempt) (upstream, error) {
 	ctx, cancel := context.WithTimeout(cut, setupTimeout)
 	defer cancel()
-	request := route.Request{Source: source, Destination: dst}
+	request := route.Request{Source: source, Destination: dst, Endpoints: l.cfg.Endpoints}
 	var failed error
 	for {
-		up, err := l.decide(ctx, &request)
+		up, lease, err := l.choose(ctx, &request)
 		if err != nil {
 			if failed != nil {
 				err = failed // without another endpoint, the first one's failure counts
@@ -53,8 +56,11 @@ func (l *Listener) connect(cut context.Context, source *workload.Workload, dst n
 		describe(attempt, up)
 		conn, err := l.establish(ctx, source, up, attempt, len(request.Avoid)+1 < maxEndpoints)
 		if err == nil {
+			lease.Established()
+			conn.lease = lease
 			return conn, nil
 		}
+		l.failed(ctx, lease, request, up, err)
 		if failed == nil {
 			failed = err
 		}
@@ -75,6 +81,9 @@ func anotherMay(up route.Upstream, err error) bool {
 	switch conns.ReasonOf(err) {
 	case conns.ConnectFailed, conns.TunnelFailed, conns.TLSFailed, conns.TunnelRefused, conns.DeliveryFailed:
 		return true
+	case conns.Drained, conns.UnknownTarget, conns.BadTarget:
+		// A pod of this node said so; that of another one would refuse the tunnel.
+		return up.Kind == route.Local
 	}
 	return false
 }

@@ -50,6 +50,7 @@ func (l *Listener) serve(_, cut context.Context, app *net.TCPConn) {
 
 // carry relays an established connection and ends its records.
 func (l *Listener) carry(cut context.Context, attempt conns.Attempt, app *net.TCPConn, up upstream) {
+	defer up.lease.End()
 	conn := l.cfg.Conns.Open(cut, attempt)
 	var meter relay.Meter = conn
 	if up.local != nil {

@@ -5,6 +5,7 @@
 //	listener.go   accept; the original destination is the socket's own address
 //	connect.go    route.Decide, asking the controller if need be -> upstream;
 //	              of a service, another endpoint where one cannot be reached
+//	endpoint.go   what a connection tells of its endpoint: there, failed, over
 //	tunnel.go     a stream in a tunnel from the pod's pool
 //	header.go     what a tunnel's request says about the connection
 //	relay.Copy    both ways, until both halves close
@@ -15,7 +16,7 @@
 // before any byte is answered; a Listener reaches no credentials but its pod's;
 // when Run returns, so has every goroutine it started.
 //
-// Choosing endpoints is route's job, redirecting redirect's, policy the
+// Choosing endpoints is route's job, ejecting them package endpoints', redirecting redirect's, policy the
 // destination's.
 package outbound
 
@@ -30,6 +31,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
+	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
 	"github.com/ambit-mesh/ambit/ztunnel/listen"
 	"github.com/ambit-mesh/ambit/ztunnel/pool"
 )
@@ -77,9 +79,11 @@ type Config struct {
 	Snapshot func() *workload.Snapshot
 	// Lookup asks the controller for an address; once it returns true, Snapshot
 	// has the answer.
-	Lookup      func(ctx context.Context, addr netip.Addr) (found bool, err error)
-	Local       Local
-	Conns       *conns.Registry
+	Lookup func(ctx context.Context, addr netip.Addr) (found bool, err error)
+	Local  Local
+	Conns  *conns.Registry
+	// Endpoints is what the node knows of endpoints, for all its pods.
+	Endpoints   *endpoints.Registry
 	PoolMetrics *pool.Metrics
 	Logger      *slog.Logger
 	// DrainTimeout is how long connections may live on after Run's context ended.

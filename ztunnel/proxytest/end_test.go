@@ -207,7 +207,7 @@ func TestMetricsOfALiveConnection(t *testing.T) {
 					"istio_tcp_connections_opened_total": 1, "istio_tcp_connections_closed_total": 0,
 					"istio_tcp_received_bytes_total": 5, "istio_tcp_sent_bytes_total": 5,
 				} {
-					m.await(name+" of the "+reporter, func() bool { return m.metric(name, reporter) == value })
+					m.await(name+" of the "+reporter, func() bool { return m.metric(name, "reporter", reporter) == value })
 				}
 			}
 			live := m.Conns.Live()
@@ -246,8 +246,9 @@ func (m *Mesh) await(what string, done func() bool) {
 	}
 }
 
-// metric sums a metric over the labels of one reporter.
-func (m *Mesh) metric(name, reporter string) (sum float64) {
+// metric sums a metric, gauge or counter, over the series whose label has the
+// value; over all with label "".
+func (m *Mesh) metric(name, label, value string) (sum float64) {
 	m.t.Helper()
 	families, err := m.Metrics.Gather()
 	if err != nil {
@@ -258,10 +259,12 @@ func (m *Mesh) metric(name, reporter string) (sum float64) {
 			continue
 		}
 		for _, metric := range family.GetMetric() {
-			for _, label := range metric.GetLabel() {
-				if label.GetName() == "reporter" && label.GetValue() == reporter {
-					sum += metric.GetCounter().GetValue()
-				}
+			matches := label == ""
+			for _, l := range metric.GetLabel() {
+				matches = matches || l.GetName() == label && l.GetValue() == value
+			}
+			if matches {
+				sum += metric.GetCounter().GetValue() + metric.GetGauge().GetValue()
 			}
 		}
 	}

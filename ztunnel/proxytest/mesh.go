@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/internal/workload/workloadtest"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
+	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
 	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 	"github.com/ambit-mesh/ambit/ztunnel/outbound"
 	"github.com/ambit-mesh/ambit/ztunnel/pool"
@@ -30,11 +32,14 @@ const trustDomain = "cluster.local"
 
 // Mesh is pods and what they share.
 type Mesh struct {
-	CA      *certstest.CA
-	Certs   *certs.Store
-	Store   *workload.Store
-	Conns   *conns.Registry
-	Metrics *prometheus.Registry
+	CA    *certstest.CA
+	Certs *certs.Store
+	Store *workload.Store
+	Conns *conns.Registry
+	// Endpoints is what the pods know together, as if they were on one node. Its
+	// time goes on only with Advance.
+	Endpoints *endpoints.Registry
+	Metrics   *prometheus.Registry
 
 	// To be set before pods start.
 	// IPv6 gives pods addresses of that family instead of IPv4.
@@ -47,7 +52,8 @@ type Mesh struct {
 	log         *slog.Logger
 	lines       lines
 
-	captured uint16 // the next port that a pod's outbound listener owns
+	clock    atomic.Int64 // what was advanced
+	captured uint16       // the next port that a pod's outbound listener owns
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -77,6 +83,11 @@ func New(t testing.TB) *Mesh {
 	}
 	m.log = slog.New(slog.NewJSONHandler(&m.lines, nil))
 	m.Conns = conns.New(conns.Config{Logger: m.log, Registerer: m.Metrics})
+	began := time.Now()
+	m.Endpoints = endpoints.New(endpoints.Config{
+		Logger: m.log, Registerer: m.Metrics,
+		Now: func() time.Time { return began.Add(time.Duration(m.clock.Load())) },
+	})
 	m.poolMetrics = pool.NewMetrics(m.Metrics)
 	m.Certs = certs.New(certs.Config{Fetch: m.CA.Fetch, Bundle: m.CA.Bundle, Logger: slog.New(slog.DiscardHandler)})
 	m.run("certificates", m.Certs.Run)
@@ -86,6 +97,9 @@ func New(t testing.TB) *Mesh {
 	})
 	return m
 }
+
+// Advance lets the time go on in which endpoints are ejected.
+func (m *Mesh) Advance(d time.Duration) { m.clock.Add(int64(d)) }
 
 // Publish gives resources to all pods at once.
 func (m *Mesh) Publish(resources ...proto.Message) {

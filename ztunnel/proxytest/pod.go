@@ -125,6 +125,7 @@ func (p *Pod) StartOutbound() {
 		Lookup:       p.mesh.Lookup,
 		Local:        p.mesh,
 		Conns:        p.mesh.Conns,
+		Endpoints:    p.mesh.Endpoints,
 		PoolMetrics:  p.mesh.poolMetrics,
 		Logger:       p.mesh.log,
 		DrainTimeout: p.mesh.DrainTimeout,

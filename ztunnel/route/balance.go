@@ -1,134 +1,212 @@
 package route
 
 import (
+	"math"
 	"net/netip"
 	"slices"
 
 	"github.com/ambit-mesh/ambit/internal/workload"
 )
 
-// balance chooses an endpoint and its target for dst, an address and port of
-// service: among those that may be used, the nearest; among these the client's
-// own one, or one by chance, by weight. Those to be avoided count as not there.
-//
-// It looks at the endpoints twice rather than copy them: a service may have
-// thousands, and a connection should cost no memory for that.
-func balance(r Request, service *workload.Service, dst netip.AddrPort, endpoints []*workload.Workload, pick Picker) (*workload.Workload, netip.AddrPort, bool) {
-	source := r.Source
-	nearest, total := -1, uint64(0)
-	for _, w := range endpoints {
-		_, rank, ok := usable(source, service, dst, w)
-		if !ok || rank < nearest || slices.Contains(r.Avoid, w.UID) {
-			continue
-		}
-		if rank > nearest {
-			nearest, total = rank, 0
-		}
-		total += uint64(w.Weight)
-	}
-	if total == 0 {
-		return nil, netip.AddrPort{}, false
-	}
+// Endpoints is what is known of endpoints besides the snapshot. It may change
+// between two questions; an endpoint is a workload and its target.
+type Endpoints interface {
+	// Load is how much of this node's an endpoint has to carry.
+	Load(uid string, target netip.AddrPort) int
+	// Ejected tells that an endpoint failed so often that it is left alone.
+	Ejected(uid string, target netip.AddrPort) bool
+}
 
-	var (
-		chosen  *workload.Workload
-		address netip.AddrPort
-		client  netip.Addr
-		sticky  = false
-		best    uint64
-		left    uint64
-	)
-	if service.Affinity > 0 {
-		client, sticky = source.Address(dst.Addr())
+// balancing is one choice among the endpoints of a service.
+type balancing struct {
+	r         Request
+	service   *workload.Service
+	dst       netip.AddrPort
+	endpoints []*workload.Workload
+	// heaviest is the largest weight of endpoints.
+	heaviest uint32
+	pick     Picker
+}
+
+// candidate is an endpoint that may be used.
+type candidate struct {
+	*workload.Workload
+	target netip.AddrPort
+	// rank is how many of the scopes that the service prefers it shares with the client.
+	rank int
+}
+
+// choose takes the nearest endpoints that are not to be avoided and not ejected.
+// Of these it takes the client's own one or, of two by chance, the one with less
+// load. If all are ejected it takes from them, and says so: they may have been
+// ejected wrongly, and a refusal would be certain.
+//
+// The chance is by weight, and so is the load. At rest the loads are equal, and
+// weights decide alone; what lives long is spread by them too.
+func (b *balancing) choose() (chosen candidate, panicked, ok bool) {
+	if client, sticky := b.sticky(); sticky {
+		one, _, panicked := b.scan(func(w *workload.Workload) uint64 { return ^rendezvous(client, w.UID) })
+		return one, panicked, one.Workload != nil
 	}
-	if !sticky {
-		left = pick(total)
+	one, two := b.draw()
+	if two.Workload == nil {
+		one, two, panicked = b.complete(one)
 	}
-	for _, w := range endpoints {
-		target, rank, ok := usable(source, service, dst, w)
-		if !ok || rank != nearest || slices.Contains(r.Avoid, w.UID) {
+	if two.Workload != nil && b.r.Endpoints != nil {
+		a, c := b.r.Endpoints.Load(one.UID, one.target), b.r.Endpoints.Load(two.UID, two.target)
+		if uint64(c)*uint64(one.Weight) < uint64(a)*uint64(two.Weight) {
+			one = two
+		}
+	}
+	return one, panicked, one.Workload != nil
+}
+
+// sticky is the client's address, where the service wants it to keep its endpoint.
+func (b *balancing) sticky() (netip.Addr, bool) {
+	if b.service.Affinity == 0 {
+		return netip.Addr{}, false
+	}
+	return b.r.Source.Address(b.dst.Addr())
+}
+
+const (
+	// draws are taken before all endpoints are looked at. Where most endpoints
+	// can be used three are enough nearly always, and where few can be used these
+	// are little beside looking at all.
+	draws = 8
+	// few endpoints are looked at sooner than two different ones are drawn.
+	few = 4
+)
+
+// draw takes two different endpoints by chance without looking at the others:
+// a service may have thousands. It finds only what can be told to be among the
+// best without them, of the highest rank there is and not ejected, and may find
+// one or none.
+func (b *balancing) draw() (one, two candidate) {
+	if len(b.endpoints) <= few {
+		return one, two
+	}
+	for range draws {
+		w := b.endpoints[b.pick(uint64(len(b.endpoints)))]
+		if w == one.Workload || w.Weight < b.heaviest && b.pick(uint64(b.heaviest)) >= uint64(w.Weight) {
 			continue
 		}
-		if sticky {
-			if score := rendezvous(client, w.UID); chosen == nil || score > best {
-				chosen, address, best = w, target, score
-			}
+		c, ok := usable(b.r, b.service, b.dst, w)
+		if !ok || c.rank < highest(b.service) || b.avoided(c) || b.ejected(c) {
 			continue
 		}
-		if left < uint64(w.Weight) {
-			return w, target, true
+		if one.Workload != nil {
+			return one, c
 		}
-		left -= uint64(w.Weight)
+		one = c
 	}
-	return chosen, address, chosen != nil
+	return one, two
+}
+
+// complete finds what draw did not. One that was drawn stays: to draw anew only
+// where two were not found would be to the disadvantage of the heavy, which are
+// drawn twice.
+func (b *balancing) complete(drawn candidate) (one, two candidate, panicked bool) {
+	one, two, panicked = b.scan(func(w *workload.Workload) uint64 { return lot(w.Weight, b.pick) })
+	switch {
+	case drawn.Workload == nil:
+		return one, two, panicked
+	case one.Workload == drawn.Workload:
+		one = two
+	}
+	if panicked || one.rank < drawn.rank {
+		one = candidate{}
+	}
+	return drawn, one, false
+}
+
+// scan looks at all endpoints once and returns the two of the nearest that come
+// first in order. Either may be missing.
+func (b *balancing) scan(order func(*workload.Workload) uint64) (one, two candidate, panicked bool) {
+	var good, ejected podium
+	for _, w := range b.endpoints {
+		if good.one.Workload != nil && rankOf(b.r, b.service, w) < good.one.rank {
+			continue // sooner than by what is said of its port, which has to be looked up
+		}
+		c, ok := usable(b.r, b.service, b.dst, w)
+		if !ok || b.avoided(c) {
+			continue
+		}
+		if b.ejected(c) {
+			ejected.enter(c, order)
+		} else {
+			good.enter(c, order)
+		}
+	}
+	if good.one.Workload == nil {
+		return ejected.one, ejected.two, ejected.one.Workload != nil
+	}
+	return good.one, good.two, false
+}
+
+func (b *balancing) avoided(c candidate) bool { return slices.Contains(b.r.Avoid, c.UID) }
+
+func (b *balancing) ejected(c candidate) bool {
+	return b.r.Endpoints != nil && b.r.Endpoints.Ejected(c.UID, c.target)
+}
+
+// podium has the first two of the highest rank seen.
+type podium struct {
+	one, two           candidate
+	oneOrder, twoOrder uint64
+}
+
+func (p *podium) enter(c candidate, order func(*workload.Workload) uint64) {
+	if p.one.Workload != nil && c.rank < p.one.rank {
+		return
+	}
+	if p.one.Workload != nil && c.rank > p.one.rank {
+		*p = podium{}
+	}
+	switch o := order(c.Workload); {
+	case p.one.Workload == nil || o < p.oneOrder:
+		p.two, p.twoOrder = p.one, p.oneOrder
+		p.one, p.oneOrder = c, o
+	case p.two.Workload == nil || o < p.twoOrder:
+		p.two, p.twoOrder = c, o
+	}
+}
+
+// lot is a number by chance; whoever has the lowest is drawn first. With
+// exponentially distributed ones everybody is by their weight, the second among
+// the rest too (Efraimidis and Spirakis, weighted random sampling, 2006).
+func lot(weight uint32, pick Picker) uint64 {
+	const steps = 1 << 52 // u is in (0, 1), exactly
+	u := (float64(pick(steps)) + 0.5) / steps
+	// The bits of floats that are not negative are in the floats' order.
+	return math.Float64bits(-math.Log(u) / float64(weight))
 }
 
 // usable tells whether w may be used for dst, where, and how near it is.
-func usable(source *workload.Workload, service *workload.Service, dst netip.AddrPort, w *workload.Workload) (target netip.AddrPort, rank int, ok bool) {
+func usable(r Request, service *workload.Service, dst netip.AddrPort, w *workload.Workload) (c candidate, ok bool) {
+	if w.Weight == 0 || w.Network != r.Source.Network || !w.Healthy && !service.AllowUnhealthy {
+		return candidate{}, false
+	}
 	port, hasPort := w.Target(service.Key, dst.Port())
 	addr, hasAddr := w.Address(dst.Addr())
-	if !hasPort || !hasAddr || w.Weight == 0 || w.Network != source.Network {
-		return netip.AddrPort{}, 0, false
+	if !hasPort || !hasAddr {
+		return candidate{}, false
 	}
-	if !w.Healthy && !service.AllowUnhealthy {
-		return netip.AddrPort{}, 0, false
-	}
-	switch service.Mode {
-	case workload.Strict:
-		ok = shared(source, w, service.Scopes) == len(service.Scopes)
-	case workload.Failover:
-		rank, ok = shared(source, w, service.Scopes), true
-	default:
-		ok = true
-	}
-	return netip.AddrPortFrom(addr, port), rank, ok
+	c = candidate{Workload: w, target: netip.AddrPortFrom(addr, port), rank: rankOf(r, service, w)}
+	return c, service.Mode != workload.Strict || c.rank == highest(service)
 }
 
-// shared counts the scopes that both have in common, up to the first that they have not.
-func shared(a, b *workload.Workload, scopes []workload.Scope) int {
-	for i, scope := range scopes {
-		if !shares(a, b, scope) {
-			return i
-		}
+func rankOf(r Request, service *workload.Service, w *workload.Workload) int {
+	if service.Mode == workload.AnyLocality {
+		return 0
 	}
-	return len(scopes)
+	return shared(r.Source, w, service.Scopes)
 }
 
-// shares takes two unknown localities for the same: where no node has a zone,
-// zones must not keep what follows them from being looked at.
-func shares(a, b *workload.Workload, scope workload.Scope) bool {
-	switch scope {
-	case workload.Region:
-		return a.Locality.Region == b.Locality.Region
-	case workload.Zone:
-		return a.Locality.Zone == b.Locality.Zone
-	case workload.Subzone:
-		return a.Locality.Subzone == b.Locality.Subzone
-	case workload.Node:
-		return a.Node != "" && a.Node == b.Node && a.ClusterID == b.ClusterID
-	case workload.Cluster:
-		return a.ClusterID == b.ClusterID
-	case workload.Network:
-		return a.Network == b.Network
+// highest rank that an endpoint of the service can have.
+func highest(service *workload.Service) int {
+	if service.Mode == workload.AnyLocality {
+		return 0
 	}
-	return false
-}
-
-// rendezvous scores an endpoint for a client. The highest score wins, so that
-// all nodes agree without a table, and a client moves only if its endpoint goes.
-func rendezvous(client netip.Addr, uid string) uint64 {
-	// FNV-1a, 64 bits.
-	const offset, prime = 0xcbf29ce484222325, 0x100000001b3
-	x := uint64(offset)
-	for _, b := range client.As16() {
-		x = (x ^ uint64(b)) * prime
-	}
-	for i := range len(uid) {
-		x = (x ^ uint64(uid[i])) * prime
-	}
-	// Its high bits hardly depend on the last bytes, and names differ in just
-	// these: finish as splitmix64 does.
-	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
-	x = (x ^ x>>27) * 0x94d049bb133111eb
-	return x ^ x>>31
+	return len(service.Scopes)
 }

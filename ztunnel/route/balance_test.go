@@ -2,6 +2,7 @@ package route_test
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"testing"
@@ -71,47 +72,38 @@ func TestPreferSameNodeWithoutZones(t *testing.T) {
 	}
 }
 
-// reachable lists the names of the endpoints that web gets, for every number
-// that may be picked.
-func reachable(t *testing.T, store *workload.Store, to string) (names []string) {
+// chance is the same in every run.
+func chance() route.Picker { return rand.New(rand.NewPCG(1, 2)).Uint64N }
+
+// enough connections for whoever may be chosen to be chosen.
+const enough = 200
+
+// reachable lists the names of the endpoints that web gets.
+func reachable(t *testing.T, store *workload.Store, to string, endpoints ...route.Endpoints) (names []string) {
+	t.Helper()
+	for name := range spread(t, store, to, enough, endpoints...) {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// spread counts which endpoints web gets for its connections; none if it is refused.
+func spread(t *testing.T, store *workload.Store, to string, connections int, endpoints ...route.Endpoints) map[string]int {
 	t.Helper()
 	snapshot := store.Snapshot()
 	web, _ := snapshot.WorkloadByUID(uid("web"))
 	r := route.Request{Source: web, Destination: netip.MustParseAddrPort(to)}
-	for i, n := uint64(0), uint64(1); i < n; i++ {
-		up, err := route.Decide(r, snapshot, func(of uint64) uint64 { n = of; return i })
-		if err != nil {
-			return nil
+	if len(endpoints) > 0 {
+		r.Endpoints = endpoints[0]
+	}
+	got, pick := map[string]int{}, chance()
+	for range connections {
+		if up, err := route.Decide(r, snapshot, pick); err == nil {
+			got[up.Workload.Name]++
 		}
-		names = append(names, up.Workload.Name)
 	}
-	slices.Sort(names)
-	return slices.Compact(names)
-}
-
-// An endpoint gets traffic by its weight.
-func TestWeights(t *testing.T) {
-	store := workloadtest.Store(t, config, pod("web", "n1", "1.1"), service("cart", []string{"10.96.0.10"}),
-		pod("a", "n2", "2.1", serves(cart), weight(1)), pod("b", "n2", "2.2", serves(cart), weight(3)))
-	snapshot := store.Snapshot()
-	web, _ := snapshot.WorkloadByUID(uid("web"))
-	r := route.Request{Source: web, Destination: netip.MustParseAddrPort("10.96.0.10:80")}
-	var got []string
-	for i := range uint64(4) {
-		up, err := route.Decide(r, snapshot, func(n uint64) uint64 {
-			if n != 4 {
-				t.Errorf("picks of %d, want 4", n)
-			}
-			return i
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		got = append(got, up.Workload.Name)
-	}
-	if want := []string{"a", "b", "b", "b"}; !slices.Equal(got, want) {
-		t.Errorf("got %v, want %v", got, want)
-	}
+	return got
 }
 
 // Endpoints that were tried in vain are not there: the next ones are taken,

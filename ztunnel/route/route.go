@@ -2,6 +2,8 @@
 //
 //	Decide(source, destination, snapshot) -> upstream, or a refusal with its reason
 //	balance.go                               which endpoint of a service
+//	locality.go                              how near an endpoint is
+//	affinity.go                              which endpoint is a client's own
 //
 // In this order:
 //  1. an unknown source, a loopback destination: refused
@@ -16,17 +18,19 @@
 // A workload is reached by a tunnel if it takes tunnels, on the same node by
 // the short way, and by plain TCP only if it takes none.
 //
-// Invariants: Decide is pure: the same request, snapshot and picks give the
-// same answer. What belongs to the mesh is never reached in another way than
+// Invariants: Decide is pure: the same request, snapshot, load and picks give
+// the same answer. What belongs to the mesh is never reached in another way than
 // published; where that is not possible or not understood, the answer is a
 // refusal.
 //
-// Opening connections is outbound's job, asking the controller feed's, policy
-// the destination's.
+// Opening connections is outbound's job, knowing the load and the failures of
+// endpoints package endpoints', asking the controller feed's, policy the
+// destination's.
 package route
 
 import (
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 
@@ -82,6 +86,8 @@ type Request struct {
 	Asked bool
 	// Avoid are the UIDs of a service's endpoints that were tried in vain.
 	Avoid []string
+	// Endpoints, if not nil, tells how services' endpoints are doing.
+	Endpoints Endpoints
 }
 
 // Upstream is where a connection goes.
@@ -96,6 +102,10 @@ type Upstream struct {
 	// Service that was addressed, and Workload that was chosen; nil if none is known.
 	Service  *workload.Service
 	Workload *workload.Workload
+	// Nearness of a service's endpoint.
+	Nearness Nearness
+	// Panic: the endpoint is ejected, and so are all others.
+	Panic bool
 }
 
 // Picker returns a random number in [0, n); n is at least 1. math/rand/v2.Uint64N is one.
@@ -148,11 +158,27 @@ func toService(r Request, services []*workload.Service, dst netip.AddrPort, snap
 	case service.Waypoint != nil:
 		return Upstream{}, refuse(WaypointUnsupported, "service %s is behind a waypoint", service.Key)
 	}
-	endpoint, target, ok := balance(r, service, dst, snapshot.Endpoints(service.Key), pick)
+	b := balancing{r, service, dst, snapshot.Endpoints(service.Key), snapshot.HeaviestEndpoint(service.Key), pick}
+	endpoint, panicked, ok := b.choose()
 	if !ok {
 		return Upstream{}, refuse(NoEndpoint, "service %s has no usable endpoint for port %d", service.Key, dst.Port())
 	}
-	return toWorkload(source, endpoint, target, service)
+	up, err := toWorkload(source, endpoint.Workload, endpoint.target, service)
+	up.Nearness, up.Panic = nearness(source, endpoint.Workload), panicked
+	return up, err
+}
+
+// Peers yields the endpoints that r might have got, by uid and target: all that
+// may be used, avoided and ejected ones too.
+func Peers(r Request, service *workload.Service, snapshot *workload.Snapshot) iter.Seq2[string, netip.AddrPort] {
+	dst := netip.AddrPortFrom(r.Destination.Addr().Unmap(), r.Destination.Port())
+	return func(yield func(string, netip.AddrPort) bool) {
+		for _, w := range snapshot.Endpoints(service.Key) {
+			if c, ok := usable(r, service, dst, w); ok && !yield(c.UID, c.target) {
+				return
+			}
+		}
+	}
 }
 
 // toWorkload goes to w at target, an address of its own, the way that w is published with.
