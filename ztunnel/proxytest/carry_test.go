@@ -272,7 +272,8 @@ func TestManyConnectionsShareATunnel(t *testing.T) {
 		say(t, conn, "all")
 		hear(t, conn, "all")
 	}
-	if dialed := client.Capture.Dialed(); len(dialed) != 1 {
+	// The second is there for those that come after the first 32.
+	if dialed := client.Capture.Dialed(); len(dialed) > 2 {
 		t.Errorf("%d tunnels for %d connections", len(dialed), len(open))
 	}
 }
