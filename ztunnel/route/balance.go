@@ -115,6 +115,7 @@ func (b *balancing) complete(drawn candidate) (one, two candidate, panicked bool
 		one = two
 	}
 	if panicked || one.rank < drawn.rank {
+		// What was drawn has been ejected in this moment: these are no match for it.
 		one = candidate{}
 	}
 	return drawn, one, false

@@ -291,3 +291,16 @@ func TestNearness(t *testing.T) {
 		}
 	}
 }
+
+// Load decides among the nearest endpoints, and not between near and far.
+func TestTheNearestIsChosenWhateverItsLoad(t *testing.T) {
+	store := workloadtest.Store(t, config, pod("web", "n1", "1.1"),
+		service("cart", []string{"10.96.0.10"}, balanced(api.LoadBalancing_FAILOVER, api.LoadBalancing_NODE)),
+		pod("near", "n1", "1.2", serves(cart)))
+	for i := range 9 {
+		workloadtest.Apply(t, store, pod(fmt.Sprint("far", i), "n2", fmt.Sprint("2.", 1+i), serves(cart)))
+	}
+	if got := spread(t, store, "10.96.0.10:80", 1000, known{load: map[string]int{"near": 9}}); got["near"] != 1000 {
+		t.Errorf("%v, want all for the near one", got)
+	}
+}
