@@ -46,6 +46,8 @@ type Pod struct {
 	Name       string
 	Node       *Node
 	IPv4, IPv6 netip.Addr
+
+	port string // of the node's bridge
 }
 
 // New makes a network of nodes with these names.
@@ -103,8 +105,8 @@ func (n *Node) Pod(name string) *Pod {
 	n.t.Helper()
 	n.pods++
 	host := n.pods + 1
-	pod := &Pod{NetNS: NewNetNS(n.t), Name: name, Node: n, IPv4: n.podIPv4(host), IPv6: n.podIPv6(host)}
-	connect(pod.NetNS, n.NetNS, "pods", fmt.Sprintf("pod%d", host),
+	pod := &Pod{NetNS: NewNetNS(n.t), Name: name, Node: n, IPv4: n.podIPv4(host), IPv6: n.podIPv6(host), port: fmt.Sprintf("pod%d", host)}
+	connect(pod.NetNS, n.NetNS, "pods", pod.port,
 		netip.PrefixFrom(pod.IPv4, 24), netip.PrefixFrom(pod.IPv6, 64))
 	pod.must(func() error {
 		for _, gateway := range []netip.Addr{n.podIPv4(1), n.podIPv6(1)} {
