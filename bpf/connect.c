@@ -48,7 +48,8 @@ static __always_inline bool source_is_foreign(struct bpf_sock *sk, const struct 
 
 /* Tells whether a connection with the ends of this delivery exists: the client's own, to ztunnel or to the application, if its
  * ports reach into the range that deliveries use. Two such would break each other. The lookup ends among the listeners,
- * where steer would count it as a connection if it were not told. */
+ * where steer would count it as a connection if it were not told. One of which only the application's TIME_WAIT is left is over:
+ * it gives way to a new SYN (RFC 6191), as it does without ztunnel; where servers close first, such fill the range in a minute. */
 static __always_inline bool delivery_is_taken(struct bpf_sock_addr *ctx, struct bpf_sock *sk, const struct addr *destination)
 {
 	struct bpf_sock_tuple tuple = {};
@@ -88,7 +89,7 @@ static __always_inline bool delivery_is_taken(struct bpf_sock_addr *ctx, struct 
 		return false;
 	state = found->state;
 	bpf_sk_release(found);
-	return state != BPF_TCP_LISTEN;
+	return state != BPF_TCP_LISTEN && state != BPF_TCP_TIME_WAIT;
 }
 
 static __always_inline bool caller_is_pod(void)

@@ -30,7 +30,7 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/redirect"
 )
 
-func TestMain(m *testing.M) { netnstest.Main(m, nil) }
+func TestMain(m *testing.M) { netnstest.Main(m, map[string]func(){actorRole: actorMain}) }
 
 // bed is two nodes whose pods one process captures: what it cannot know is that
 // there is only one of it.
@@ -39,6 +39,7 @@ type bed struct {
 	network *netnstest.Network
 	config  redirect.Config
 	ca      *certstest.CA
+	made    int // pods of paths
 	*dataplane
 }
 

@@ -30,6 +30,12 @@ func StartRole(t testing.TB, role string, environment ...string) *Process {
 	return start(t, func(f func() error) error { return f() }, Cgroup(), role, environment)
 }
 
+// StartRole runs a role in the namespace, as the package's StartRole does.
+func (n *NetNS) StartRole(role string, environment ...string) *Process {
+	n.t.Helper()
+	return start(n.t, n.Do, Cgroup(), role, environment)
+}
+
 func start(t testing.TB, in func(func() error) error, cgroup, role string, environment []string) *Process {
 	t.Helper()
 	p := &Process{command: exec.Command("/proc/self/exe")}

@@ -3,7 +3,9 @@ package netnstest
 import (
 	"errors"
 	"net/netip"
+	"os"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -52,5 +54,51 @@ func TestApplicationsReachEachOther(t *testing.T) {
 				t.Errorf("closed port: %v, want connection refused", err)
 			}
 		})
+	}
+}
+
+func TestTheWireLosesWhatItIsTold(t *testing.T) {
+	network := New(t, "a", "b")
+	pod := network.Node("a").Pod("server")
+	server := pod.Start()
+	server.ListenUDP("[::]:53")
+	client := network.Node("b").Pod("client").Start()
+	to := netip.AddrPortFrom(pod.IPv4, 53)
+
+	all := network.Lose(1)
+	if _, err := client.DialWith(netip.AddrPortFrom(to.Addr(), 80), DialOptions{Timeout: 100 * time.Millisecond}); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("over a wire that loses everything: %v", err)
+	}
+	all.Stop()
+	if lost, err := all.Packets(); err != nil || lost == 0 {
+		t.Errorf("%d packets lost, %v", lost, err)
+	}
+	none := network.Lose(0)
+	for range 20 {
+		if _, err := client.AskUDP(to); err != nil {
+			t.Fatalf("over a wire that loses nothing: %v", err)
+		}
+	}
+	if lost, err := none.Packets(); err != nil || lost > 0 {
+		t.Errorf("%d packets lost, %v", lost, err)
+	}
+}
+
+func TestAnUnpluggedPodIsSilent(t *testing.T) {
+	node := New(t, "a").Node("a")
+	pod := node.Pod("server")
+	pod.Start().Listen("[::]:8080")
+	client := node.Pod("client").Start()
+	to := netip.AddrPortFrom(pod.IPv4, 8080)
+	conn, err := client.Dial(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if listening := pod.Sockets(); len(listening) != 2 { // the listener, and the connection
+		t.Errorf("sockets %v", listening)
+	}
+	pod.Unplug()
+	if err := conn.Echo("anybody?"); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("from a pod without a link: %v", err)
 	}
 }

@@ -15,6 +15,7 @@ type NetNS struct {
 
 // A Network is some nodes on one wire, with the addresses of a [topology.Network].
 type Network struct {
+	t     testing.TB
 	nodes map[string]*Node
 }
 
@@ -33,6 +34,8 @@ type Pod struct {
 	Name       string
 	Node       *Node
 	IPv4, IPv6 netip.Addr
+
+	port string // of the node's bridge
 }
 
 // New makes a network of nodes with these names.
@@ -43,7 +46,7 @@ func New(t testing.TB, nodes ...string) *Network {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { network.Close() })
-	n := &Network{nodes: map[string]*Node{}}
+	n := &Network{t: t, nodes: map[string]*Node{}}
 	for _, name := range nodes {
 		node := network.Node(name)
 		n.nodes[name] = &Node{NetNS: &NetNS{NetNS: node.NetNS, t: t}, Name: name, IPv4: node.IPv4, IPv6: node.IPv6, node: node}
@@ -61,7 +64,15 @@ func (n *Node) Pod(name string) *Pod {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	return &Pod{NetNS: &NetNS{NetNS: pod.NetNS, t: n.t}, Name: name, Node: n, IPv4: pod.IPv4, IPv6: pod.IPv6}
+	return &Pod{NetNS: &NetNS{NetNS: pod.NetNS, t: n.t}, Name: name, Node: n, IPv4: pod.IPv4, IPv6: pod.IPv6, port: pod.Port}
+}
+
+// must runs f in the namespace; its error ends the test.
+func (n *NetNS) must(f func() error) {
+	n.t.Helper()
+	if err := n.Do(f); err != nil {
+		n.t.Fatal(err)
+	}
 }
 
 // NewNetNS makes a network namespace whose loopback is up.

@@ -37,6 +37,8 @@ type Pod struct {
 	Name       string
 	Node       *Node
 	IPv4, IPv6 netip.Addr
+	// Port is the name of the node's end of eth0, in the bridge.
+	Port string
 }
 
 // New makes a network of nodes with these names.
@@ -147,9 +149,9 @@ func (n *Node) AddPod(name string) (*Pod, error) {
 		return nil, err
 	}
 	host := len(n.pods) + 2
-	pod := &Pod{NetNS: netns, Name: name, Node: n, IPv4: n.podIPv4(host), IPv6: n.podIPv6(host)}
+	pod := &Pod{NetNS: netns, Name: name, Node: n, IPv4: n.podIPv4(host), IPv6: n.podIPv6(host), Port: fmt.Sprintf("pod%d", host)}
 	n.pods = append(n.pods, pod)
-	err = connect(pod.NetNS, n.NetNS, "pods", fmt.Sprintf("pod%d", host),
+	err = connect(pod.NetNS, n.NetNS, "pods", pod.Port,
 		netip.PrefixFrom(pod.IPv4, 24), netip.PrefixFrom(pod.IPv6, 64))
 	if err != nil {
 		return nil, fmt.Errorf("make pod %s: %w", name, err)

@@ -1,10 +1,13 @@
 package redirect
 
 import (
+	"bufio"
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -411,6 +414,43 @@ func TestDeliveryAvoidsTheClientsOwnPorts(t *testing.T) {
 		if err := conn.Echo("still here"); err != nil {
 			t.Errorf("%v: %v", conn.Sight, err)
 		}
+	}
+}
+
+// An application that closes first keeps the connection's ends for a minute (TIME_WAIT), and yet they can be used again: by a
+// delivery as by any other connection.
+func TestDeliveryReusesWhatTheApplicationClosed(t *testing.T) {
+	network := netnstest.New(t, "a")
+	a := openNode(t, network.Node("a"))
+	pod, client := a.Pod("pod"), a.Pod("client")
+	u := a.capture(t, pod)
+	for _, ip := range []netip.Addr{client.IPv4, client.IPv6} {
+		for range 3 {
+			app := pod.Start()
+			app.Listen("[::]:8080")
+			conn, err := u.connect(t.Context(), netip.AddrPortFrom(sameFamily(pod, ip), appPort), func(fd int) error {
+				return u.spoof(fd, netip.AddrPortFrom(ip, 2000))
+			})
+			if err != nil {
+				t.Fatalf("delivery from %s: %v", ip, err)
+			}
+			conn.SetDeadline(time.Now().Add(5 * time.Second))
+			line := bufio.NewReader(conn)
+			if _, err := line.ReadBytes('\n'); err != nil {
+				t.Fatal(err)
+			}
+			app.Kill() // which closes
+			if _, err := line.ReadByte(); err != io.EOF {
+				t.Fatalf("after the application's end: %v", err)
+			}
+			conn.Close()
+		}
+	}
+	waiting := slices.DeleteFunc(pod.Sockets(), func(s netnstest.Socket) bool {
+		return s.State != uint8(unix.BPF_TCP_TIME_WAIT) || s.Local.Port() != appPort
+	})
+	if len(waiting) != 2 {
+		t.Errorf("in TIME_WAIT at the application's side: %v, want one for each family", waiting)
 	}
 }
 
