@@ -62,6 +62,7 @@ type session struct {
 	// guarded by mu: receiving
 	recvWindow int64
 	buffered   int64 // received and not read, all streams
+	grown      int64 // by how much the windows of all streams are larger than at first
 	resets     budget
 
 	// guarded by mu: streams and the end

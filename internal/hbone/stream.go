@@ -26,7 +26,8 @@ type stream struct {
 	writeDeadline deadline
 	last          *Buffer // the last frame that is queued; nil if none is
 	sendWindow    int64
-	recvWindow    int64
+	window        int64 // how much may be unread
+	recvWindow    int64 // how much the peer may still send
 	buffered      int64 // received and not read
 	answered      bool  // the request was accepted or refused
 	localDone     bool  // END_STREAM was sent
@@ -44,7 +45,7 @@ type stream struct {
 
 // newStreamLocked adds a stream to the session.
 func (s *session) newStreamLocked(id uint32) *stream {
-	st := &stream{s: s, id: id, sendWindow: s.peerWindow, recvWindow: streamWindow}
+	st := &stream{s: s, id: id, sendWindow: s.peerWindow, window: firstWindow, recvWindow: firstWindow}
 	if !s.server {
 		st.ready = make(chan struct{})
 	}
@@ -81,12 +82,24 @@ func (st *stream) creditLocked(n int) {
 	st.buffered -= int64(n)
 	s.buffered -= int64(n)
 	if st.err == nil && !st.remoteDone {
-		if due := streamWindow - st.buffered - st.recvWindow; due >= streamCredit {
+		if st.window-st.buffered-st.recvWindow >= st.window/4 {
+			st.growLocked()
+			due := st.window - st.buffered - st.recvWindow
 			st.recvWindow += due
 			s.control = appendWindowUpdate(s.control, st.id, uint32(due))
 		}
 	}
 	s.creditLocked()
+}
+
+// growLocked doubles the window of a stream whose reader has taken nearly all
+// that came, if there is room for that.
+func (st *stream) growLocked() {
+	by := min(st.window, maxStreamWindow-st.window, grownBudget-st.s.grown)
+	if st.buffered <= st.window/4 {
+		st.window += by
+		st.s.grown += by
+	}
 }
 
 // creditLocked opens the tunnel's window as far as the budget allows.
@@ -249,6 +262,7 @@ func (st *stream) endLocked(err error) {
 		st.gaveUp(err)
 	}
 	delete(st.s.streams, st.id)
+	st.s.grown -= st.window - firstWindow
 	st.s.leftLocked()
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -96,6 +97,15 @@ func (e *end) gone() bool {
 	defer e.writing.Unlock()
 	_, err := e.stream.Write(nil)
 	return err != nil && !e.finSent.Load()
+}
+
+// ended says what it means that a read of the socket found the end of the data.
+// The kernel tells of a reset once: where a write was told, a read is not.
+func (e *end) ended() error {
+	if e.gone() {
+		return os.NewSyscallError("read", unix.ECONNRESET)
+	}
+	return nil
 }
 
 func (e *end) tcpState() (state uint8) {

@@ -68,6 +68,10 @@ type Result struct {
 // timers a second.
 const inspectEvery = 10 * time.Second
 
+// inspectBulk is how often it is while bytes are spliced: splicing stalls at
+// urgent data until it is interrupted.
+const inspectBulk = time.Second
+
 // Copy carries client and server to each other until both halves are closed,
 // either is reset, or ctx ends, which resets both. It closes both ends.
 func Copy(ctx context.Context, client, server Conn, meter Meter) Result {
@@ -163,7 +167,7 @@ func (s *session) inspect() {
 	s.mu.Lock()
 	ended := s.ended
 	if !ended {
-		s.inspector.Reset(s.inspectEvery)
+		s.inspector.Reset(s.nextInspection())
 	}
 	s.mu.Unlock()
 	if ended {
@@ -175,6 +179,22 @@ func (s *session) inspect() {
 			return
 		}
 		e.interruptSplice()
+	}
+}
+
+func (s *session) nextInspection() time.Duration {
+	if s.client.splicing.Load() || s.server.splicing.Load() {
+		return min(s.inspectEvery, inspectBulk)
+	}
+	return s.inspectEvery
+}
+
+// inspectSoon has a connection that begins to be spliced looked at in time.
+func (s *session) inspectSoon() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.ended {
+		s.inspector.Reset(s.nextInspection())
 	}
 }
 

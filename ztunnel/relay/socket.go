@@ -44,7 +44,7 @@ func (s *session) splicing(src, dst *end, moved *atomic.Int64) (blame *end, err 
 		}
 		if r.n == 0 {
 			r.release()
-			return nil, nil
+			return src, src.ended()
 		}
 		n, err := dst.conn.Write(r.buf[:r.n])
 		bulk := r.n == largeBuffer
@@ -54,30 +54,30 @@ func (s *session) splicing(src, dst *end, moved *atomic.Int64) (blame *end, err 
 			return dst, err
 		}
 		if bulk {
-			if done, blame, err := s.splice(src, dst, moved); done {
+			if blame, err := s.splice(src, dst, moved); err != nil {
 				return blame, err
 			}
 		}
 	}
 }
 
-// splice has the kernel move bytes from socket to socket until src's half ends
-// (done, no error), an end fails, or an inspection interrupts it (not done).
-func (s *session) splice(src, dst *end, moved *atomic.Int64) (done bool, blame *end, err error) {
+// splice has the kernel move bytes from socket to socket until src's half ends,
+// an end fails, or an inspection interrupts it. What has ended it without an
+// error a plain read tells: splicing also stops at urgent data, for good.
+func (s *session) splice(src, dst *end, moved *atomic.Int64) (blame *end, err error) {
 	src.splicing.Store(true)
+	s.inspectSoon()
 	n, err := dst.tcp.ReadFrom(&io.LimitedReader{R: src.tcp, N: spliceAtMost})
 	src.splicing.Store(false)
 	s.count(moved, n)
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		src.resume()
-		return false, nil, nil
+		return nil, nil
 	case err != nil && dst.gone():
-		return true, dst, err
-	case err != nil:
-		return true, src, err
+		return dst, err
 	}
-	return n < spliceAtMost, nil, nil
+	return src, err
 }
 
 // socketReader reads a non-blocking socket from within RawConn.Read.

@@ -48,9 +48,13 @@ func (s *session) sending(src, dst *end, moved *atomic.Int64) (blame *end, err e
 		}
 		b := r.buffer
 		r.buffer = nil
-		if r.err != nil || b.Len() == 0 {
+		if r.err != nil {
 			b.Free()
 			return src, os.NewSyscallError("read", r.err)
+		}
+		if b.Len() == 0 {
+			b.Free()
+			return src, src.ended()
 		}
 		n, err := dst.writeBuffer(b)
 		s.count(moved, int64(n))
