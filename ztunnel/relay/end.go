@@ -108,7 +108,9 @@ func (e *end) ended() error {
 	return nil
 }
 
-func (e *end) tcpState() (state uint8) {
+// tcpState is the socket's, as far as it is there: we may have closed it.
+func (e *end) tcpState() uint8 {
+	state := uint8(tcpClose)
 	e.raw.Control(func(fd uintptr) {
 		if tcp, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
 			state = tcp.State
