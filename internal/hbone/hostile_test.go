@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -193,6 +194,45 @@ func TestMalformedRequests(t *testing.T) {
 			p.expect(t, "HEADERS 503 reached")
 		}
 		id += 2
+	}
+}
+
+// TestMalformedIsAStreamError: what HTTP/2 forbids is reset with PROTOCOL_ERROR
+// after its 400 (RFC 9113 section 8.1.1), whether the request has ended or not;
+// what is only not served here is not.
+func TestMalformedIsAStreamError(t *testing.T) {
+	get := []string{":method", "GET", ":scheme", "https", ":path", "/", ":authority", "192.0.2.1:80"}
+	connect := []string{":method", "CONNECT", ":authority", "192.0.2.1:80"}
+	for name, c := range map[string]struct {
+		fields []string
+		open   string // the answer to a request that has not ended, after its 400
+		ended  string // and to one that has; empty if none is due
+	}{
+		"GET":                      {get, "RST_STREAM NO_ERROR", ""},
+		"GET without a path":       {get[:4], "RST_STREAM PROTOCOL_ERROR", "RST_STREAM PROTOCOL_ERROR"},
+		"GET, with te: gzip":       {append(slices.Clone(get), "te", "gzip"), "RST_STREAM PROTOCOL_ERROR", "RST_STREAM PROTOCOL_ERROR"},
+		"GET, with te: trailers":   {append(slices.Clone(get), "te", "trailers"), "RST_STREAM NO_ERROR", ""},
+		"CONNECT with a path":      {append(slices.Clone(connect), ":path", "/"), "RST_STREAM PROTOCOL_ERROR", "RST_STREAM PROTOCOL_ERROR"},
+		"CONNECT to nowhere":       {connect[:2], "RST_STREAM PROTOCOL_ERROR", "RST_STREAM PROTOCOL_ERROR"},
+		"CONNECT to a bad address": {[]string{":method", "CONNECT", ":authority", "192.0.2.1"}, "RST_STREAM NO_ERROR", ""},
+		"a response":               {[]string{":status", "200"}, "RST_STREAM PROTOCOL_ERROR", "RST_STREAM PROTOCOL_ERROR"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, _ := serveRaw(t, func(_ context.Context, in *hbone.Incoming) { t.Error("reached the handler") })
+			p.WriteSettings()
+			for i, want := range []string{c.open, c.ended} {
+				ended := i == 1
+				p.WriteHeaders(http2.HeadersFrameParam{StreamID: uint32(4*i + 1), EndStream: ended, EndHeaders: true, BlockFragment: p.block(c.fields...)})
+				p.expect(t, "HEADERS 400")
+				if want == "" { // the next that comes answers another request
+					p.request(uint32(4*i+3), ":method", "GET")
+					want = "HEADERS 400"
+				}
+				if got := <-p.seen; !strings.HasPrefix(got, want) {
+					t.Errorf("ended %t: 400, then %q, want %q", ended, got, want)
+				}
+			}
+		})
 	}
 }
 
