@@ -7,6 +7,7 @@
 //	session.go  what both sides share: settings, pings, the end
 //	write.go    the queue of frames, and who writes it
 //	read.go     frames in; control.go, receive.go: control frames, data
+//	late.go     frames for streams that are no more
 //	inbox.go    what was received and not yet taken
 //	frame.go    frames to bytes and back; headers.go: blocks of headers
 //	buffer.go   memory for frames; rate.go: how much a tunnel carries

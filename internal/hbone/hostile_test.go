@@ -465,7 +465,23 @@ func TestBrokenPeers(t *testing.T) {
 			p.WriteData(1, true, nil)
 			p.WriteData(1, false, []byte("x"))
 		}, "RST_STREAM STREAM_CLOSED"},
-		"a stream's identifier used again": {func(p *raw) { p.WriteSettings(); p.connect(3); p.connect(1) }, "RST_STREAM STREAM_CLOSED"},
+		"a stream's identifier used again": {func(p *raw) { p.WriteSettings(); p.connect(3); p.connect(1) }, "GOAWAY PROTOCOL_ERROR"},
+		"a stream's identifier used again, both halves closed": {func(p *raw) {
+			p.WriteSettings()
+			p.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, EndStream: true, EndHeaders: true, BlockFragment: p.block(":method", "GET", ":scheme", "https", ":path", "/")})
+			p.connect(1)
+		}, "GOAWAY PROTOCOL_ERROR"},
+		"DATA after both halves closed": {func(p *raw) {
+			p.WriteSettings()
+			p.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, EndStream: true, EndHeaders: true, BlockFragment: p.block(":method", "GET", ":scheme", "https", ":path", "/")})
+			p.WriteData(1, false, []byte("x"))
+		}, "RST_STREAM STREAM_CLOSED"},
+		"DATA after RST_STREAM": {func(p *raw) {
+			p.WriteSettings()
+			p.connect(1)
+			p.WriteRSTStream(1, http2.ErrCodeCancel)
+			p.WriteData(1, false, []byte("x"))
+		}, "RST_STREAM STREAM_CLOSED"},
 		"PUSH_PROMISE": {func(p *raw) {
 			p.WriteSettings()
 			p.WritePushPromise(http2.PushPromiseParam{StreamID: 1, PromiseID: 2, EndHeaders: true})
@@ -481,6 +497,27 @@ func TestBrokenPeers(t *testing.T) {
 			c.send(p)
 			p.expect(t, c.want)
 		})
+	}
+}
+
+// TestLateFramesAreDropped: what was under way when this side reset a stream
+// breaks nothing, and is not answered (RFC 9113 section 5.1).
+func TestLateFramesAreDropped(t *testing.T) {
+	p, _ := serveRaw(t, accepted(t, func(st hbone.Stream) { st.Reset() }))
+	p.WriteSettings()
+	for id := uint32(1); id < 2000; id += 2 {
+		p.connect(id)
+		p.expect(t, "RST_STREAM CONNECT_ERROR")
+		p.WriteData(id, false, []byte("x"))
+		p.WriteWindowUpdate(id, 1)
+		if id%10 == 1 {
+			p.WriteHeaders(http2.HeadersFrameParam{StreamID: id, EndStream: true, EndHeaders: true, BlockFragment: p.block("a", "b")})
+		}
+	}
+	p.WriteData(1, false, []byte("x")) // long ago
+	p.request(2001, ":method", "GET")
+	if got := <-p.seen; !strings.HasPrefix(got, "HEADERS 400") {
+		t.Errorf("answered with %q", got)
 	}
 }
 

@@ -265,10 +265,14 @@ func (s *session) gotHeadersLocked(b *block) error {
 	if err := s.checkIDLocked(b.streamID); err != nil {
 		return err
 	}
-	if s.server {
-		return s.breakStreamLocked(b.streamID, http2.ErrCodeStreamClosed)
+	switch {
+	case !s.late.maybe(b.streamID):
+		// It was closed, or passed over (RFC 9113 section 5.1.1).
+		return protocolError("HEADERS frame on stream %d, which is closed", b.streamID)
+	case s.server && !s.resets.spend():
+		return fmt.Errorf("%w: with headers on streams that were reset", errCalm)
 	}
-	return nil // the answer to what this side gave up meanwhile
+	return nil // on a client, the answer to what this side gave up meanwhile
 }
 
 func (s *session) gotResetLocked(id uint32, code http2.ErrCode) error {
@@ -282,6 +286,7 @@ func (s *session) gotResetLocked(id uint32, code http2.ErrCode) error {
 		err = fmt.Errorf("%w: %w", ErrNotProcessed, err)
 	}
 	s.unqueueLocked(st)
+	st.remoteDone = true
 	st.endLocked(err)
 	if unused && !s.resets.spend() {
 		return fmt.Errorf("%w: with requests that it resets", errCalm)

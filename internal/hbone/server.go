@@ -161,6 +161,9 @@ func (s *session) gotRequestLocked(b *block) error {
 	case s.err != nil:
 		return nil
 	case b.streamID > s.limitID, s.handlers >= maxServerStreams:
+		if !b.ended {
+			s.late.add(b.streamID)
+		}
 		return s.breakStreamLocked(b.streamID, http2.ErrCodeRefusedStream)
 	}
 	st := s.newStreamLocked(b.streamID)
