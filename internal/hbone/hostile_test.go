@@ -476,6 +476,12 @@ func TestBrokenPeers(t *testing.T) {
 			p.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, EndStream: true, EndHeaders: true, BlockFragment: p.block(":method", "GET", ":scheme", "https", ":path", "/")})
 			p.WriteData(1, false, []byte("x"))
 		}, "RST_STREAM STREAM_CLOSED"},
+		"trailers after END_STREAM": {func(p *raw) {
+			p.WriteSettings()
+			p.connect(1)
+			p.WriteData(1, true, nil)
+			p.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, EndStream: true, EndHeaders: true, BlockFragment: p.block("a", "b")})
+		}, "RST_STREAM STREAM_CLOSED"},
 		"DATA after RST_STREAM": {func(p *raw) {
 			p.WriteSettings()
 			p.connect(1)

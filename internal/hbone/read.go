@@ -254,8 +254,13 @@ func (s *session) gotHeadersLocked(b *block) error {
 	st := s.streams[b.streamID]
 	switch {
 	case st != nil && (s.server || st.answered):
-		// Not on a tunnelled connection (RFC 9113 section 8.5).
-		return s.breakStreamLocked(b.streamID, http2.ErrCodeProtocol)
+		// Not on a tunnelled connection (RFC 9113 section 8.5), nor in a half that
+		// was closed (section 5.1).
+		code := http2.ErrCodeProtocol
+		if st.remoteDone {
+			code = http2.ErrCodeStreamClosed
+		}
+		return s.breakStreamLocked(b.streamID, code)
 	case st != nil:
 		return st.gotAnswerLocked(b)
 	case s.server && b.streamID%2 == 1 && b.streamID > s.lastID:
