@@ -73,7 +73,8 @@ type Sink interface {
 	// Write takes what Take did not. It may wait; meanwhile nothing else comes.
 	Write(p net.Buffers)
 	// End comes after the last byte, with io.EOF, or as soon as the stream failed,
-	// as Read would. It does not come once the stream was closed or reset by this side.
+	// as Read would; what was not given by then never is. It does not come once
+	// the stream was closed or reset by this side.
 	End(err error)
 }
 
