@@ -48,16 +48,22 @@ func (s *session) read() error {
 	}
 }
 
-// readWire reads what TLS records there are, without waiting.
+// readWire reads what TLS records there are, without waiting: not for one with
+// data in it either, when those that are here only change keys or carry tickets.
 func (s *session) readWire() error {
 	buffer := plainBuffers.Get().(*[]byte)
 	defer plainBuffers.Put(buffer)
 	n := 0
 	var readErr error
+	s.wire.noWait = true
 	for readErr == nil && s.wire.ready() && len(*buffer)-n >= recordSize {
 		var k int
 		k, readErr = s.conn.Read((*buffer)[n:])
 		n += k
+	}
+	s.wire.noWait = false
+	if errors.Is(readErr, errNoRecord) {
+		readErr = nil
 	}
 	if err := s.feed((*buffer)[:n]); err != nil {
 		return err
@@ -92,7 +98,7 @@ func (s *session) feed(p []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.rate.add(&s.moved)
-	if s.queuedLocked() || s.wire != nil && s.wire.unflushed() > 0 {
+	if s.unwrittenLocked() {
 		s.flushSoonLocked()
 	}
 	return err
