@@ -84,7 +84,7 @@ $(CLUSTER): FORCE
 
 ##@ Machine
 
-PACKAGES := libbpf-dev linux-libc-dev iproute2 tcpdump ca-certificates openssl
+PACKAGES := libbpf-dev linux-libc-dev iproute2 tcpdump ca-certificates openssl nghttp2-proxy
 # Other compilers give other bytes. Where a release no longer has this one, the
 # committed objects are proven by the hash of their sources (a test of bpf).
 COMPILER := clang-14 llvm-14
