@@ -47,10 +47,12 @@ lint: ## gofmt, vet
 	go vet ./...
 	go vet -tags e2e ./e2e/...
 	go vet -C e2e/cluster -tags cluster .
+	go vet -C e2e/conformance/h2spec .
 
 test-unit: setup ## Unit tests, and kernel tests in network namespaces (root)
 	go test ./...
 	go test -C e2e/cluster .
+	go test -C e2e/conformance/h2spec .
 
 test-e2e: cluster images-load bin/ambit ## End to end, on the cluster
 	go test -tags e2e -count=1 -timeout 40m ./e2e
@@ -88,7 +90,7 @@ $(CLUSTER): FORCE
 
 ##@ Machine
 
-PACKAGES := libbpf-dev linux-libc-dev iproute2 tcpdump ca-certificates
+PACKAGES := libbpf-dev linux-libc-dev iproute2 tcpdump ca-certificates openssl nghttp2-proxy
 # Other compilers give other bytes. Where a release no longer has this one, the
 # committed objects are proven by the hash of their sources (a test of bpf).
 COMPILER := clang-14 llvm-14

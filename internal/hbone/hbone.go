@@ -7,6 +7,7 @@
 //	session.go  what both sides share: settings, pings, the end
 //	write.go    the queue of frames, and who writes it
 //	read.go     frames in; control.go, receive.go: control frames, data
+//	late.go     frames for streams that are no more
 //	inbox.go    what was received and not yet taken
 //	frame.go    frames to bytes and back; headers.go: blocks of headers
 //	buffer.go   memory for frames; rate.go: how much a tunnel carries
@@ -72,7 +73,8 @@ type Sink interface {
 	// Write takes what Take did not. It may wait; meanwhile nothing else comes.
 	Write(p net.Buffers)
 	// End comes after the last byte, with io.EOF, or as soon as the stream failed,
-	// as Read would. It does not come once the stream was closed or reset by this side.
+	// as Read would; what was not given by then never is. It does not come once
+	// the stream was closed or reset by this side.
 	End(err error)
 }
 

@@ -120,6 +120,10 @@ func (b *block) add(f hpack.HeaderField) error {
 	switch f.Name {
 	case "connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade": // RFC 9113 section 8.2.2
 		return fmt.Errorf("header %q is not of HTTP/2", f.Name)
+	case "te":
+		if f.Value != "trailers" {
+			return fmt.Errorf("te: %q is not of HTTP/2", f.Value)
+		}
 	}
 	b.header.Add(f.Name, f.Value)
 	return nil

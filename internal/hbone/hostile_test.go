@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -193,6 +194,45 @@ func TestMalformedRequests(t *testing.T) {
 			p.expect(t, "HEADERS 503 reached")
 		}
 		id += 2
+	}
+}
+
+// TestMalformedIsAStreamError: what HTTP/2 forbids is reset with PROTOCOL_ERROR
+// after its 400 (RFC 9113 section 8.1.1), whether the request has ended or not;
+// what is only not served here is not.
+func TestMalformedIsAStreamError(t *testing.T) {
+	get := []string{":method", "GET", ":scheme", "https", ":path", "/", ":authority", "192.0.2.1:80"}
+	connect := []string{":method", "CONNECT", ":authority", "192.0.2.1:80"}
+	for name, c := range map[string]struct {
+		fields []string
+		open   string // the answer to a request that has not ended, after its 400
+		ended  string // and to one that has; empty if none is due
+	}{
+		"GET":                      {get, "RST_STREAM NO_ERROR", ""},
+		"GET without a path":       {get[:4], "RST_STREAM PROTOCOL_ERROR", "RST_STREAM PROTOCOL_ERROR"},
+		"GET, with te: gzip":       {append(slices.Clone(get), "te", "gzip"), "RST_STREAM PROTOCOL_ERROR", "RST_STREAM PROTOCOL_ERROR"},
+		"GET, with te: trailers":   {append(slices.Clone(get), "te", "trailers"), "RST_STREAM NO_ERROR", ""},
+		"CONNECT with a path":      {append(slices.Clone(connect), ":path", "/"), "RST_STREAM PROTOCOL_ERROR", "RST_STREAM PROTOCOL_ERROR"},
+		"CONNECT to nowhere":       {connect[:2], "RST_STREAM PROTOCOL_ERROR", "RST_STREAM PROTOCOL_ERROR"},
+		"CONNECT to a bad address": {[]string{":method", "CONNECT", ":authority", "192.0.2.1"}, "RST_STREAM NO_ERROR", ""},
+		"a response":               {[]string{":status", "200"}, "RST_STREAM PROTOCOL_ERROR", "RST_STREAM PROTOCOL_ERROR"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, _ := serveRaw(t, func(_ context.Context, in *hbone.Incoming) { t.Error("reached the handler") })
+			p.WriteSettings()
+			for i, want := range []string{c.open, c.ended} {
+				ended := i == 1
+				p.WriteHeaders(http2.HeadersFrameParam{StreamID: uint32(4*i + 1), EndStream: ended, EndHeaders: true, BlockFragment: p.block(c.fields...)})
+				p.expect(t, "HEADERS 400")
+				if want == "" { // the next that comes answers another request
+					p.request(uint32(4*i+3), ":method", "GET")
+					want = "HEADERS 400"
+				}
+				if got := <-p.seen; !strings.HasPrefix(got, want) {
+					t.Errorf("ended %t: 400, then %q, want %q", ended, got, want)
+				}
+			}
+		})
 	}
 }
 
@@ -425,7 +465,29 @@ func TestBrokenPeers(t *testing.T) {
 			p.WriteData(1, true, nil)
 			p.WriteData(1, false, []byte("x"))
 		}, "RST_STREAM STREAM_CLOSED"},
-		"a stream's identifier used again": {func(p *raw) { p.WriteSettings(); p.connect(3); p.connect(1) }, "RST_STREAM STREAM_CLOSED"},
+		"a stream's identifier used again": {func(p *raw) { p.WriteSettings(); p.connect(3); p.connect(1) }, "GOAWAY PROTOCOL_ERROR"},
+		"a stream's identifier used again, both halves closed": {func(p *raw) {
+			p.WriteSettings()
+			p.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, EndStream: true, EndHeaders: true, BlockFragment: p.block(":method", "GET", ":scheme", "https", ":path", "/")})
+			p.connect(1)
+		}, "GOAWAY PROTOCOL_ERROR"},
+		"DATA after both halves closed": {func(p *raw) {
+			p.WriteSettings()
+			p.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, EndStream: true, EndHeaders: true, BlockFragment: p.block(":method", "GET", ":scheme", "https", ":path", "/")})
+			p.WriteData(1, false, []byte("x"))
+		}, "RST_STREAM STREAM_CLOSED"},
+		"trailers after END_STREAM": {func(p *raw) {
+			p.WriteSettings()
+			p.connect(1)
+			p.WriteData(1, true, nil)
+			p.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, EndStream: true, EndHeaders: true, BlockFragment: p.block("a", "b")})
+		}, "RST_STREAM STREAM_CLOSED"},
+		"DATA after RST_STREAM": {func(p *raw) {
+			p.WriteSettings()
+			p.connect(1)
+			p.WriteRSTStream(1, http2.ErrCodeCancel)
+			p.WriteData(1, false, []byte("x"))
+		}, "RST_STREAM STREAM_CLOSED"},
 		"PUSH_PROMISE": {func(p *raw) {
 			p.WriteSettings()
 			p.WritePushPromise(http2.PushPromiseParam{StreamID: 1, PromiseID: 2, EndHeaders: true})
@@ -441,6 +503,27 @@ func TestBrokenPeers(t *testing.T) {
 			c.send(p)
 			p.expect(t, c.want)
 		})
+	}
+}
+
+// TestLateFramesAreDropped: what was under way when this side reset a stream
+// breaks nothing, and is not answered (RFC 9113 section 5.1).
+func TestLateFramesAreDropped(t *testing.T) {
+	p, _ := serveRaw(t, accepted(t, func(st hbone.Stream) { st.Reset() }))
+	p.WriteSettings()
+	for id := uint32(1); id < 2000; id += 2 {
+		p.connect(id)
+		p.expect(t, "RST_STREAM CONNECT_ERROR")
+		p.WriteData(id, false, []byte("x"))
+		p.WriteWindowUpdate(id, 1)
+		if id%10 == 1 {
+			p.WriteHeaders(http2.HeadersFrameParam{StreamID: id, EndStream: true, EndHeaders: true, BlockFragment: p.block("a", "b")})
+		}
+	}
+	p.WriteData(1, false, []byte("x")) // long ago
+	p.request(2001, ":method", "GET")
+	if got := <-p.seen; !strings.HasPrefix(got, "HEADERS 400") {
+		t.Errorf("answered with %q", got)
 	}
 }
 

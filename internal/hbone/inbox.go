@@ -68,7 +68,7 @@ func (in *inbox) waitLocked() {
 // sink has taken them, or nobody will. Only the reading goroutine calls it.
 func (in *inbox) put(p []byte) (gone int) {
 	in.mu.Lock()
-	if in.sink != nil && !in.draining && !in.dropped && len(in.queue) == 0 {
+	if in.sink != nil && !in.draining && !in.dropped && !in.told && len(in.queue) == 0 {
 		in.giving = true
 		in.mu.Unlock()
 		gone = in.sink.Take(p)
@@ -82,7 +82,7 @@ func (in *inbox) put(p []byte) (gone int) {
 	defer in.mu.Unlock()
 	switch {
 	case len(p) == 0:
-	case in.dropped:
+	case in.dropped, in.told:
 		gone += len(p)
 	default:
 		in.addLocked(p)
@@ -131,7 +131,7 @@ func (in *inbox) drain() {
 			in.tell()
 			return
 		}
-		taken := in.queue
+		taken, told := in.queue, in.told
 		in.queue = nil
 		in.mu.Unlock()
 		bytes, n := make(net.Buffers, len(taken)), 0
@@ -139,7 +139,9 @@ func (in *inbox) drain() {
 			bytes[i] = c.b[c.r:c.w]
 			n += len(bytes[i])
 		}
-		in.sink.Write(bytes)
+		if !told {
+			in.sink.Write(bytes)
+		}
 		for _, c := range taken {
 			c.free()
 		}

@@ -48,16 +48,22 @@ func (s *session) read() error {
 	}
 }
 
-// readWire reads what TLS records there are, without waiting.
+// readWire reads what TLS records there are, without waiting: not for one with
+// data in it either, when those that are here only change keys or carry tickets.
 func (s *session) readWire() error {
 	buffer := plainBuffers.Get().(*[]byte)
 	defer plainBuffers.Put(buffer)
 	n := 0
 	var readErr error
+	s.wire.noWait = true
 	for readErr == nil && s.wire.ready() && len(*buffer)-n >= recordSize {
 		var k int
 		k, readErr = s.conn.Read((*buffer)[n:])
 		n += k
+	}
+	s.wire.noWait = false
+	if errors.Is(readErr, errNoRecord) {
+		readErr = nil
 	}
 	if err := s.feed((*buffer)[:n]); err != nil {
 		return err
@@ -92,7 +98,7 @@ func (s *session) feed(p []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.rate.add(&s.moved)
-	if s.queuedLocked() || s.wire != nil && s.wire.unflushed() > 0 {
+	if s.unwrittenLocked() {
 		s.flushSoonLocked()
 	}
 	return err
@@ -254,8 +260,13 @@ func (s *session) gotHeadersLocked(b *block) error {
 	st := s.streams[b.streamID]
 	switch {
 	case st != nil && (s.server || st.answered):
-		// Not on a tunnelled connection (RFC 9113 section 8.5).
-		return s.breakStreamLocked(b.streamID, http2.ErrCodeProtocol)
+		// Not on a tunnelled connection (RFC 9113 section 8.5), nor in a half that
+		// was closed (section 5.1).
+		code := http2.ErrCodeProtocol
+		if st.remoteDone {
+			code = http2.ErrCodeStreamClosed
+		}
+		return s.breakStreamLocked(b.streamID, code)
 	case st != nil:
 		return st.gotAnswerLocked(b)
 	case s.server && b.streamID%2 == 1 && b.streamID > s.lastID:
@@ -265,10 +276,14 @@ func (s *session) gotHeadersLocked(b *block) error {
 	if err := s.checkIDLocked(b.streamID); err != nil {
 		return err
 	}
-	if s.server {
-		return s.breakStreamLocked(b.streamID, http2.ErrCodeStreamClosed)
+	switch {
+	case !s.late.maybe(b.streamID):
+		// It was closed, or passed over (RFC 9113 section 5.1.1).
+		return protocolError("HEADERS frame on stream %d, which is closed", b.streamID)
+	case s.server && !s.resets.spend():
+		return fmt.Errorf("%w: with headers on streams that were reset", errCalm)
 	}
-	return nil // the answer to what this side gave up meanwhile
+	return nil // on a client, the answer to what this side gave up meanwhile
 }
 
 func (s *session) gotResetLocked(id uint32, code http2.ErrCode) error {
@@ -282,6 +297,7 @@ func (s *session) gotResetLocked(id uint32, code http2.ErrCode) error {
 		err = fmt.Errorf("%w: %w", ErrNotProcessed, err)
 	}
 	s.unqueueLocked(st)
+	st.remoteDone = true
 	st.endLocked(err)
 	if unused && !s.resets.spend() {
 		return fmt.Errorf("%w: with requests that it resets", errCalm)

@@ -32,7 +32,10 @@ func (s *session) receive(h header) (*stream, error) {
 	switch {
 	case st == nil:
 		s.creditLocked()
-		return nil, s.checkIDLocked(h.stream)
+		if err := s.checkIDLocked(h.stream); err != nil || s.late.maybe(h.stream) {
+			return nil, err
+		}
+		return nil, s.breakStreamLocked(h.stream, http2.ErrCodeStreamClosed)
 	case st.remoteDone:
 		s.creditLocked()
 		return nil, s.breakStreamLocked(h.stream, http2.ErrCodeStreamClosed)

@@ -63,13 +63,8 @@ func (st *stream) answerLocked(code int, reason string) error {
 		return st.err
 	}
 	st.answered = true
-	var h http.Header
-	if reason = printable(reason); reason != "" {
-		h = http.Header{HeaderReason: {reason}}
-	}
 	refused := code != http.StatusOK
-	err := st.s.headersLocked(st.id, refused, []hpack.HeaderField{{Name: ":status", Value: strconv.Itoa(code)}}, h)
-	if err != nil {
+	if err := st.statusLocked(code, reason, refused); err != nil {
 		return err
 	}
 	if refused {
@@ -81,6 +76,27 @@ func (st *stream) answerLocked(code int, reason string) error {
 		st.endLocked(net.ErrClosed)
 	}
 	return nil
+}
+
+// rejectLocked tells what is wrong with a malformed request, and resets it (RFC
+// 9113 section 8.1.1).
+func (st *stream) rejectLocked(fault string) error {
+	st.answered = true
+	if err := st.statusLocked(http.StatusBadRequest, fault, false); err != nil {
+		return err
+	}
+	st.s.resetLocked(st.id, http2.ErrCodeProtocol)
+	st.endLocked(&ResetError{Code: http2.ErrCodeProtocol})
+	return nil
+}
+
+// statusLocked queues the HEADERS of an answer.
+func (st *stream) statusLocked(code int, reason string, end bool) error {
+	var h http.Header
+	if reason = printable(reason); reason != "" {
+		h = http.Header{HeaderReason: {reason}}
+	}
+	return st.s.headersLocked(st.id, end, []hpack.HeaderField{{Name: ":status", Value: strconv.Itoa(code)}}, h)
 }
 
 // Serve answers the requests of one tunnel over conn, an established TLS
@@ -145,6 +161,9 @@ func (s *session) gotRequestLocked(b *block) error {
 	case s.err != nil:
 		return nil
 	case b.streamID > s.limitID, s.handlers >= maxServerStreams:
+		if !b.ended {
+			s.late.add(b.streamID)
+		}
 		return s.breakStreamLocked(b.streamID, http2.ErrCodeRefusedStream)
 	}
 	st := s.newStreamLocked(b.streamID)
@@ -152,11 +171,14 @@ func (s *session) gotRequestLocked(b *block) error {
 		st.remoteDone = true
 		st.inbox.finish(io.EOF)
 	}
-	if fault := connectFault(b); fault != "" {
+	if fault, malformed := connectFault(b); fault != "" {
 		if !s.resets.spend() {
 			return fmt.Errorf("%w: with malformed requests", errCalm)
 		}
-		s.chargeLocked(frameHeader)
+		s.chargeLocked(2 * frameHeader)
+		if malformed {
+			return st.rejectLocked(fault)
+		}
 		return st.answerLocked(http.StatusBadRequest, fault)
 	}
 	s.handlers++
@@ -164,23 +186,34 @@ func (s *session) gotRequestLocked(b *block) error {
 	return nil
 }
 
-// connectFault tells what keeps a request from being a CONNECT (RFC 9113
-// section 8.5); empty if nothing does.
-func connectFault(b *block) string {
-	_, scheme := b.pseudo["scheme"]
-	_, path := b.pseudo["path"]
-	_, protocol := b.pseudo["protocol"]
+// connectFault tells what keeps a request from being a CONNECT that is served
+// here, and whether it is malformed (RFC 9113 sections 8.3.1 and 8.5); empty if
+// nothing does.
+func connectFault(b *block) (fault string, malformed bool) {
+	method, authority := b.pseudo["method"], b.pseudo["authority"]
+	connect := method == http.MethodConnect
+	for name := range b.pseudo {
+		switch name {
+		case "method", "authority":
+		case "scheme", "path":
+			malformed = malformed || connect
+		default:
+			malformed = true
+		}
+	}
 	switch {
 	case b.malformed != nil:
-		return b.malformed.Error()
-	case b.pseudo["method"] != http.MethodConnect:
-		return "only CONNECT is served here"
-	case scheme || path || protocol || len(b.pseudo) != 2:
-		return "CONNECT takes an authority and nothing else"
-	case !validAuthority(b.pseudo["authority"]):
-		return "malformed authority"
+		return b.malformed.Error(), true
+	case malformed:
+		return "pseudo-headers that have no place there", true
+	case connect && authority == "", !connect && (method == "" || b.pseudo["scheme"] == "" || b.pseudo["path"] == ""):
+		return "pseudo-headers are missing", true
+	case !connect:
+		return "only CONNECT is served here", false
+	case !validAuthority(authority):
+		return "malformed authority", false
 	}
-	return ""
+	return "", false
 }
 
 // drainPing is the ping whose answer tells that the peer has read GOAWAY.

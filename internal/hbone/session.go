@@ -67,6 +67,7 @@ type session struct {
 
 	// guarded by mu: streams and the end
 	streams   map[uint32]*stream
+	late      lateStreams
 	nextID    uint32        // client: of the next stream to open
 	lastID    uint32        // server: the highest that the peer opened
 	limitID   uint32        // server: what GOAWAY promised to serve

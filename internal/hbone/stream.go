@@ -31,7 +31,7 @@ type stream struct {
 	buffered      int64 // received and not read
 	answered      bool  // the request was accepted or refused
 	localDone     bool  // END_STREAM was sent
-	remoteDone    bool  // END_STREAM was received
+	remoteDone    bool  // END_STREAM was received, or RST_STREAM
 	err           error // why the stream ended; nil while it is in s.streams
 	closed        bool  // by this side
 
@@ -263,6 +263,9 @@ func (st *stream) endLocked(err error) {
 	}
 	delete(st.s.streams, st.id)
 	st.s.grown -= st.window - firstWindow
+	if !st.remoteDone {
+		st.s.late.add(st.id)
+	}
 	st.s.leftLocked()
 }
 

@@ -47,6 +47,7 @@ type Wire struct {
 	in        []byte
 	r, end, w int
 	large     *[]byte
+	noWait    bool // Read fails with errNoRecord rather than wait
 	fill      func(fd uintptr) bool
 	fillErr   error
 	fillEOF   bool
@@ -130,8 +131,21 @@ func (w *Wire) unflushed() int {
 	return len(w.out)
 }
 
+// errNoRecord is why a Read that must not wait got nothing. TLS passes errors on
+// that are temporary, and goes on where it was when it is asked again.
+var errNoRecord net.Error = noRecord{}
+
+type noRecord struct{}
+
+func (noRecord) Error() string   { return "no TLS record is here yet" }
+func (noRecord) Timeout() bool   { return true }
+func (noRecord) Temporary() bool { return true }
+
 // Read gives TLS the next record, or the rest of it.
 func (w *Wire) Read(p []byte) (int, error) {
+	if w.noWait && !w.ready() {
+		return 0, errNoRecord
+	}
 	if err := w.await(); err != nil {
 		return 0, err
 	}

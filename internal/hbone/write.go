@@ -112,7 +112,7 @@ func (s *session) flushSoonLocked() {
 // writeLocked writes one batch, or all there are. Its caller has set flushing.
 func (s *session) writeLocked(one bool) {
 	for s.err == nil || s.queuedLocked() {
-		if !s.queuedLocked() {
+		if !s.unwrittenLocked() {
 			s.flushing = false
 			return
 		}
@@ -151,6 +151,12 @@ const (
 
 func (s *session) queuedLocked() bool {
 	return len(s.control) > 0 || len(s.urgent) > 0 || len(s.bulk) > 0
+}
+
+// unwrittenLocked reports whether there is anything to write: frames, or records
+// of TLS itself, as when the peer asks for other keys.
+func (s *session) unwrittenLocked() bool {
+	return s.queuedLocked() || s.wire != nil && s.wire.unflushed() > 0
 }
 
 // takeLocked takes all that is urgent, and of the rest about a large frame.
