@@ -287,7 +287,7 @@ func TestFailureOvertakesAStuckWrite(t *testing.T) {
 			st := r.open(t)
 			io.WriteString(st, "first")
 			<-writing
-			st.Write(make([]byte, 1<<20)) // which waits behind it
+			st.Write(make([]byte, 128<<10)) // which waits behind it
 			c.fail(r, st)
 			within(t, time.Second, "End", func() { <-s.ended })
 			release()
@@ -305,7 +305,7 @@ func TestEndInOrderWaitsForAStuckWrite(t *testing.T) {
 	defer release()
 	r := diverting(t, func() hbone.Sink { return s })
 	st := r.open(t)
-	st.Write(make([]byte, 1<<20))
+	st.Write(make([]byte, 128<<10))
 	<-writing
 	st.CloseWrite()
 	select {
@@ -315,7 +315,7 @@ func TestEndInOrderWaitsForAStuckWrite(t *testing.T) {
 	}
 	release()
 	within(t, 5*time.Second, "End", func() { <-s.ended })
-	if err := s.check(io.EOF); err != nil || s.bytes != 1<<20 {
+	if err := s.check(io.EOF); err != nil || s.bytes != 128<<10 {
 		t.Errorf("%d bytes, %v", s.bytes, err)
 	}
 }
@@ -427,8 +427,8 @@ func TestStuckSinkStopsItsSender(t *testing.T) {
 	for before := int64(-1); before != written.Load(); time.Sleep(100 * time.Millisecond) {
 		before = written.Load()
 	}
-	if n := written.Load(); n < 4<<20 || n > 4<<20+2<<20 {
-		t.Errorf("wrote %d bytes to a sink that takes none; the window is 4 MiB", n)
+	if n := written.Load(); n < 256<<10 || n > 256<<10+2<<20 {
+		t.Errorf("wrote %d bytes to a sink that takes none; the window is 256 KiB", n)
 	}
 	for range 20 {
 		r.passes(t)
