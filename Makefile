@@ -22,7 +22,7 @@ demo: cluster images-load bin/ambit ## The main job, on a real three-node cluste
 	go run ./e2e/demo
 
 test: setup fresh lint test-unit test-e2e ## Everything: generated code, lint, unit and kernel tests, end to end on a real cluster
-# Not part of it, each with a target of its own: test-cluster (the test bed itself), bench, bench-enrol.
+# Not part of it, each with a target of its own: test-cluster (the test bed itself), bench, bench-enrol, bench-memory.
 
 ##@ Build
 
@@ -69,6 +69,9 @@ bench: setup setup-bench ## Layer 4 against its peers: docs/benchmarks, or .tmp/
 bench-enrol: cluster images-load bin/ambit ## From the label to Captured, over 100 pods
 	bin/ambit install --kubeconfig .cluster/kubeconfig
 	go run ./e2e/bench/enrol -pods 100
+
+bench-memory: ## What ztunnel occupies with 1,000 and 100,000 workloads; needs root, no cluster
+	go run ./e2e/bench/memory -out docs/benchmarks
 
 ##@ Cluster
 
@@ -124,4 +127,4 @@ help: ## This list
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-zA-Z\/_-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 FORCE:
-.PHONY: FORCE demo test images generate fresh lint test-unit test-e2e test-cluster cluster images-load cluster-down cluster-reboot setup help bench bench-enrol setup-bench
+.PHONY: FORCE demo test images generate fresh lint test-unit test-e2e test-cluster cluster images-load cluster-down cluster-reboot setup help bench bench-enrol setup-bench bench-memory

@@ -70,6 +70,10 @@ var rules = []rule{
 		reason: "features are siblings: arrows point down, never sideways",
 	},
 	{
+		from: []string{"ztunnel"}, to: []string{"k8s.io/client-go/kubernetes", "k8s.io/client-go/informers"}, except: []string{"ztunnel/kube/kubetest"},
+		reason: "the clientset knows every kind of object there is, and would be half of what ztunnel occupies on every node: package kube knows those it reads",
+	},
+	{
 		from: []string{"."}, to: []string{"github.com/cilium/ebpf"}, except: []string{"bpf", "ztunnel/redirect", "internal/netnstest"},
 		reason: "package bpf is the only door to the kernel programs, redirect its only user",
 	},

@@ -13,10 +13,7 @@ import (
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/client-go/informers"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/ambit-mesh/ambit/internal/workload"
@@ -94,13 +91,16 @@ func (r *roots) problems() []string {
 	return nil
 }
 
+// configMaps are where the roots are told before the controller can be trusted.
+type configMaps interface {
+	ConfigMaps(namespace, fields string) cache.ListerWatcher
+}
+
 // watch follows the ConfigMap until the context ends.
-func (r *roots) watch(ctx context.Context, client kubernetes.Interface, namespace string) error {
-	factory := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithNamespace(namespace),
-		informers.WithTweakListOptions(func(options *metav1.ListOptions) {
-			options.FieldSelector = fields.OneTermEqualSelector("metadata.name", rootConfigMap).String()
-		}))
-	_, err := factory.Core().V1().ConfigMaps().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+func (r *roots) watch(ctx context.Context, client configMaps, namespace string) error {
+	named := fields.OneTermEqualSelector("metadata.name", rootConfigMap).String()
+	informer := cache.NewSharedIndexInformer(client.ConfigMaps(namespace, named), &corev1.ConfigMap{}, 0, cache.Indexers{})
+	_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    r.learn,
 		UpdateFunc: func(_, object any) { r.learn(object) },
 		// A ConfigMap that is deleted takes no trust away: whoever deletes it is not
@@ -109,9 +109,7 @@ func (r *roots) watch(ctx context.Context, client kubernetes.Interface, namespac
 	if err != nil {
 		return fmt.Errorf("watch root certificates: %w", err)
 	}
-	factory.StartWithContext(ctx)
-	<-ctx.Done()
-	factory.Shutdown()
+	informer.RunWithContext(ctx)
 	return nil
 }
 

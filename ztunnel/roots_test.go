@@ -19,6 +19,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/certs/certstest"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/internal/workload/workloadtest"
+	"github.com/ambit-mesh/ambit/ztunnel/kube/kubetest"
 )
 
 func pemOf(ca *certstest.CA) string {
@@ -40,7 +41,7 @@ func TestRootsComeFromTheConfigMapThenTheController(t *testing.T) {
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- r.watch(ctx, client, "ambit-system") }()
+	go func() { done <- r.watch(ctx, kubetest.Client{Interface: client}, "ambit-system") }()
 	for deadline := time.Now().Add(10 * time.Second); len(r.bundle()) == 0; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the ConfigMap is not learnt")

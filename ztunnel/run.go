@@ -10,7 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
 
@@ -23,6 +22,7 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/cniproto"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
 	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
+	"github.com/ambit-mesh/ambit/ztunnel/kube"
 	"github.com/ambit-mesh/ambit/ztunnel/pods"
 	"github.com/ambit-mesh/ambit/ztunnel/pool"
 	"github.com/ambit-mesh/ambit/ztunnel/redirect"
@@ -47,7 +47,7 @@ type ztunnel struct {
 	metrics   *daemon.Metrics
 	readiness *daemon.Readiness
 
-	client    kubernetes.Interface
+	client    *kube.Client
 	node      *node
 	roots     *roots
 	store     *workload.Store
@@ -101,7 +101,7 @@ func compose(s settings, logger *slog.Logger, level *slog.LevelVar) (*ztunnel, e
 	return z, z.composeReport()
 }
 
-func kubernetesClient() (kubernetes.Interface, error) {
+func kubernetesClient() (*kube.Client, error) {
 	config, err := rest.InClusterConfig()
 	if err != nil {
 		return nil, fmt.Errorf("find Kubernetes: %w", err)
@@ -109,11 +109,7 @@ func kubernetesClient() (kubernetes.Interface, error) {
 	config.UserAgent = "ambit-ztunnel/" + daemon.Version
 	// The gate asks once or twice for a new pod: a node starts no more than this.
 	config.QPS, config.Burst = 50, 100
-	client, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		return nil, fmt.Errorf("make Kubernetes client: %w", err)
-	}
-	return client, nil
+	return kube.New(config)
 }
 
 // composeController: what comes from the controller.

@@ -5,26 +5,37 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime/debug"
+	"slices"
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/encoding/protodelim"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/ambit-mesh/ambit/internal/workload"
 )
 
-// The file: a line that says what it is, the SHA-256 of the rest, and two
-// delimited DeltaDiscoveryResponses per type: what was in force, then what
-// could not be read, to be tried again on top of it.
+// The file: a line that says what it is, the SHA-256 of the rest, and delimited
+// DeltaDiscoveryResponses: first what was in force, then what could not be read,
+// to be tried again on top of it.
 const (
-	magicFull    = "ambit configuration 1 full\n"
-	magicPartial = "ambit configuration 1 partial\n"
+	magicFull    = "ambit configuration 2 full\n"
+	magicPartial = "ambit configuration 2 partial\n"
+	magicAny     = "ambit configuration "
+
+	// unreadNonce marks the latter.
+	unreadNonce = "unread"
+	// batchLength bounds how much of a large mesh is in memory at once.
+	batchLength = 256
 )
 
 const (
@@ -34,8 +45,14 @@ const (
 	saveShare = 20
 )
 
-// errOtherMode says that a file was written with another OnDemand.
-var errOtherMode = errors.New("written with another on-demand setting")
+var (
+	// errOther says that a file is one of ours, and not for us.
+	errOther = errors.New("written with another on-demand setting, or by another version")
+	errFile  = errors.New("not a configuration file")
+	errSum   = errors.New("checksum differs")
+	// errBase says that the file is not there that changes were to be applied to.
+	errBase = errors.New("the state on disk is lost")
+)
 
 func (c *Client) magic() string {
 	if c.config.OnDemand {
@@ -48,11 +65,19 @@ func (c *Client) magic() string {
 // set aside: the controller will send everything anew.
 func (c *Client) load() {
 	path := c.config.SnapshotPath
-	deltas, err := readFile(path, c.magic())
+	err := readFile(path, c.magic(), func(message []byte) error {
+		response := &discovery.DeltaDiscoveryResponse{}
+		if err := proto.Unmarshal(message, response); err != nil {
+			return err
+		}
+		delta := toDelta(response)
+		c.resources.load(delta, response.GetNonce() == unreadNonce, c.applyToStore(delta))
+		return nil
+	})
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return
-	case errors.Is(err, errOtherMode):
+	case errors.Is(err, errOther):
 		c.logger.Info("configuration on disk ignored", "path", path, "reason", err)
 		return
 	case err != nil:
@@ -62,9 +87,6 @@ func (c *Client) load() {
 			c.logger.Error("set configuration aside", "path", path, "error", err)
 		}
 		return
-	}
-	for _, delta := range deltas {
-		c.apply(delta)
 	}
 	c.settle()
 	c.logger.Info("configuration loaded from disk", "path", path, "version", c.config.Store.Snapshot().Version())
@@ -101,47 +123,180 @@ func (c *Client) saveIfDirty() {
 	}
 }
 
+// manyChanges leave behind so much memory that it is given back to the system
+// at once, and not with the next collections, which may be minutes away.
+const manyChanges = 5000
+
 // saveNow returns how long it took.
 func (c *Client) saveNow() time.Duration {
 	started := time.Now()
-	if err := writeFile(c.config.SnapshotPath, c.magic(), c.resources); err != nil {
-		c.logger.Error("save configuration", "path", c.config.SnapshotPath, "error", err)
+	if !c.resources.whole() {
+		return 0 // dirty again when it is
 	}
-	return time.Since(started)
+	path := c.config.SnapshotPath
+	lacks, rejected := c.resources.take()
+	err := writeFile(path, c.magic(), lacks, rejected)
+	switch {
+	case errors.Is(err, errBase):
+		c.logger.Error("configuration on disk is gone: the controller is asked for all of it", "path", path, "error", err)
+		c.resources.lost()
+		c.anew()
+	case err != nil:
+		c.logger.Error("save configuration", "path", path, "error", err)
+		c.resources.putBack(lacks)
+	}
+	took := time.Since(started)
+	// What was learnt from nothing came with all that starting takes.
+	if err == nil && (!lacks.based || len(lacks.upserts[workload.AddressType]) >= manyChanges) {
+		lacks = changes{}
+		debug.FreeOSMemory()
+	}
+	return took
 }
 
-// writeFile replaces the file at path, so that there is always a whole one,
-// also after a power cut.
-func writeFile(path, magic string, rs *resources) error {
-	var body bytes.Buffer
-	for _, t := range workload.Types {
-		good, rejected := rs.list(t)
-		for _, list := range [][]workload.Resource{good, rejected} {
-			if _, err := protodelim.MarshalTo(&body, toResponse(t, list)); err != nil {
-				return fmt.Errorf("encode %s: %w", t, err)
-			}
-		}
-	}
-	sum := sha256.Sum256(body.Bytes())
-
+// writeFile replaces the file at path by one with the changes, so that there is
+// always a whole one, also after a power cut.
+func writeFile(path, magic string, lacks changes, rejected map[string][]workload.Resource) error {
 	dir := filepath.Dir(path)
 	file, err := os.CreateTemp(dir, filepath.Base(path)+".*")
 	if err != nil {
 		return err
 	}
 	defer os.Remove(file.Name())
-	w := bufio.NewWriter(file)
-	w.WriteString(magic)
-	w.Write(sum[:])
-	w.Write(body.Bytes())
-	err = errors.Join(w.Flush(), file.Sync(), file.Close())
-	if err != nil {
+	sum := sha256.New()
+	w := bufio.NewWriter(io.MultiWriter(file, sum))
+	_, err = file.Write(append([]byte(magic), make([]byte, sha256.Size)...))
+	if err == nil {
+		err = writeBody(w, path, magic, lacks, rejected)
+	}
+	if err = errors.Join(err, w.Flush()); err == nil {
+		_, err = file.WriteAt(sum.Sum(nil), int64(len(magic)))
+	}
+	if err = errors.Join(err, file.Sync(), file.Close()); err != nil {
 		return err
 	}
 	if err := os.Rename(file.Name(), path); err != nil {
 		return err
 	}
 	return syncDir(dir)
+}
+
+func writeBody(w io.Writer, path, magic string, lacks changes, rejected map[string][]workload.Resource) error {
+	if lacks.based {
+		if err := copyUnchanged(w, path, magic, lacks); err != nil {
+			return fmt.Errorf("%w: %w", errBase, err)
+		}
+	}
+	for _, t := range workload.Types {
+		var upserts []workload.Resource
+		for _, r := range lacks.upserts[t] {
+			if r != nil {
+				upserts = append(upserts, *r)
+			}
+		}
+		if err := writeBatches(w, t, "", upserts); err != nil {
+			return err
+		}
+	}
+	for _, t := range workload.Types {
+		if err := writeBatches(w, t, unreadNonce, rejected[t]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// copyUnchanged copies from the present file what is in force as it was.
+func copyUnchanged(w io.Writer, path, magic string, lacks changes) error {
+	var kept []byte
+	return readFile(path, magic, func(message []byte) error {
+		var err error
+		if kept, err = withoutChanged(kept[:0], message, lacks); err != nil {
+			return err
+		}
+		_, err = w.Write(binary.AppendUvarint(nil, uint64(len(kept))))
+		if err == nil {
+			_, err = w.Write(kept)
+		}
+		return err
+	})
+}
+
+// The numbers of fields that are looked at in an encoded DeltaDiscoveryResponse,
+// and in a Resource.
+const (
+	fieldResources protowire.Number = 2
+	fieldTypeURL   protowire.Number = 4
+	fieldNonce     protowire.Number = 5
+	fieldName      protowire.Number = 3
+)
+
+// withoutChanged appends an encoded response without the resources that have
+// changed; nothing of one whose resources could not be read. It does without
+// decoding: that would be the whole mesh, for any change of it.
+func withoutChanged(to, message []byte, lacks changes) ([]byte, error) {
+	typeURL, err := field(message, fieldTypeURL)
+	nonce, err2 := field(message, fieldNonce)
+	if err = errors.Join(err, err2); err != nil || string(nonce) == unreadNonce {
+		return to, err
+	}
+	upserts := lacks.upserts[string(typeURL)]
+	return to, eachField(message, func(number protowire.Number, whole, value []byte) error {
+		if number == fieldResources {
+			name, err := field(value, fieldName)
+			if _, changed := upserts[string(name)]; err != nil || changed {
+				return err
+			}
+		}
+		to = append(to, whole...)
+		return nil
+	})
+}
+
+// field returns the value of a string or message field of an encoded message.
+func field(message []byte, wanted protowire.Number) (found []byte, err error) {
+	err = eachField(message, func(number protowire.Number, _, value []byte) error {
+		if number == wanted {
+			found = value
+		}
+		return nil
+	})
+	return found, err
+}
+
+// eachField goes through an encoded message: each field whole, and its value
+// where that has a length.
+func eachField(message []byte, each func(number protowire.Number, whole, value []byte) error) error {
+	for len(message) > 0 {
+		number, kind, tag := protowire.ConsumeTag(message)
+		if tag < 0 {
+			return protowire.ParseError(tag)
+		}
+		size := protowire.ConsumeFieldValue(number, kind, message[tag:])
+		if size < 0 {
+			return protowire.ParseError(size)
+		}
+		var value []byte
+		if kind == protowire.BytesType {
+			value, _ = protowire.ConsumeBytes(message[tag:])
+		}
+		if err := each(number, message[:tag+size], value); err != nil {
+			return err
+		}
+		message = message[tag+size:]
+	}
+	return nil
+}
+
+func writeBatches(w io.Writer, typeURL, nonce string, list []workload.Resource) error {
+	for batch := range slices.Chunk(list, batchLength) {
+		response := toResponse(typeURL, batch)
+		response.Nonce = nonce
+		if _, err := protodelim.MarshalTo(w, response); err != nil {
+			return fmt.Errorf("encode %s: %w", typeURL, err)
+		}
+	}
+	return nil
 }
 
 func toResponse(typeURL string, list []workload.Resource) *discovery.DeltaDiscoveryResponse {
@@ -163,38 +318,58 @@ func syncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-func readFile(path, magic string) ([]workload.Delta, error) {
-	content, err := os.ReadFile(path)
+// readFile reads a whole file, or nothing of it: the encoded responses, each
+// valid until each returns.
+func readFile(path, magic string, each func(message []byte) error) error {
+	file, err := os.Open(path)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return decodeFile(content, magic)
+	defer file.Close()
+	return decode(file, magic, each)
 }
 
-func decodeFile(content []byte, magic string) ([]workload.Delta, error) {
-	body, ok := bytes.CutPrefix(content, []byte(magic))
-	if !ok {
-		for _, other := range []string{magicFull, magicPartial} {
-			if bytes.HasPrefix(content, []byte(other)) {
-				return nil, errOtherMode
-			}
+// decode checks everything before it hands out anything.
+func decode(file io.ReadSeeker, magic string, each func(message []byte) error) error {
+	head := make([]byte, len(magic)+sha256.Size)
+	n, err := io.ReadFull(file, head)
+	switch {
+	case bytes.HasPrefix(head[:n], []byte(magic)) && err != nil:
+		return err
+	case bytes.HasPrefix(head[:n], []byte(magic)):
+	case bytes.HasPrefix(head[:n], []byte(magicAny)) && !bytes.HasPrefix([]byte(magic), head[:n]):
+		return errOther
+	default:
+		return errFile
+	}
+	sum := sha256.New()
+	if _, err := io.Copy(sum, file); err != nil {
+		return err
+	}
+	if !bytes.Equal(sum.Sum(nil), head[len(magic):]) {
+		return errSum
+	}
+	if _, err := file.Seek(int64(len(head)), io.SeekStart); err != nil {
+		return err
+	}
+	var message []byte
+	for r := bufio.NewReader(file); ; {
+		size, err := binary.ReadUvarint(r)
+		if errors.Is(err, io.EOF) {
+			return nil
 		}
-		return nil, errors.New("not a configuration file")
-	}
-	if len(body) < sha256.Size {
-		return nil, io.ErrUnexpectedEOF
-	}
-	sum, body := body[:sha256.Size], body[sha256.Size:]
-	if got := sha256.Sum256(body); !bytes.Equal(sum, got[:]) {
-		return nil, errors.New("checksum differs")
-	}
-	var deltas []workload.Delta
-	for r := bytes.NewReader(body); r.Len() > 0; {
-		var message discovery.DeltaDiscoveryResponse
-		if err := (protodelim.UnmarshalOptions{MaxSize: -1}).UnmarshalFrom(r, &message); err != nil {
-			return nil, fmt.Errorf("decode: %w", err)
+		if err == nil && size > maxResponseBytes {
+			err = fmt.Errorf("a response of %d bytes", size)
 		}
-		deltas = append(deltas, toDelta(&message))
+		if err == nil {
+			message = slices.Grow(message[:0], int(size))[:size]
+			_, err = io.ReadFull(r, message)
+		}
+		if err == nil {
+			err = each(message)
+		}
+		if err != nil {
+			return fmt.Errorf("decode: %w", err)
+		}
 	}
-	return deltas, nil
 }

@@ -227,3 +227,81 @@ func TestUnwritableFolder(t *testing.T) {
 		}
 	})
 }
+
+// A save writes what changed to what the file has: the rest is not in memory.
+func TestSavesAddUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "snapshot.pb")
+		c := newController(t)
+		f := run(t, c, at(path))
+		s := c.accept()
+		s.serve(meshConfig, pod("stays", "10.244.1.7"), pod("changes", "10.244.1.8"), pod("goes", "10.244.1.9"))
+		time.Sleep(2 * time.Second)
+		s.push(workload.AddressType, []string{uid("goes")}, pod("changes", "10.244.2.8"))
+		time.Sleep(2 * time.Second)
+		s.push(workload.AddressType, nil, pod("comes", "10.244.1.10"))
+		time.Sleep(2 * time.Second)
+		version := f.store.Snapshot().Version()
+		f.stop()
+		c.stop()
+
+		f = run(t, c, at(path))
+		synctest.Wait()
+		if got := f.store.Snapshot().Version(); got != version {
+			t.Errorf("the file gives version %s, want %s: %d addresses", got, version, f.store.Snapshot().Count(workload.AddressType))
+		}
+	})
+}
+
+// Where the file is gone that changes belong to, nothing incomplete takes its
+// place: the controller is asked for everything, and the next file is whole.
+func TestLostFileIsMadeAnew(t *testing.T) {
+	for name, lose := range map[string]func(path string) error{
+		"removed": os.Remove,
+		"damaged": func(path string) error { return os.Truncate(path, 100) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				path := filepath.Join(t.TempDir(), "snapshot.pb")
+				c := newController(t)
+				f := run(t, c, at(path))
+				s := c.accept()
+				s.serve(meshConfig, pod("cart", "10.244.1.7"), pod("gone", "10.244.1.8"))
+				time.Sleep(2 * time.Second)
+				if err := lose(path); err != nil {
+					t.Fatal(err)
+				}
+				s.push(workload.AddressType, nil, pod("web", "10.244.1.9"))
+				time.Sleep(1100 * time.Millisecond)
+
+				s = c.accept()
+				told := s.first()[workload.AddressType].GetInitialResourceVersions()
+				for _, pod := range []string{"cart", "gone", "web"} {
+					if version := told[uid(pod)]; version != "lost" {
+						t.Errorf("claims to have version %q of %s", version, pod)
+					}
+				}
+				s.push(workload.ConfigType, nil, meshConfig)
+				s.push(workload.TrustBundleType, nil)
+				s.push(workload.AuthorizationType, nil)
+				time.Sleep(2 * time.Second)
+				if content, err := os.ReadFile(path); err == nil && len(content) != 100 {
+					t.Error("an incomplete state was saved")
+				}
+				if s.push(workload.AddressType, []string{uid("gone")}, pod("cart", "10.244.1.7"), pod("web", "10.244.1.9")); !isSynced(f) {
+					t.Error("not synced")
+				}
+				time.Sleep(time.Minute)
+				version := f.store.Snapshot().Version()
+				f.stop()
+				c.stop()
+
+				f = run(t, c, at(path))
+				synctest.Wait()
+				if got := f.store.Snapshot().Version(); got != version {
+					t.Errorf("the file gives version %s, want %s", got, version)
+				}
+			})
+		})
+	}
+}

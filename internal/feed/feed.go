@@ -5,7 +5,7 @@
 //	stream.go        one stream: subscribe, apply, acknowledge
 //	lookup.go        questions about single addresses
 //	subscriptions.go what was asked for by name
-//	resources.go     what the controller sent, as it sent it
+//	resources.go     versions of what the controller sent, and what the disk lacks of it
 //	disk.go          the last good state, on disk
 //
 // Invariants: a response is acknowledged only after the store has published
@@ -87,6 +87,8 @@ type Client struct {
 	logger  *slog.Logger
 	metrics *metrics
 	synced  chan struct{}
+	// restart has an element when the stream is to be begun anew.
+	restart chan struct{}
 
 	resources *resources
 	questions *questions
@@ -111,7 +113,8 @@ func New(config Config) (*Client, error) {
 		config:    config,
 		logger:    config.Logger,
 		synced:    make(chan struct{}),
-		resources: newResources(),
+		restart:   make(chan struct{}, 1),
+		resources: newResources(config.SnapshotPath != ""),
 		questions: newQuestions(),
 	}
 	c.metrics = newMetrics(c)
@@ -167,13 +170,26 @@ func (c *Client) Run(ctx context.Context) error {
 
 // apply brings one change into the store, and remembers it for reconnects and disk.
 func (c *Client) apply(delta workload.Delta) []workload.Rejection {
-	rejected := c.config.Store.Apply(delta)
+	rejected := c.applyToStore(delta)
 	c.resources.apply(delta, rejected)
+	return rejected
+}
+
+func (c *Client) applyToStore(delta workload.Delta) []workload.Rejection {
+	rejected := c.config.Store.Apply(delta)
 	for _, r := range rejected {
 		c.metrics.rejected.WithLabelValues(shortType(r.Type)).Inc()
 		c.logger.Warn("resource rejected", "type", r.Type, "resource", r.Name, "error", r.Err)
 	}
 	return rejected
+}
+
+// anew ends the stream, so that the next one asks for what is needed.
+func (c *Client) anew() {
+	select {
+	case c.restart <- struct{}{}:
+	default:
+	}
 }
 
 // awaited lists the types whose first response makes the state complete. With

@@ -64,6 +64,8 @@ func (c *Client) follow(ctx context.Context) error {
 			err = s.take(response)
 		case <-c.questions.wake:
 			err = s.ask()
+		case <-c.restart:
+			return errBase
 		}
 		if err != nil {
 			return s.explain(err, ended)
@@ -109,7 +111,7 @@ func (s *stream) subscribeAll() error {
 		request := &discovery.DeltaDiscoveryRequest{
 			Node:                    node,
 			TypeUrl:                 typeURL,
-			InitialResourceVersions: s.resources.versions(typeURL),
+			InitialResourceVersions: s.resources.known(typeURL),
 		}
 		node = nil // It is sent once a stream.
 		if typeURL == workload.AddressType {
@@ -196,12 +198,17 @@ func (s *stream) take(response *discovery.DeltaDiscoveryResponse) error {
 	return s.ask()
 }
 
+// toDelta copies what outlives the response: names and versions, in one go, so
+// that they lie together. What was decoded with them goes, and would leave holes.
 func toDelta(response *discovery.DeltaDiscoveryResponse) workload.Delta {
-	delta := workload.Delta{Type: response.GetTypeUrl(), Removed: response.GetRemovedResources()}
-	for _, r := range response.GetResources() {
-		delta.Upserts = append(delta.Upserts, workload.Resource{
-			Name: r.GetName(), Version: r.GetVersion(), Aliases: r.GetAliases(), Body: r.GetResource(),
-		})
+	delta := workload.Delta{
+		Type: response.GetTypeUrl(), Removed: response.GetRemovedResources(),
+		Upserts: make([]workload.Resource, len(response.GetResources())),
+	}
+	for i, r := range response.GetResources() {
+		delta.Upserts[i] = workload.Resource{
+			Name: strings.Clone(r.GetName()), Version: strings.Clone(r.GetVersion()), Aliases: r.GetAliases(), Body: r.GetResource(),
+		}
 	}
 	return delta
 }

@@ -2,6 +2,7 @@ package workload
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 )
@@ -15,6 +16,8 @@ type addressEdit struct {
 	workloadsByAddr *indexEdit[netip.Addr, *Workload]
 	servicesByAddr  *indexEdit[netip.Addr, *Service]
 	endpoints       *indexEdit[string, *Workload]
+	// ports are the Services of the last endpoint that was read, by service.
+	ports map[string]map[string][]Port
 }
 
 func (e *edit) applyAddresses(d Delta) (rejected []Rejection) {
@@ -25,6 +28,7 @@ func (e *edit) applyAddresses(d Delta) (rejected []Rejection) {
 		workloadsByAddr: e.next.workloadsByAddr.edit(),
 		servicesByAddr:  e.next.servicesByAddr.edit(),
 		endpoints:       e.next.endpoints.edit(),
+		ports:           map[string]map[string][]Port{},
 	}
 	for _, name := range d.Removed {
 		a.settle(Resource{Name: name}, d.Type, nil, nil)
@@ -32,9 +36,12 @@ func (e *edit) applyAddresses(d Delta) (rejected []Rejection) {
 		a.replaceService(name, nil)
 	}
 	for _, r := range d.Upserts {
-		w, s, addrs, err := unpackAddress(r)
+		w, s, addrs, err := unpackAddress(r, a.endpointPorts)
 		if rejected = append(rejected, a.settle(r, d.Type, addrs, err)...); err != nil {
 			continue
+		}
+		if w != nil && len(w.Services) > 0 {
+			a.ports[slices.Min(slices.Collect(maps.Keys(w.Services)))] = w.Services
 		}
 		// A name that was the other kind before is no longer.
 		a.replaceWorkload(r.Name, w)
@@ -44,6 +51,17 @@ func (e *edit) applyAddresses(d Delta) (rejected []Rejection) {
 		a.finish()
 	}
 	return rejected
+}
+
+// endpointPorts finds what the endpoint of a service said that was read last.
+func (a *addressEdit) endpointPorts(serviceKey string) map[string][]Port {
+	if ports, ok := a.ports[serviceKey]; ok {
+		return ports
+	}
+	if known := a.next.endpoints.get(serviceKey); len(known) > 0 {
+		return known[0].Services
+	}
+	return nil
 }
 
 // replaceWorkload makes w, or nothing, what name stands for among workloads.

@@ -101,20 +101,19 @@ type Workload struct {
 	ClusterID string
 	Node      string
 	Locality  Locality
-	// HostNetwork: the addresses are the node's and identify nobody.
-	HostNetwork bool
+	Identity  spiffe.ID
 
 	Protocol Protocol
+	// HostNetwork: the addresses are the node's and identify nobody.
+	HostNetwork bool
 	// NativeTunnel: it speaks HBONE itself, no node tunnel stands before it.
 	NativeTunnel bool
-	Identity     spiffe.ID
-
 	// Healthy is false when no health-aware service may use it.
 	Healthy bool
-	// Services has the ports by the keys of the services that use it now.
-	Services map[string][]Port
 	// Weight is its share among the endpoints of a service; 0 means no traffic.
 	Weight uint32
+	// Services has the ports by the keys of the services that use it now.
+	Services map[string][]Port
 
 	// Waypoint, if not nil, is where traffic to it must pass.
 	Waypoint *Gateway

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"unique"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -23,8 +24,12 @@ func unpack[M proto.Message](body *anypb.Any, into M) (M, error) {
 	return into, nil
 }
 
+// endpointPorts finds the Services of another endpoint of a service, nil if
+// there is none.
+type endpointPorts func(serviceKey string) map[string][]Port
+
 // parseWorkload reads w, which the controller named name. Errors name the field.
-func parseWorkload(name string, w *api.Workload) (*Workload, error) {
+func parseWorkload(name string, w *api.Workload, others endpointPorts) (*Workload, error) {
 	if w.GetUid() == "" {
 		return nil, errors.New("uid: empty")
 	}
@@ -32,19 +37,19 @@ func parseWorkload(name string, w *api.Workload) (*Workload, error) {
 		return nil, fmt.Errorf("uid: %q, want the resource's name", w.GetUid())
 	}
 	out := &Workload{
-		UID: w.GetUid(), Name: w.GetName(), Namespace: w.GetNamespace(),
-		Network: w.GetNetwork(), ClusterID: w.GetClusterId(), Node: w.GetNode(),
+		UID: name, Name: within(name, w.GetName()), Namespace: intern(w.GetNamespace()),
+		Network: intern(w.GetNetwork()), ClusterID: intern(w.GetClusterId()), Node: intern(w.GetNode()),
 		Locality: Locality{
-			Region:  w.GetLocality().GetRegion(),
-			Zone:    w.GetLocality().GetZone(),
-			Subzone: w.GetLocality().GetSubzone(),
+			Region:  intern(w.GetLocality().GetRegion()),
+			Zone:    intern(w.GetLocality().GetZone()),
+			Subzone: intern(w.GetLocality().GetSubzone()),
 		},
 		NativeTunnel:      w.GetNativeTunnel(),
 		Weight:            1,
 		Authorizations:    w.GetAuthorizationPolicies(),
-		CanonicalName:     w.GetCanonicalName(),
-		CanonicalRevision: w.GetCanonicalRevision(),
-		Owner:             w.GetWorkloadName(),
+		CanonicalName:     intern(w.GetCanonicalName()),
+		CanonicalRevision: intern(w.GetCanonicalRevision()),
+		Owner:             intern(w.GetWorkloadName()),
 	}
 	if w.Capacity != nil {
 		out.Weight = w.Capacity.GetValue()
@@ -53,7 +58,7 @@ func parseWorkload(name string, w *api.Workload) (*Workload, error) {
 		out.setAddresses(w.GetAddresses()),
 		out.setIdentity(w),
 		out.setEnums(w),
-		out.setServices(w.GetServices()),
+		out.setServices(w.GetServices(), others),
 		out.setWaypoint(w.GetWaypoint()),
 	)
 }
@@ -74,9 +79,9 @@ func (w *Workload) setAddresses(raw [][]byte) error {
 // setIdentity fills in what a controller may leave out.
 func (w *Workload) setIdentity(in *api.Workload) (err error) {
 	w.Identity, err = spiffe.New(
-		orElse(in.GetTrustDomain(), DefaultTrustDomain),
-		in.GetNamespace(),
-		orElse(in.GetServiceAccount(), DefaultServiceAccount),
+		intern(orElse(in.GetTrustDomain(), DefaultTrustDomain)),
+		w.Namespace,
+		intern(orElse(in.GetServiceAccount(), DefaultServiceAccount)),
 	)
 	if err != nil {
 		return fmt.Errorf("trust_domain, namespace, service_account: %w", err)
@@ -109,14 +114,23 @@ func (w *Workload) setEnums(in *api.Workload) error {
 	}
 	// For logs and metrics only: an unknown one is worth no refusal.
 	if name, ok := api.WorkloadType_name[int32(in.GetWorkloadType())]; ok {
-		w.Kind = strings.ToLower(name)
+		w.Kind = intern(strings.ToLower(name))
 	}
 	return nil
 }
 
-func (w *Workload) setServices(in map[string]*api.PortList) error {
+// setServices uses the map of another endpoint that says the same: the pods of a
+// service mostly do, and a map each would be most of what they take.
+func (w *Workload) setServices(in map[string]*api.PortList, others endpointPorts) error {
+	keys := slices.Sorted(maps.Keys(in))
+	if len(keys) > 0 {
+		if same := others(keys[0]); samePorts(same, in) {
+			w.Services = same
+			return nil
+		}
+	}
 	w.Services = make(map[string][]Port, len(in))
-	for _, key := range slices.Sorted(maps.Keys(in)) {
+	for _, key := range keys {
 		if err := checkServiceKey(key); err != nil {
 			return fmt.Errorf("services: %w", err)
 		}
@@ -127,9 +141,24 @@ func (w *Workload) setServices(in map[string]*api.PortList) error {
 		if i := slices.IndexFunc(ports, func(p Port) bool { return p.Target == 0 }); i >= 0 {
 			return fmt.Errorf("services[%s].ports[%d].target_port: empty", key, i)
 		}
-		w.Services[key] = ports
+		w.Services[intern(key)] = ports
 	}
 	return nil
+}
+
+// samePorts tells whether in would be read as out.
+func samePorts(out map[string][]Port, in map[string]*api.PortList) bool {
+	if len(out) != len(in) {
+		return false
+	}
+	for key, ports := range in {
+		if !slices.EqualFunc(out[key], ports.GetPorts(), func(p Port, in *api.Port) bool {
+			return uint32(p.Service) == in.GetServicePort() && uint32(p.Target) == in.GetTargetPort() && p.App == appOf(in)
+		}) {
+			return false
+		}
+	}
+	return true
 }
 
 func (w *Workload) setWaypoint(in *api.GatewayAddress) (err error) {
@@ -158,14 +187,17 @@ func parsePorts(in []*api.Port) ([]Port, error) {
 		if target > maxPort {
 			return nil, fmt.Errorf("ports[%d].target_port: %d, want at most %d", i, target, maxPort)
 		}
-		port := Port{Service: uint16(service), Target: uint16(target)}
-		// A hint: an unknown one is as good as none.
-		if name, ok := api.AppProtocol_name[int32(p.GetAppProtocol())]; ok && p.GetAppProtocol() != api.AppProtocol_UNKNOWN {
-			port.App = name
-		}
-		out = append(out, port)
+		out = append(out, Port{Service: uint16(service), Target: uint16(target), App: appOf(p)})
 	}
 	return out, nil
+}
+
+// appOf is a hint: an unknown one is as good as none.
+func appOf(p *api.Port) string {
+	if p.GetAppProtocol() == api.AppProtocol_UNKNOWN {
+		return ""
+	}
+	return api.AppProtocol_name[int32(p.GetAppProtocol())]
 }
 
 const maxPort = 65535
@@ -217,6 +249,19 @@ func parseAddr(b []byte) (netip.Addr, error) {
 		return netip.Addr{}, fmt.Errorf("%s is nobody's address", addr)
 	}
 	return addr, nil
+}
+
+// intern returns a string that all who have the same one share: most of what is
+// said of a workload is said of a thousand others.
+func intern(s string) string { return unique.Make(s).Value() }
+
+// within returns part as a part of whole, if it is its end: a pod's name is of
+// its UID.
+func within(whole, part string) string {
+	if strings.HasSuffix(whole, part) {
+		return whole[len(whole)-len(part):]
+	}
+	return part
 }
 
 func orElse(value, fallback string) string {

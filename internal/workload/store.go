@@ -226,14 +226,14 @@ func (e *edit) applyConfig(d Delta) (rejected []Rejection) {
 
 // unpackAddress reads a workload or a service; exactly one is not nil without
 // an error. With one, addrs is what the resource is about all the same.
-func unpackAddress(r Resource) (w *Workload, s *Service, addrs []netip.Addr, err error) {
+func unpackAddress(r Resource, others endpointPorts) (w *Workload, s *Service, addrs []netip.Addr, err error) {
 	message, err := unpack(r.Body, &api.Address{})
 	if err != nil {
 		return nil, nil, nil, err
 	}
 	switch t := message.GetType().(type) {
 	case *api.Address_Workload:
-		if w, err = parseWorkload(r.Name, t.Workload); err != nil {
+		if w, err = parseWorkload(r.Name, t.Workload, others); err != nil {
 			return nil, nil, readableAddrs(t.Workload.GetAddresses()), err
 		}
 		w.digest = resourceDigest(r)

@@ -11,7 +11,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/ambit-mesh/ambit/ztunnel/cniproto"
 )
@@ -65,7 +64,7 @@ func (p *Pods) lookup(ctx context.Context, request cniproto.AddRequest) (*corev1
 	defer cancel()
 	pod := p.watch.pod(request.Namespace, request.Name)
 	if pod == nil || !isPod(pod, request.UID) {
-		live, err := p.config.Client.CoreV1().Pods(request.Namespace).Get(ctx, request.Name, metav1.GetOptions{})
+		live, err := p.config.Client.Pod(ctx, request.Namespace, request.Name)
 		switch {
 		case apierrors.IsNotFound(err):
 			return nil, nil, refuse(http.StatusNotFound, "PodNotFound", "Kubernetes does not know pod %s/%s", request.Namespace, request.Name)
@@ -80,7 +79,7 @@ func (p *Pods) lookup(ctx context.Context, request cniproto.AddRequest) (*corev1
 	if mode, _ := p.enrolmentOf(pod, namespace); mode == Enrolled {
 		return pod, namespace, nil
 	}
-	live, err := p.config.Client.CoreV1().Namespaces().Get(ctx, request.Namespace, metav1.GetOptions{})
+	live, err := p.config.Client.Namespace(ctx, request.Namespace)
 	if err == nil {
 		return pod, live, nil
 	}

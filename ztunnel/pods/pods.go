@@ -8,7 +8,8 @@ import (
 	"sync"
 	"time"
 
-	"k8s.io/client-go/kubernetes"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/tools/cache"
 )
 
 // Dataplane captures pods and carries their connections.
@@ -51,13 +52,22 @@ type Coded interface {
 	Code() string
 }
 
+// Kubernetes is what the API server is asked. Selectors are Kubernetes' own;
+// errors are too, such as NotFound.
+type Kubernetes interface {
+	Pod(ctx context.Context, namespace, name string) (*corev1.Pod, error)
+	Namespace(ctx context.Context, name string) (*corev1.Namespace, error)
+	Pods(fields, labels string) cache.ListerWatcher
+	Namespaces() cache.ListerWatcher
+}
+
 // Config of the node's pods.
 type Config struct {
 	// Node is this node's name in Kubernetes.
 	Node string
 	// NeverHeld are namespaces whose pods the CNI gate lets start at once.
 	NeverHeld  []string
-	Client     kubernetes.Interface
+	Client     Kubernetes
 	Dataplane  Dataplane
 	Namespaces Namespaces
 	// NetNSDir is where this process finds the namespaces of the node's pods.

@@ -7,7 +7,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/client-go/informers"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/cache"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -20,8 +20,7 @@ const mirrorAnnotation = "kubernetes.io/config.mirror"
 // watch holds what Kubernetes says: this node's pods, all namespaces, and which
 // pods of the cluster bear an enrolling label of their own.
 type watch struct {
-	pods      *Pods
-	factories []informers.SharedInformerFactory
+	pods *Pods
 
 	local      cache.SharedIndexInformer
 	namespaces cache.SharedIndexInformer
@@ -33,24 +32,19 @@ type watch struct {
 }
 
 func newWatch(p *Pods) *watch {
-	factory := func(tweak func(*metav1.ListOptions)) informers.SharedInformerFactory {
-		return informers.NewSharedInformerFactoryWithOptions(p.config.Client, 0, informers.WithTweakListOptions(tweak))
-	}
-	local := factory(func(options *metav1.ListOptions) {
-		options.FieldSelector = fields.OneTermEqualSelector("spec.nodeName", p.config.Node).String()
-	})
-	labelled := factory(func(options *metav1.ListOptions) {
-		options.LabelSelector = DataplaneModeLabel + "=" + modeAmbient
-	})
-	all := factory(func(*metav1.ListOptions) {})
+	client := p.config.Client
+	onNode := fields.OneTermEqualSelector("spec.nodeName", p.config.Node).String()
 	return &watch{
 		pods:             p,
-		factories:        []informers.SharedInformerFactory{local, labelled, all},
-		local:            local.Core().V1().Pods().Informer(),
-		labelled:         labelled.Core().V1().Pods().Informer(),
-		namespaces:       all.Core().V1().Namespaces().Informer(),
+		local:            newInformer(client.Pods(onNode, ""), &corev1.Pod{}),
+		labelled:         newInformer(client.Pods("", DataplaneModeLabel+"="+modeAmbient), &corev1.Pod{}),
+		namespaces:       newInformer(client.Namespaces(), &corev1.Namespace{}),
 		enrolmentChanged: make(chan struct{}, 1),
 	}
+}
+
+func newInformer(objects cache.ListerWatcher, of runtime.Object) cache.SharedIndexInformer {
+	return cache.NewSharedIndexInformer(objects, of, 0, cache.Indexers{})
 }
 
 // start begins to watch; what it starts has ended when the group has, after the context.
@@ -58,12 +52,8 @@ func (w *watch) start(ctx context.Context, group *sync.WaitGroup) error {
 	if err := w.subscribe(); err != nil {
 		return err
 	}
-	for _, factory := range w.factories {
-		factory.StartWithContext(ctx)
-		group.Go(func() {
-			<-ctx.Done()
-			factory.Shutdown()
-		})
+	for _, informer := range []cache.SharedIndexInformer{w.local, w.namespaces, w.labelled} {
+		group.Go(func() { informer.RunWithContext(ctx) })
 	}
 	return nil
 }

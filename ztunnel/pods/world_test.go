@@ -23,6 +23,8 @@ import (
 	apiwatch "k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes/fake"
 	k8stesting "k8s.io/client-go/testing"
+
+	"github.com/ambit-mesh/ambit/ztunnel/kube/kubetest"
 )
 
 // world is one node with its Kubernetes, its kernel, and the process under test.
@@ -71,7 +73,7 @@ func (w *world) file(name string) string { return filepath.Join(w.dir, name) }
 // start runs a process; stop ends it, and what it captured stays pinned.
 func (w *world) start() {
 	w.pods = New(Config{
-		Node: thisNode, NeverHeld: []string{"ambit-system", "kube-system"}, Client: w.client, Dataplane: w.dataplane, Namespaces: w.namespaces,
+		Node: thisNode, NeverHeld: []string{"ambit-system", "kube-system"}, Client: kubetest.Client{Interface: w.client}, Dataplane: w.dataplane, Namespaces: w.namespaces,
 		NetNSDir: "/run/netns", SavedPath: w.file("pods.json"), EnrolmentPath: w.file("enrolment.json"), Logger: slog.New(slog.DiscardHandler),
 	})
 	ctx, cancel := context.WithCancel(context.Background())

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -73,10 +74,11 @@ func (m *Mesh) startContainer(c container) (*Process, error) {
 		Stdout: log, Stderr: log,
 		SysProcAttr: &syscall.SysProcAttr{Chroot: root, Credential: &syscall.Credential{Uid: c.user, Gid: c.user}},
 	}
+	began := time.Now()
 	if err := c.pod.start(command, func() error { return keepOnly(c.capabilities) }); err != nil {
 		return nil, fmt.Errorf("start %s: %w", c.pod.Name, err)
 	}
-	p := &Process{pod: c.pod, command: command, logPath: path, ended: make(chan struct{})}
+	p := &Process{pod: c.pod, command: command, logPath: path, started: began, ended: make(chan struct{})}
 	go p.await()
 	return p, nil
 }
@@ -140,6 +142,7 @@ type Process struct {
 	pod     *RunningPod
 	command *exec.Cmd
 	logPath string
+	started time.Time
 	ended   chan struct{}
 }
 
@@ -150,6 +153,9 @@ func (p *Process) await() {
 
 // PID as this process sees it.
 func (p *Process) PID() int { return p.command.Process.Pid }
+
+// Started is when the process was started.
+func (p *Process) Started() time.Time { return p.started }
 
 // Pod that the process runs in.
 func (p *Process) Pod() *RunningPod { return p.pod }
