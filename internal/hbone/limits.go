@@ -72,6 +72,9 @@ const (
 	// drainPingTimeout bounds the wait for the round trip after which no
 	// further CONNECT can be under way.
 	drainPingTimeout = time.Second
+	// leaveTimeout bounds the wait for a peer to close a drained tunnel. Who reads
+	// slowly behind it may need it; few peers do not close by themselves.
+	leaveTimeout = 5 * time.Second
 
 	// A dead peer is noticed within 9 s at most, and only the silent are asked.
 	defaultPingEvery   = 2 * time.Second

@@ -244,6 +244,13 @@ func (s *session) drain(timeout time.Duration) error {
 	s.mu.Unlock()
 	select {
 	case <-s.idle:
+		// Told to go away, the peer closes the tunnel, once it has passed on what
+		// it got. Some throw that away when this side closes first.
+		select {
+		case <-s.done:
+		case <-time.After(leaveTimeout):
+		case <-deadline.C:
+		}
 	case <-s.done:
 	case <-deadline.C:
 		s.mu.Lock()

@@ -306,3 +306,33 @@ func TestErrorsSayWhatHappened(t *testing.T) {
 		}
 	}
 }
+
+// TestDrainedTunnelIsThePeersToClose: it may hold what it has not passed on yet.
+func TestDrainedTunnelIsThePeersToClose(t *testing.T) {
+	c, s := tlsPair(t)
+	ctx, drain := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- hbone.Serve(ctx, s, hbone.Options{}, accepted(t, echo)) }()
+	p := newRaw(t, c, true)
+	p.WriteSettings()
+	p.connect(1)
+	p.expect(t, "HEADERS 200")
+	drain()
+	p.expect(t, "GOAWAY NO_ERROR") // no answer to the ping: the second takes a second
+	p.expect(t, "GOAWAY NO_ERROR")
+	p.WriteData(1, true, []byte("last"))
+	p.expect(t, "DATA")
+	select {
+	case err := <-served:
+		t.Errorf("the server was first: %v", err)
+	case <-time.After(200 * time.Millisecond):
+	}
+	c.Close()
+	within(t, time.Second, "the server's end", func() {
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
+	for range p.seen {
+	}
+}

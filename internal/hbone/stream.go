@@ -295,14 +295,12 @@ func (st *stream) end(code http2.ErrCode) error {
 	return nil
 }
 
-// resetLocked queues RST_STREAM: after what the stream has queued, if that is all
-// of its half, or else in place of it.
+// resetLocked queues RST_STREAM, after what the stream has queued: what was
+// written before goes out, as far as TCP would have sent it.
 func (s *session) resetLocked(id uint32, code http2.ErrCode) {
-	if st := s.streams[id]; st != nil && st.last != nil && st.localDone {
+	if st := s.streams[id]; st != nil && st.last != nil {
 		st.last.reset = &ResetError{Code: code}
 		return
-	} else if st != nil {
-		s.unqueueLocked(st)
 	}
 	s.control = appendReset(s.control, id, code)
 }

@@ -79,7 +79,7 @@ func envoyCommand() string {
 	if home, err := os.UserHomeDir(); cache == "" && err == nil {
 		cache = filepath.Join(home, ".cache", "ambit")
 	}
-	found, err := filepath.Glob(filepath.Join(cache, "bench", "envoy", "lib", "python3*", "site-packages", "envoy", "_bin", "envoy"))
+	found, err := filepath.Glob(filepath.Join(cache, "envoy", "lib", "python3*", "site-packages", "envoy", "_bin", "envoy"))
 	if err != nil || len(found) == 0 {
 		return "envoy"
 	}
