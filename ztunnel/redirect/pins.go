@@ -22,14 +22,18 @@ const layout = "v1"
 // enrolledMap is the map of captured pods in every layout: namespace cookie (64 bits) -> anything.
 const enrolledMap = "mesh_enrolled"
 
-// steerPin is the only link of a pod.
-const steerPin = "steer"
+// What is pinned of a pod: the link of steer, and that of hold, whose name goes on with the cookie of the pod's namespace: such
+// a link knows its device's number, which is that of every lo.
+const (
+	steerPin = "steer"
+	holdPin  = "hold-"
+)
 
 // pins is the folder of one layout:
 //
 //	maps/NAME        what all programs share
 //	links/NAME       the node's programs
-//	pods/UID/steer   a pod's program
+//	pods/UID/...     a pod's programs
 type pins string
 
 func (p pins) maps() string          { return filepath.Join(string(p), "maps") }
@@ -183,6 +187,31 @@ func (p pins) attachPod(uid string, netns *podns.NetNS, program *ebpf.Program) (
 		return nil, false, err
 	}
 	return attached, false, nil
+}
+
+// loopback is the number of every namespace's lo.
+const loopback = 1
+
+// attachHold runs program for what leaves by a network namespace's lo, adopting the link that an earlier process pinned.
+func (p pins) attachHold(uid string, netns *podns.NetNS, program *ebpf.Program) (link.Link, error) {
+	name := fmt.Sprintf("%s%x", holdPin, netns.Cookie())
+	path := filepath.Join(p.pod(uid), name)
+	l, err := adopt(path, program, func(about *link.Info) bool { return about.TCX() != nil })
+	if l != nil || err != nil {
+		return l, err
+	}
+	err = netns.Do(func() (err error) {
+		l, err = link.AttachTCX(link.TCXOptions{Interface: loopback, Program: program, Attach: ebpf.AttachTCXEgress})
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("attach hold to lo of pod %s: %w", uid, err)
+	}
+	if err := replacePin(l, path); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
 }
 
 // otherLayouts returns the pins that processes of other layouts left in dir.

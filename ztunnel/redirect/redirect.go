@@ -35,6 +35,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/features"
@@ -91,12 +92,17 @@ type Redirect struct {
 	node       *bpf.Node
 	links      []link.Link // held too: should the BPF file system go, the programs stay as long as the process
 
+	// holds are the pods whose connections are held, by slot: for the reader, who must not wait for mu.
+	holds   [bpf.MaxPods]atomic.Pointer[hold]
+	reading sync.WaitGroup
+
 	// Guarded by mu.
 	mu       sync.Mutex
 	captures map[string]*Capture // by UID
 	slots    [bpf.MaxPods]bool   // taken
 	adopted  map[string]*remains // by UID
 	others   []pins              // of other layouts, until no pod is left in them
+	held     *bpf.Held           // what is read; nil until the first Hold
 }
 
 // remains is what an earlier process left of a captured pod.
@@ -279,9 +285,13 @@ func (r *Redirect) Close() error {
 	defer r.mu.Unlock()
 	var errs []error
 	for _, c := range r.captures {
-		errs = append(errs, c.closeListeners(), c.steer.Close())
+		errs = append(errs, c.closeListeners(), c.steer.Close(), c.closeHoldLocked())
 	}
 	clear(r.captures)
+	if r.held != nil {
+		errs = append(errs, r.held.Close())
+		r.reading.Wait()
+	}
 	for _, l := range r.links {
 		errs = append(errs, l.Close())
 	}
