@@ -108,6 +108,9 @@ func (d *dataplane) serve(target pods.Target, id spiffe.ID, netns *podns.NetNS, 
 		ended: make(chan struct{}),
 		outbound: outbound.New(outbound.Config{
 			Listener: captured.Outbound, Dialer: captured,
+			Hold: func(take func(outbound.Held)) error {
+				return captured.Hold(func(h *redirect.Held) { take(h) })
+			},
 			TLS:    func(expected ...spiffe.ID) *tls.Config { return d.certs.ClientConfig(id, expected...) },
 			Source: workloadNow, Snapshot: d.store.Snapshot, Lookup: d.feed.Lookup, Local: d,
 			Conns: d.conns, PoolMetrics: d.pools, Logger: logger, DrainTimeout: releasedBound,

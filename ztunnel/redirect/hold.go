@@ -16,10 +16,9 @@ import (
 // A Held is a connection that an application of the pod waits for in connect(2): its SYN is held back. The first of Pass,
 // Refuse and Leave counts.
 type Held struct {
-	// Client and Destination are the connection's ends as the application sees them; IPv4 addresses are never mapped ones.
-	Client, Destination netip.AddrPort
-
-	hold *hold
+	// Fixed.
+	client, dst netip.AddrPort
+	hold        *hold
 
 	// Guarded by hold.mu.
 	syn      syn // the last one: the application's kernel repeats it
@@ -152,7 +151,7 @@ func (h *hold) arrive(headers []byte) {
 	key := ends{client, dst}
 	held, known := h.waiting[key]
 	if !known {
-		held = &Held{Client: client, Destination: dst, hold: h}
+		held = &Held{client: client, dst: dst, hold: h}
 	}
 	held.syn = syn
 	if h.letting {
@@ -176,6 +175,9 @@ func (h *hold) isOwn(client netip.Addr) bool {
 	return false
 }
 
+// Ends are the connection's as the application sees them: its own, and the destination. IPv4 addresses are never mapped ones.
+func (h *Held) Ends() (client, dst netip.AddrPort) { return h.client, h.dst }
+
 // Pass lets the connection go on to Outbound, where it is accepted at once.
 func (h *Held) Pass() error {
 	syn, ok := h.answer()
@@ -183,7 +185,7 @@ func (h *Held) Pass() error {
 		return nil
 	}
 	if err := h.hold.send(syn, syn.complete()); err != nil {
-		return fmt.Errorf("pass connection from %s to %s: %w", h.Client, h.Destination, err)
+		return fmt.Errorf("pass connection from %s to %s: %w", h.client, h.dst, err)
 	}
 	return nil
 }
@@ -195,7 +197,7 @@ func (h *Held) Refuse(errno unix.Errno) error {
 		return nil
 	}
 	if err := h.hold.send(syn, syn.refusal(errno)); err != nil {
-		return fmt.Errorf("refuse connection from %s to %s: %w", h.Client, h.Destination, err)
+		return fmt.Errorf("refuse connection from %s to %s: %w", h.client, h.dst, err)
 	}
 	return nil
 }
@@ -211,7 +213,7 @@ func (h *Held) answer() (syn, bool) {
 		return nil, false
 	}
 	h.answered = true
-	delete(h.hold.waiting, ends{h.Client, h.Destination})
+	delete(h.hold.waiting, ends{h.client, h.dst})
 	return h.syn, true
 }
 

@@ -124,7 +124,8 @@ func carry(c *Capture) *tunnel {
 func (u *tunnel) prepare(h *Held) {
 	ctx, cancel := context.WithTimeout(u.ctx, 5*time.Second)
 	defer cancel()
-	upstream, err := u.dialPeer(ctx, preamble{h.Client.Addr(), h.Destination})
+	client, dst := h.Ends()
+	upstream, err := u.dialPeer(ctx, preamble{client.Addr(), dst})
 	if errno := unix.Errno(0); errors.As(err, &errno) {
 		h.Refuse(errno)
 		return
@@ -134,7 +135,7 @@ func (u *tunnel) prepare(h *Held) {
 		return
 	}
 	u.mu.Lock()
-	u.prepared[ends{h.Client, h.Destination}] = upstream
+	u.prepared[ends{client, dst}] = upstream
 	u.mu.Unlock()
 	h.Pass()
 }
