@@ -124,18 +124,13 @@ func (r *Redirect) readHeldLocked() error {
 	}
 	r.held = held
 	r.reading.Go(func() {
-		for {
-			next, err := held.Next()
-			if errors.Is(err, os.ErrClosed) {
-				return
-			}
-			if err != nil {
-				r.logger.Warn("held connection not read", "error", err)
-				continue
-			}
+		err := held.Run(func(next bpf.HeldSYN) {
 			if h := r.holds[next.Slot%uint32(len(r.holds))].Load(); h != nil {
 				h.arrive(next.Headers)
 			}
+		})
+		if err != nil {
+			r.logger.Error("connections are held in vain from here on", "error", err)
 		}
 	})
 	return nil
