@@ -261,6 +261,7 @@ const (
 type daemonOrder struct {
 	Config struct{ PinDir, CgroupPath, HostNetNS string }
 	Pods   []daemonPod
+	Mute   bool // holds connections and never answers
 }
 
 type daemonPod struct {
@@ -271,7 +272,11 @@ type daemonPod struct {
 // startDaemon runs a ztunnel in another process, and waits until it has captured the pods.
 func startDaemon(t testing.TB, config Config, pods ...*netnstest.Pod) *netnstest.Process {
 	t.Helper()
-	var order daemonOrder
+	return start(t, config, daemonOrder{}, pods...)
+}
+
+func start(t testing.TB, config Config, order daemonOrder, pods ...*netnstest.Pod) *netnstest.Process {
+	t.Helper()
 	order.Config.PinDir, order.Config.CgroupPath, order.Config.HostNetNS = config.PinDir, config.CgroupPath, config.HostNetNS
 	for _, p := range pods {
 		order.Pods = append(order.Pods, daemonPod{p.Name, p.Path(), []netip.Addr{p.IPv4, p.IPv6}})
@@ -317,7 +322,11 @@ func runDaemon() error {
 		if err != nil {
 			return err
 		}
-		carry(c)
+		if !order.Mute {
+			carry(c)
+		} else if err := c.Hold(func(*Held) {}); err != nil {
+			return err
+		}
 	}
 	fmt.Println("ready")
 	_, err = io.Copy(io.Discard, os.Stdin)
