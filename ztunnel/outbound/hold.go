@@ -135,9 +135,12 @@ func errnoOf(err error) syscall.Errno {
 	if status := (*hbone.StatusError)(nil); errors.As(err, &status) {
 		cause = conns.CauseIn(status.Reason)
 	}
+	if errors.Is(err, context.Canceled) {
+		return 0 // the process ends: the next one is asked again
+	}
 	switch reasonOf(err) {
 	case conns.ConnectFailed, conns.TunnelFailed, conns.TunnelRefused:
-		if cause == syscall.ETIMEDOUT || errors.Is(err, context.Canceled) {
+		if cause == syscall.ETIMEDOUT {
 			return 0
 		}
 		if cause != 0 {

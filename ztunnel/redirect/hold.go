@@ -7,7 +7,6 @@ import (
 	"os"
 	"sync"
 
-	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/bpf"
@@ -31,7 +30,7 @@ type ends struct{ client, dst netip.AddrPort }
 // hold is a pod whose connections are held.
 type hold struct {
 	// Fixed after Hold.
-	link    link.Link
+	link    attachment
 	sockets map[bool]*os.File // raw, by syn.is4
 	clients []netip.Addr
 	take    func(*Held)
@@ -78,7 +77,7 @@ func (c *Capture) holdBack(take func(*Held)) (err error) {
 	}
 	defer program.Close() // its link holds it
 	r.holds[c.slot].Store(h)
-	if h.link, err = r.pins.attachHold(c.pod.UID, c.pod.NetNS, program); err != nil {
+	if h.link, err = c.attachHold(program); err != nil {
 		return err
 	}
 	c.hold = h

@@ -19,6 +19,12 @@ import (
 
 // What cannot be reached fails connect(2) with the errno that it has without the mesh; what can is connected.
 func TestConnectFailsAsWithoutTheMesh(t *testing.T) {
+	for _, withoutTCX := range []bool{false, true} {
+		t.Run(fmt.Sprintf("without tcx: %v", withoutTCX), func(t *testing.T) { testConnect(t, withoutTCX) })
+	}
+}
+
+func testConnect(t *testing.T, withoutTCX bool) {
 	network := netnstest.New(t, "a", "b")
 	a := openNode(t, network.Node("a"))
 	client, outside, server := a.Pod("client"), a.Pod("outside"), network.Node("b").Pod("server")
@@ -29,7 +35,8 @@ func TestConnectFailsAsWithoutTheMesh(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	a.capture(t, client)
+	a.withoutTCX = withoutTCX
+	u := a.capture(t, client)
 	before := verdicts(t, a)
 	var n uint64
 	for _, options := range []netnstest.DialOptions{{}, {MPTCP: true}, {Mapped: true}} {
@@ -61,6 +68,31 @@ func TestConnectFailsAsWithoutTheMesh(t *testing.T) {
 	}
 	if after := verdicts(t, a); after["hold_held"]-before["hold_held"] != n {
 		t.Errorf("%d SYNs were held, want %d: %v", after["hold_held"]-before["hold_held"], n, after)
+	}
+	// The next process takes over; then the pod is let go, and nothing looks at its lo any more.
+	a.Close()
+	u.cut()
+	a.reopen(t)
+	a.withoutTCX = withoutTCX
+	before = verdicts(t, a)
+	u = a.capture(t, client)
+	if _, err := captured.Dial(netip.AddrPortFrom(server.IPv4, 81)); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("after a restart: %v, want connection refused", err)
+	}
+	if after := verdicts(t, a); after["hold_held"]-before["hold_held"] != 1 {
+		t.Errorf("%d SYNs were held after a restart, want 1", after["hold_held"]-before["hold_held"])
+	}
+	if err := u.Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	before = verdicts(t, a)
+	captured.Listen("127.0.0.1:8080")
+	mustDial(t, captured, netip.MustParseAddrPort("127.0.0.1:8080"))
+	mustDial(t, captured, netip.AddrPortFrom(server.IPv4, appPort))
+	for name, n := range verdicts(t, a) {
+		if strings.HasPrefix(name, "hold_") && n != before[name] {
+			t.Errorf("of a pod that was let go: %s", name)
+		}
 	}
 }
 

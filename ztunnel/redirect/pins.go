@@ -189,31 +189,6 @@ func (p pins) attachPod(uid string, netns *podns.NetNS, program *ebpf.Program) (
 	return attached, false, nil
 }
 
-// loopback is the number of every namespace's lo.
-const loopback = 1
-
-// attachHold runs program for what leaves by a network namespace's lo, adopting the link that an earlier process pinned.
-func (p pins) attachHold(uid string, netns *podns.NetNS, program *ebpf.Program) (link.Link, error) {
-	name := fmt.Sprintf("%s%x", holdPin, netns.Cookie())
-	path := filepath.Join(p.pod(uid), name)
-	l, err := adopt(path, program, func(about *link.Info) bool { return about.TCX() != nil })
-	if l != nil || err != nil {
-		return l, err
-	}
-	err = netns.Do(func() (err error) {
-		l, err = link.AttachTCX(link.TCXOptions{Interface: loopback, Program: program, Attach: ebpf.AttachTCXEgress})
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("attach hold to lo of pod %s: %w", uid, err)
-	}
-	if err := replacePin(l, path); err != nil {
-		l.Close()
-		return nil, err
-	}
-	return l, nil
-}
-
 // otherLayouts returns the pins that processes of other layouts left in dir.
 func otherLayouts(dir string) ([]pins, error) {
 	entries, err := os.ReadDir(dir)

@@ -90,6 +90,7 @@ type Redirect struct {
 	hostCookie uint64
 	pins       pins
 	node       *bpf.Node
+	withoutTCX bool        // as before Linux 6.6
 	links      []link.Link // held too: should the BPF file system go, the programs stay as long as the process
 
 	// holds are the pods whose connections are held, by slot: for the reader, who must not wait for mu.
