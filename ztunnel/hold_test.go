@@ -18,6 +18,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/netnstest"
 	"github.com/ambit-mesh/ambit/internal/workload/workloadtest"
 	"github.com/ambit-mesh/ambit/ztunnel/inbound"
+	"github.com/ambit-mesh/ambit/ztunnel/redirect"
 )
 
 // An application sees in connect(2) what it sees without the mesh, whichever way its connection goes.
@@ -102,6 +103,27 @@ func TestWhatHasNoWayIsRefusedInConnect(t *testing.T) {
 			t.Errorf("%s: %v, want connect: connection refused", name, err)
 		}
 	}
+}
+
+// A node on which connections cannot be held says so, and captures all the same.
+func TestWhatCannotBeHeldIsAProblem(t *testing.T) {
+	b := newBed(t)
+	web, cart := b.network.Node("a").Pod("web"), b.network.Node("b").Pod("cart")
+	cart.Start().Listen("[::]:8080")
+	captured := b.capture(web).(*capture)
+	b.publish(web, api.TunnelProtocol_HBONE)
+	b.publish(cart, api.TunnelProtocol_NONE)
+	if problems := b.problems(); len(problems) != 0 {
+		t.Errorf("problems %q", problems)
+	}
+	mustDial(t, web.Start(), cart.IPv4)
+	if err := b.held(captured.redirect.Hold(func(*redirect.Held) {})); err == nil {
+		t.Error("two hold the same pod's connections")
+	}
+	if problems := b.problems(); len(problems) != 1 || !strings.HasPrefix(problems[0], "HoldMissing: ") {
+		t.Errorf("problems %q", problems)
+	}
+	mustDial(t, web.Start(), cart.IPv4)
 }
 
 type deny struct{}
