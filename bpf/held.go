@@ -26,7 +26,7 @@ type Held struct {
 	file   *os.File // the buffer, for the runtime's poller: the reader's own would block a thread, and with it a processor
 }
 
-// ReadHeld begins to read. There is to be one reader at a time; what comes without one is dropped once the buffer is full.
+// ReadHeld begins to read; Run is to be called once. There is to be one reader at a time; what comes without one is dropped once the buffer is full.
 func (n *Node) ReadHeld() (_ *Held, err error) {
 	defer func() {
 		if err != nil {
@@ -59,6 +59,7 @@ func pollable(m *ebpf.Map) (*os.File, error) {
 
 // Run calls take with every SYN, from this goroutine, until Close.
 func (h *Held) Run(take func(HeldSYN)) error {
+	defer h.reader.Close()
 	raw, err := h.file.SyscallConn()
 	if err != nil {
 		return fmt.Errorf("read held connections: %w", err)
@@ -93,4 +94,4 @@ func (h *Held) next(take func(HeldSYN)) error {
 }
 
 // Close ends Run.
-func (h *Held) Close() error { return errors.Join(h.file.Close(), h.reader.Close()) }
+func (h *Held) Close() error { return h.file.Close() }

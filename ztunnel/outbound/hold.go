@@ -58,6 +58,7 @@ type preparations struct {
 	mu sync.Mutex
 	// Guarded by mu.
 	byEnds  map[ends]*preparation
+	live    map[ends]int // accepted connections
 	stopped bool
 }
 
@@ -69,7 +70,8 @@ func (l *Listener) take(held Held) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
-	case p.byEnds[key] != nil: // it was passed, but the SYN was lost, or its sender is another by now
+	case p.byEnds[key] != nil, p.live[key] > 0:
+		// It was passed, but that was lost, or the SYN was repeated just before, or its sender is another by now: the kernel knows.
 		go l.pass(held)
 	case p.stopped, len(p.byEnds) >= maxHeld:
 		held.Leave()
@@ -159,16 +161,25 @@ func abandon(up upstream) {
 }
 
 // claim returns the preparation of an accepted connection, which then is its owner's alone. Nil: there is none, and the
-// connection came at once.
+// connection came at once. Either way the owner says with release when the connection is over.
 func (p *preparations) claim(key ends) *preparation {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.live[key]++
 	prepared := p.byEnds[key]
 	if prepared != nil {
 		delete(p.byEnds, key)
 		close(prepared.claimed)
 	}
 	return prepared
+}
+
+func (p *preparations) release(key ends) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.live[key]--; p.live[key] == 0 {
+		delete(p.live, key)
+	}
 }
 
 // remove tells whether the preparation was there, unclaimed.

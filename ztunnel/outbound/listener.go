@@ -43,7 +43,9 @@ func (l *Listener) attempt(client, dst netip.AddrPort) *conns.Attempt {
 // serve carries one connection of the pod's application, whose upstream may stand already.
 func (l *Listener) serve(_, cut context.Context, app *net.TCPConn) {
 	key := ends{addrPort(app.RemoteAddr()), addrPort(app.LocalAddr())}
-	if prepared := l.preparations.claim(key); prepared != nil {
+	prepared := l.preparations.claim(key)
+	defer l.preparations.release(key)
+	if prepared != nil {
 		l.serveHeld(cut, app, prepared)
 		return
 	}

@@ -100,22 +100,22 @@ type Listener struct {
 	preparations preparations
 }
 
-// New makes a Listener; Run is to be called once.
+// New makes a Listener, and holds connections from here on; Run is to be called once.
 func New(cfg Config) *Listener {
 	l := &Listener{cfg: cfg, server: listen.New(cfg.Listener, listen.Limit, cfg.Logger)}
-	l.preparations.byEnds = map[ends]*preparation{}
+	l.preparations.byEnds, l.preparations.live = map[ends]*preparation{}, map[ends]int{}
 	l.pool = pool.New(pool.Config{Dial: l.dialTunnel, Metrics: cfg.PoolMetrics, Logger: cfg.Logger})
+	if cfg.Hold != nil {
+		if err := cfg.Hold(l.take); err != nil {
+			cfg.Logger.Warn("connections are not held: the pod's applications do not see in connect(2) that nobody is there", "error", err)
+		}
+	}
 	return l
 }
 
 // Run carries connections until ctx ends, and then those that live, for
 // DrainTimeout at most. An error means that accepting had to stop.
 func (l *Listener) Run(ctx context.Context) error {
-	if l.cfg.Hold != nil {
-		if err := l.cfg.Hold(l.take); err != nil {
-			l.cfg.Logger.Warn("connections are not held: the pod's applications do not see in connect(2) that nobody is there", "error", err)
-		}
-	}
 	stop := context.AfterFunc(ctx, l.preparations.stop)
 	defer stop()
 	err := l.server.Run(ctx, l.cfg.DrainTimeout, l.serve)
