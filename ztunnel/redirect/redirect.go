@@ -9,6 +9,9 @@
 //	steer     attach: what connects to the pod comes to the listeners    (one step)
 //	enrol     what the pod connects to bears the mark from here on       (one step)
 //
+// [Capture.Hold] goes further: what the pod connects to waits, its SYN held back on lo, until ztunnel lets it come to Outbound or
+// fails its connect(2). Whether that is attached or not, nothing goes past the listeners.
+//
 // Until steer all of it is inert. [Capture.Release] goes back: first enrol, then, when what bears the mark has arrived, steer,
 // then the listeners once their queues are empty. Rule and route stay, inert: a delivered connection bears the mark as long as it lives, and without the
 // route it would leave by the wire.
