@@ -5,6 +5,7 @@
 //	connect.c  which connect(2) is ztunnel's to carry        a cgroup, once a node
 //	permit.c   which connections may pass a pod's listeners  a cgroup, once a node
 //	steer.c    which listener takes a new connection         a network namespace, once a pod
+//	hold.c     which SYN waits until its upstream stands     a namespace's lo, once a pod
 //
 // They meet in the maps of maps.h. [Load] creates these, or takes those that an earlier process pinned, and loads what a
 // node needs once; [Node.LoadSteer] loads a pod's program. Every run of a program ends in a verdict, which
@@ -25,9 +26,10 @@ import (
 
 //go:generate -command bpf2go go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -cflags "-Wall -Wextra -Werror -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu"
 //go:generate bpf2go -type number -type listener -type own -type verdict -type addr -type enrolment -type flow connect connect.c
+//go:generate bpf2go -no-global-types -type held hold hold.c
 //go:generate bpf2go -no-global-types permit permit.c
 //go:generate bpf2go -no-global-types steer steer.c
-//go:generate sh -c "sha256sum connect.c maps.h mesh.h permit.c steer.c > sources.sha256"
+//go:generate sh -c "sha256sum connect.c hold.c maps.h mesh.h permit.c steer.c > sources.sha256"
 
 // Numbers that the programs and their users share.
 const (
@@ -83,6 +85,7 @@ type Node struct {
 
 	maps     map[string]*ebpf.Map
 	steer    *ebpf.CollectionSpec
+	hold     *ebpf.CollectionSpec
 	verdicts []string // by number
 }
 
@@ -108,6 +111,10 @@ func Load(pins string, host Host) (_ *Node, err error) {
 	if err != nil {
 		return nil, err
 	}
+	hold, err := loadHold()
+	if err != nil {
+		return nil, err
+	}
 	verdicts, err := verdictNames(connect.Types)
 	if err != nil {
 		return nil, err
@@ -116,7 +123,7 @@ func Load(pins string, host Host) (_ *Node, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("load maps: %w", err)
 	}
-	n := &Node{maps: maps, steer: steer, verdicts: verdicts}
+	n := &Node{maps: maps, steer: steer, hold: hold, verdicts: verdicts}
 	defer func() {
 		if err != nil {
 			n.Close()
@@ -163,15 +170,16 @@ func setHost(host Host, connect, permit *ebpf.CollectionSpec) error {
 	return nil
 }
 
-// loadMaps creates every mesh_ map, or takes it from its pin. The listeners are not pinned: they end with the process.
+// loadMaps creates every mesh_ map, or takes it from its pin. The listeners are not pinned, nor is what they are told: they
+// end with the process.
 func loadMaps(spec *ebpf.CollectionSpec, pins string) (map[string]*ebpf.Map, error) {
 	maps := &ebpf.CollectionSpec{Maps: map[string]*ebpf.MapSpec{}, ByteOrder: spec.ByteOrder}
 	for _, name := range []string{
-		connectMapMeshEnrolled, connectMapMeshListeners, connectMapMeshOwn,
+		connectMapMeshEnrolled, connectMapMeshHeld, connectMapMeshListeners, connectMapMeshOwn,
 		connectMapMeshPermits, connectMapMeshPods, connectMapMeshVerdicts,
 	} {
 		m := spec.Maps[name].Copy()
-		if name != connectMapMeshListeners {
+		if name != connectMapMeshListeners && name != connectMapMeshHeld {
 			m.Pinning = ebpf.PinByName
 		}
 		maps.Maps[name] = m
@@ -195,29 +203,49 @@ func (n *Node) Close() {
 	}
 }
 
-// LoadSteer loads one pod's program. The caller closes it.
+// LoadSteer loads a pod's steer program. The caller closes it.
 func (n *Node) LoadSteer(s Steering) (*ebpf.Program, error) {
-	if s.Slot >= uint32(MaxPods) {
-		return nil, fmt.Errorf("load steer: slot %d of %d", s.Slot, MaxPods)
-	}
-	spec := n.steer.Copy()
 	var ports [connectNumberSLOT_SIZE]uint16
 	copy(ports[:], s.Ports[:])
-	for name, value := range map[string]any{
+	var programs steerPrograms
+	err := n.loadPod(n.steer, &programs, s.Slot, map[string]any{
 		steerVarSelf4:    addrOf(s.IPv4),
 		steerVarSelf6:    addrOf(s.IPv6),
 		steerVarSlot:     s.Slot,
 		steerVarOwnPorts: ports,
-	} {
-		if err := spec.Variables[name].Set(value); err != nil {
-			return nil, fmt.Errorf("set %s: %w", name, err)
-		}
-	}
-	var programs steerPrograms
-	if err := spec.LoadAndAssign(&programs, &ebpf.CollectionOptions{MapReplacements: n.maps}); err != nil {
+	})
+	if err != nil {
 		return nil, fmt.Errorf("load steer: %w", err)
 	}
 	return programs.SteerSkLookup, nil
+}
+
+// LoadHold loads a pod's hold program. The caller closes it. Ports are not looked at.
+func (n *Node) LoadHold(s Steering) (*ebpf.Program, error) {
+	var programs holdPrograms
+	err := n.loadPod(n.hold, &programs, s.Slot, map[string]any{
+		holdVarSelf4: addrOf(s.IPv4),
+		holdVarSelf6: addrOf(s.IPv6),
+		holdVarSlot:  s.Slot,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("load hold: %w", err)
+	}
+	return programs.HoldEgress, nil
+}
+
+// loadPod loads a program of one pod with its constants.
+func (n *Node) loadPod(spec *ebpf.CollectionSpec, programs any, slot uint32, constants map[string]any) error {
+	if slot >= uint32(MaxPods) {
+		return fmt.Errorf("slot %d of %d", slot, MaxPods)
+	}
+	spec = spec.Copy()
+	for name, value := range constants {
+		if err := spec.Variables[name].Set(value); err != nil {
+			return fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	return spec.LoadAndAssign(programs, &ebpf.CollectionOptions{MapReplacements: n.maps})
 }
 
 // SetListener makes the listening socket fd a listener of the pod in slot.

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -35,7 +36,7 @@ func TestEveryVerdictHasAName(t *testing.T) {
 	}
 	for name := range verdicts {
 		decision, _, _ := strings.Cut(name, "_")
-		if name != strings.ToLower(name) || (decision != "connect" && decision != "permit" && decision != "steer") {
+		if name != strings.ToLower(name) || !slices.Contains([]string{"connect", "hold", "permit", "steer"}, decision) {
 			t.Errorf("verdict %q", name)
 		}
 	}
@@ -68,8 +69,10 @@ func TestMapsArePinned(t *testing.T) {
 	if err != nil || !maps.Equal(pods, map[netip.Addr]uint64{want[7].IPv4: 7}) {
 		t.Errorf("pods %v, %v", pods, err)
 	}
-	if _, err := os.Stat(filepath.Join(pins, connectMapMeshListeners)); !os.IsNotExist(err) {
-		t.Errorf("the listeners are pinned: %v", err)
+	for _, name := range []string{connectMapMeshListeners, connectMapMeshHeld} {
+		if _, err := os.Stat(filepath.Join(pins, name)); !os.IsNotExist(err) {
+			t.Errorf("%s is pinned: %v", name, err)
+		}
 	}
 }
 
@@ -111,6 +114,14 @@ func TestLimits(t *testing.T) {
 		t.Fatal(err)
 	}
 	steer.Close()
+	if _, err := n.LoadHold(Steering{Slot: uint32(MaxPods)}); err == nil {
+		t.Error("a program was loaded for a slot that is not there")
+	}
+	hold, err := n.LoadHold(Steering{Slot: uint32(MaxPods - 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	hold.Close()
 	for i := range MaxPods {
 		if err := n.Enrol(uint64(i), Enrolment{UID: "pod"}); err != nil {
 			t.Fatalf("pod %d of %d: %v", i, MaxPods, err)

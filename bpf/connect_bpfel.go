@@ -50,6 +50,7 @@ const (
 	connectNumberSLOT_SIZE       connectNumber = 4
 	connectNumberMAX_POD_CGROUPS connectNumber = 4
 	connectNumberUID_SIZE        connectNumber = 64
+	connectNumberSYN_SIZE        connectNumber = 120
 )
 
 type connectOwn uint32
@@ -96,7 +97,15 @@ const (
 	connectVerdictVERDICT_STEER_DROPPED_OWN_PORT        connectVerdict = 29
 	connectVerdictVERDICT_STEER_DROPPED_NO_LISTENER     connectVerdict = 30
 	connectVerdictVERDICT_STEER_DROPPED_ASSIGN          connectVerdict = 31
-	connectVerdictVERDICT_COUNT                         connectVerdict = 32
+	connectVerdictVERDICT_HOLD_NOT_CAPTURED             connectVerdict = 32
+	connectVerdictVERDICT_HOLD_NOT_SYN                  connectVerdict = 33
+	connectVerdictVERDICT_HOLD_OWN                      connectVerdict = 34
+	connectVerdictVERDICT_HOLD_LOCAL                    connectVerdict = 35
+	connectVerdictVERDICT_HOLD_UNREADABLE               connectVerdict = 36
+	connectVerdictVERDICT_HOLD_NO_LISTENER              connectVerdict = 37
+	connectVerdictVERDICT_HOLD_FULL                     connectVerdict = 38
+	connectVerdictVERDICT_HOLD_HELD                     connectVerdict = 39
+	connectVerdictVERDICT_COUNT                         connectVerdict = 40
 )
 
 // Names of all BPF objects in the ELF.
@@ -104,6 +113,7 @@ const (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	connectMapMeshEnrolled     = "mesh_enrolled"
+	connectMapMeshHeld         = "mesh_held"
 	connectMapMeshListeners    = "mesh_listeners"
 	connectMapMeshOwn          = "mesh_own"
 	connectMapMeshPermits      = "mesh_permits"
@@ -168,6 +178,7 @@ type connectProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type connectMapSpecs struct {
 	MeshEnrolled  *ebpf.MapSpec `ebpf:"mesh_enrolled"`
+	MeshHeld      *ebpf.MapSpec `ebpf:"mesh_held"`
 	MeshListeners *ebpf.MapSpec `ebpf:"mesh_listeners"`
 	MeshOwn       *ebpf.MapSpec `ebpf:"mesh_own"`
 	MeshPermits   *ebpf.MapSpec `ebpf:"mesh_permits"`
@@ -206,6 +217,7 @@ func (o *connectObjects) Close() error {
 // It can be passed to loadConnectObjects or ebpf.CollectionSpec.LoadAndAssign.
 type connectMaps struct {
 	MeshEnrolled  *ebpf.Map `ebpf:"mesh_enrolled"`
+	MeshHeld      *ebpf.Map `ebpf:"mesh_held"`
 	MeshListeners *ebpf.Map `ebpf:"mesh_listeners"`
 	MeshOwn       *ebpf.Map `ebpf:"mesh_own"`
 	MeshPermits   *ebpf.Map `ebpf:"mesh_permits"`
@@ -216,6 +228,7 @@ type connectMaps struct {
 func (m *connectMaps) Close() error {
 	return _ConnectClose(
 		m.MeshEnrolled,
+		m.MeshHeld,
 		m.MeshListeners,
 		m.MeshOwn,
 		m.MeshPermits,

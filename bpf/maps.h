@@ -58,6 +58,13 @@ struct {
 	__type(value, __u64);
 } mesh_listeners SEC(".maps");
 
+/* struct held, one for each SYN that hold keeps. Written by hold, read by Go: room for some 1900, which a process that runs
+ * empties in milliseconds. Not pinned: it is read by the process whose listeners are in mesh_listeners. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 256 * 1024);
+} mesh_held SEC(".maps");
+
 /* enum verdict -> how often. Written by every program. Pinned, and so with room for verdicts to come. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

@@ -30,6 +30,8 @@ enum number {
 	MAX_POD_CGROUPS = 4,
 	/* Longest pod UID that is remembered, its terminating zero included. */
 	UID_SIZE = 64,
+	/* The longest headers of a SYN: 60 bytes of IPv4 and 60 of TCP. */
+	SYN_SIZE = 120,
 };
 
 /* A pod's entry in mesh_listeners is slot * SLOT_SIZE + one of these. */
@@ -89,7 +91,15 @@ enum verdict {
 	VERDICT_STEER_DROPPED_OWN_PORT = 29,
 	VERDICT_STEER_DROPPED_NO_LISTENER = 30,
 	VERDICT_STEER_DROPPED_ASSIGN = 31,
-	VERDICT_COUNT = 32,
+	VERDICT_HOLD_NOT_CAPTURED = 32,
+	VERDICT_HOLD_NOT_SYN = 33,
+	VERDICT_HOLD_OWN = 34,
+	VERDICT_HOLD_LOCAL = 35,
+	VERDICT_HOLD_UNREADABLE = 36,
+	VERDICT_HOLD_NO_LISTENER = 37,
+	VERDICT_HOLD_FULL = 38,
+	VERDICT_HOLD_HELD = 39,
+	VERDICT_COUNT = 40,
 };
 
 /* An IPv6 address, or an IPv4 one as ::ffff:a.b.c.d, in network byte order. All zero: no address. */
@@ -106,6 +116,15 @@ struct flow {
 	__u16 destination_port;
 };
 _Static_assert(sizeof(struct flow) == 36, "no padding in a key");
+
+/* A SYN that waits for ztunnel's answer: its headers as the application sent them, but for their checksums, which nobody
+ * has computed yet. */
+struct held {
+	__u32 slot; /* of the pod, in mesh_listeners */
+	__u32 size; /* of the headers */
+	__u8 syn[SYN_SIZE];
+};
+_Static_assert(sizeof(struct held) == 8 + SYN_SIZE, "no padding in a record");
 
 static __always_inline void addr_from4(struct addr *a, __u32 ip4)
 {

@@ -17,6 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	permitMapMeshEnrolled   = "mesh_enrolled"
+	permitMapMeshHeld       = "mesh_held"
 	permitMapMeshListeners  = "mesh_listeners"
 	permitMapMeshOwn        = "mesh_own"
 	permitMapMeshPermits    = "mesh_permits"
@@ -76,6 +77,7 @@ type permitProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type permitMapSpecs struct {
 	MeshEnrolled  *ebpf.MapSpec `ebpf:"mesh_enrolled"`
+	MeshHeld      *ebpf.MapSpec `ebpf:"mesh_held"`
 	MeshListeners *ebpf.MapSpec `ebpf:"mesh_listeners"`
 	MeshOwn       *ebpf.MapSpec `ebpf:"mesh_own"`
 	MeshPermits   *ebpf.MapSpec `ebpf:"mesh_permits"`
@@ -111,6 +113,7 @@ func (o *permitObjects) Close() error {
 // It can be passed to loadPermitObjects or ebpf.CollectionSpec.LoadAndAssign.
 type permitMaps struct {
 	MeshEnrolled  *ebpf.Map `ebpf:"mesh_enrolled"`
+	MeshHeld      *ebpf.Map `ebpf:"mesh_held"`
 	MeshListeners *ebpf.Map `ebpf:"mesh_listeners"`
 	MeshOwn       *ebpf.Map `ebpf:"mesh_own"`
 	MeshPermits   *ebpf.Map `ebpf:"mesh_permits"`
@@ -121,6 +124,7 @@ type permitMaps struct {
 func (m *permitMaps) Close() error {
 	return _PermitClose(
 		m.MeshEnrolled,
+		m.MeshHeld,
 		m.MeshListeners,
 		m.MeshOwn,
 		m.MeshPermits,

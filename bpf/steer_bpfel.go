@@ -17,6 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	steerMapMeshEnrolled   = "mesh_enrolled"
+	steerMapMeshHeld       = "mesh_held"
 	steerMapMeshListeners  = "mesh_listeners"
 	steerMapMeshOwn        = "mesh_own"
 	steerMapMeshPermits    = "mesh_permits"
@@ -79,6 +80,7 @@ type steerProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type steerMapSpecs struct {
 	MeshEnrolled  *ebpf.MapSpec `ebpf:"mesh_enrolled"`
+	MeshHeld      *ebpf.MapSpec `ebpf:"mesh_held"`
 	MeshListeners *ebpf.MapSpec `ebpf:"mesh_listeners"`
 	MeshOwn       *ebpf.MapSpec `ebpf:"mesh_own"`
 	MeshPermits   *ebpf.MapSpec `ebpf:"mesh_permits"`
@@ -117,6 +119,7 @@ func (o *steerObjects) Close() error {
 // It can be passed to loadSteerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type steerMaps struct {
 	MeshEnrolled  *ebpf.Map `ebpf:"mesh_enrolled"`
+	MeshHeld      *ebpf.Map `ebpf:"mesh_held"`
 	MeshListeners *ebpf.Map `ebpf:"mesh_listeners"`
 	MeshOwn       *ebpf.Map `ebpf:"mesh_own"`
 	MeshPermits   *ebpf.Map `ebpf:"mesh_permits"`
@@ -127,6 +130,7 @@ type steerMaps struct {
 func (m *steerMaps) Close() error {
 	return _SteerClose(
 		m.MeshEnrolled,
+		m.MeshHeld,
 		m.MeshListeners,
 		m.MeshOwn,
 		m.MeshPermits,

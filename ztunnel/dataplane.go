@@ -55,6 +55,7 @@ type dataplane struct {
 	// Guarded by mu.
 	mu       sync.Mutex
 	captures map[string]*capture // by the workload's uid
+	unheld   error               // why a pod's connections are not held
 }
 
 // Start captures a pod.
@@ -110,6 +111,9 @@ func (d *dataplane) serve(target pods.Target, id spiffe.ID, netns *podns.NetNS, 
 		ended: make(chan struct{}),
 		outbound: outbound.New(outbound.Config{
 			Listener: captured.Outbound, Dialer: captured,
+			Hold: func(take func(outbound.Held)) error {
+				return d.held(captured.Hold(func(h *redirect.Held) { take(h) }))
+			},
 			TLS:    func(expected ...spiffe.ID) *tls.Config { return d.certs.ClientConfig(id, expected...) },
 			Source: workloadNow, Snapshot: d.store.Snapshot, Lookup: d.feed.Lookup, Local: d,
 			Conns: d.conns, Endpoints: d.endpoints, PoolMetrics: d.pools, Logger: logger, DrainTimeout: releasedBound,
@@ -127,6 +131,27 @@ func (d *dataplane) serve(target pods.Target, id spiffe.ID, netns *podns.NetNS, 
 	d.mu.Unlock()
 	go c.run(ctx)
 	return c
+}
+
+// held remembers why holding failed, for whoever runs the node: it captures all the same.
+func (d *dataplane) held(err error) error {
+	if err != nil {
+		d.mu.Lock()
+		d.unheld = err
+		d.mu.Unlock()
+	}
+	return err
+}
+
+// problems of the pods' capture, coded.
+func (d *dataplane) problems() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.unheld == nil {
+		return nil
+	}
+	coded := withCode(d.unheld, string(redirect.HoldMissing))
+	return []string{coded.code + ": " + coded.text}
 }
 
 // describe makes the workload that a pod is from what its own node knows.

@@ -35,7 +35,7 @@ func TestMain(m *testing.M) { netnstest.Main(m, map[string]func(){actorRole: act
 // bed is two nodes whose pods one process captures: what it cannot know is that
 // there is only one of it.
 type bed struct {
-	t       *testing.T
+	t       testing.TB
 	network *netnstest.Network
 	config  redirect.Config
 	ca      *certstest.CA
@@ -43,7 +43,7 @@ type bed struct {
 	*dataplane
 }
 
-func newBed(t *testing.T) *bed {
+func newBed(t testing.TB) *bed {
 	b := &bed{t: t, network: netnstest.New(t, "a", "b"), ca: certstest.NewCA(t, "cluster.local")}
 	b.config = redirect.Config{
 		PinDir:     filepath.Join(netnstest.BPFFS(t), "ambit"),

@@ -10,10 +10,6 @@ import (
 	"github.com/ambit-mesh/ambit/internal/workload/workloadtest"
 )
 
-// refusedAtConnect says whether a connection stands, as the application sees it, only once it stands from end to end. Until
-// then connect(2) succeeds, and the refusal comes as a reset before any byte.
-const refusedAtConnect = false
-
 func refuseScripts() []script {
 	return []script{{name: "refused", refused: true, client: seeRefusal}}
 }
@@ -35,19 +31,12 @@ func seeRefusal(a *actor) {
 	}
 }
 
-func (p *path) refusal(errno string) string {
-	if refusedAtConnect || p.name == nonePath {
-		return errno
-	}
-	return "connected, then ECONNRESET"
-}
-
 // What cannot be reached is refused, and no byte, end or silence is taken for an answer.
 func testRefusals(t *testing.T, b *bed, paths map[string]*path) {
 	eachPath(t, paths, func(t *testing.T, p *path) {
 		t.Run("port", func(t *testing.T) {
 			for range 3 { // without a tunnel, and with one
-				if saw, want := p.play(t, "refused", nil).client, p.refusal("ECONNREFUSED")+", soon"; saw != want {
+				if saw, want := p.play(t, "refused", nil).client, "ECONNREFUSED, soon"; saw != want {
 					t.Errorf("saw %q, want %q", saw, want)
 				}
 			}
@@ -64,7 +53,7 @@ func testRefusals(t *testing.T, b *bed, paths map[string]*path) {
 				t.Fatal(err)
 			}
 			saw := both.client
-			if want := p.refusal("EHOSTUNREACH"); saw != want && saw != want+", soon" {
+			if want := "EHOSTUNREACH"; saw != want && saw != want+", soon" {
 				t.Errorf("saw %q, want %q", saw, want)
 			}
 		})

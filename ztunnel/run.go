@@ -171,7 +171,7 @@ func (z *ztunnel) composeReport() error {
 	z.observed = &observedPods{
 		pods: z.pods, expires: z.certs.Expires, snapshot: z.store.Snapshot,
 		trustDomain: z.settings.TrustDomain, clusterID: z.settings.ClusterID,
-		sources: []func() []string{z.node.problems, z.cni.Problems, z.pods.Problems, z.roots.problems},
+		sources: []func() []string{z.node.problems, z.dataplane.problems, z.cni.Problems, z.pods.Problems, z.roots.problems},
 	}
 	z.reporter.observed, z.reporter.release = z.observed, z.pods.Release
 	z.dumps()

@@ -18,6 +18,8 @@ const (
 	CutByDestination Reason = "CutByDestination"
 	// UnknownDestination: the controller could not be asked what it is.
 	UnknownDestination Reason = "UnknownDestination"
+	// Unclaimed: it stood, but the application had given up by then.
+	Unclaimed Reason = "Unclaimed"
 	// DeliveryFailed: the destination's pod on this node did not take it.
 	DeliveryFailed Reason = "DeliveryFailed"
 	// TunnelLost: the tunnel that carried it is gone.

@@ -99,10 +99,10 @@ func (l *Listener) serveRequest(alive, cut context.Context, t tunnel, in *hbone.
 		Started:   time.Now(),
 	}
 	l.identify(&attempt.Source, true)
-	// The peer gets the reason's word; the details are this side's business.
+	// The peer gets the reason's word, and what connect(2) is to say; the details are this side's business.
 	refuse := func(status int, err error) {
 		reason := conns.ReasonOf(err)
-		in.Refuse(status, string(reason))
+		in.Refuse(status, conns.Words(reason, err))
 		l.cfg.Conns.Fail(attempt, reason, err)
 	}
 	dst, err := targetOf(in.Authority, t.local)

@@ -25,27 +25,50 @@ func reasonOf(err error) conns.Reason {
 	return conns.ReasonOf(err)
 }
 
-// serve carries one connection of the pod's application.
+// attempt is what is known of a connection before anything is decided.
+func (l *Listener) attempt(client, dst netip.AddrPort) *conns.Attempt {
+	a := &conns.Attempt{
+		Direction:   conns.Outbound,
+		Transport:   conns.Plaintext,
+		Source:      conns.Peer{Addr: client},
+		Destination: conns.Peer{Addr: dst},
+		Started:     time.Now(),
+	}
+	if source := l.cfg.Source(); source != nil {
+		a.Source.Workload, a.Source.Identity = source, source.Identity
+	}
+	return a
+}
+
+// serve carries one connection of the pod's application, whose upstream may stand already.
 func (l *Listener) serve(_, cut context.Context, app *net.TCPConn) {
-	attempt := conns.Attempt{
-		Direction: conns.Outbound,
-		Transport: conns.Plaintext,
-		Source:    conns.Peer{Addr: addrPort(app.RemoteAddr())},
-		Started:   time.Now(),
-	}
-	dst := addrPort(app.LocalAddr())
-	attempt.Destination.Addr = dst
-	source := l.cfg.Source()
-	if source != nil {
-		attempt.Source.Workload, attempt.Source.Identity = source, source.Identity
-	}
-	up, err := l.connect(cut, source, dst, &attempt)
-	if err != nil {
-		relay.Reset(app)
-		l.cfg.Conns.Fail(attempt, reasonOf(err), err)
+	key := ends{addrPort(app.RemoteAddr()), addrPort(app.LocalAddr())}
+	prepared := l.preparations.claim(key)
+	defer l.preparations.release(key)
+	if prepared != nil {
+		l.serveHeld(cut, app, prepared)
 		return
 	}
-	l.carry(cut, attempt, app, up)
+	attempt := l.attempt(key.client, key.dst)
+	up, err := l.connect(cut, attempt.Source.Workload, key.dst, attempt)
+	if err != nil {
+		relay.Reset(app)
+		l.cfg.Conns.Fail(*attempt, reasonOf(err), err)
+		return
+	}
+	l.carry(cut, *attempt, app, up)
+}
+
+// serveHeld carries a connection that was held: until its upstream stood, or, if holding ends, until just now.
+func (l *Listener) serveHeld(cut context.Context, app *net.TCPConn, prepared *preparation) {
+	stop := context.AfterFunc(cut, prepared.cancel)
+	<-prepared.done
+	stop()
+	if prepared.err != nil {
+		relay.Reset(app)
+		return
+	}
+	l.carry(cut, *prepared.attempt, app, prepared.upstream)
 }
 
 // carry relays an established connection and ends its records.

@@ -2,6 +2,8 @@
 //
 // One [Listener] runs per captured pod:
 //
+//	hold.go       a connection that is held: its upstream is established, and
+//	              then it is let go on, or refused with the upstream's error
 //	listener.go   accept; the original destination is the socket's own address
 //	connect.go    route.Decide, asking the controller if need be -> upstream;
 //	              of a service, another endpoint where one cannot be reached
@@ -12,8 +14,8 @@
 //
 // Invariants: where the decision is a tunnel or the short way to a pod of this
 // node, that pod is reached in no other way, and another endpoint only as it is
-// published itself; a connection that cannot go on is reset
-// before any byte is answered; a Listener reaches no credentials but its pod's;
+// published itself; a connection that cannot go on is refused or reset
+// before any byte is answered; what was established in vain is closed; a Listener reaches no credentials but its pod's;
 // when Run returns, so has every goroutine it started.
 //
 // Choosing endpoints is route's job, ejecting them package endpoints', redirecting redirect's, policy the
@@ -66,10 +68,13 @@ type LocalConn interface {
 	End(reason conns.Reason, err error)
 }
 
-// Config of a Listener. All fields are required.
+// Config of a Listener. All fields but Hold are required.
 type Config struct {
 	Listener *net.TCPListener
 	Dialer   Dialer
+	// Hold has take called with every connection before it comes to Listener; take
+	// does not wait. Nil, or if it fails: connections are accepted at once.
+	Hold func(take func(Held)) error
 	// TLS makes the configuration, by GetClientCertificate, with which the pod's
 	// identity connects to a peer that is one of expected.
 	TLS func(expected ...spiffe.ID) *tls.Config
@@ -95,26 +100,41 @@ type Listener struct {
 	cfg    Config
 	server *listen.Server
 	pool   *pool.Pool
+
+	preparations preparations
 }
 
-// New makes a Listener; Run is to be called once.
+// New makes a Listener, and holds connections from here on; Run is to be called once.
 func New(cfg Config) *Listener {
 	l := &Listener{cfg: cfg, server: listen.New(cfg.Listener, listen.Limit, cfg.Logger)}
+	l.preparations.byEnds, l.preparations.live = map[ends]*preparation{}, map[ends]int{}
 	l.pool = pool.New(pool.Config{Dial: l.dialTunnel, Metrics: cfg.PoolMetrics, Logger: cfg.Logger})
+	if cfg.Hold != nil {
+		if err := cfg.Hold(l.take); err != nil {
+			cfg.Logger.Warn("connections are not held: the pod's applications do not see in connect(2) that nobody is there", "error", err)
+		}
+	}
 	return l
 }
 
 // Run carries connections until ctx ends, and then those that live, for
 // DrainTimeout at most. An error means that accepting had to stop.
 func (l *Listener) Run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, l.preparations.stop)
+	defer stop()
 	err := l.server.Run(ctx, l.cfg.DrainTimeout, l.serve)
+	l.preparations.stop()
+	l.preparations.running.Wait()
 	// The connections are over, so no stream is open.
 	l.pool.Close(context.Background())
 	return err
 }
 
 // StopAccepting leaves new connections to whoever listens next.
-func (l *Listener) StopAccepting() { l.server.StopAccepting() }
+func (l *Listener) StopAccepting() {
+	l.preparations.stop()
+	l.server.StopAccepting()
+}
 
 // Cut ends all connections now.
 func (l *Listener) Cut() { l.server.Cut() }

@@ -32,6 +32,9 @@ type Pod struct {
 	// StopInbound and StopOutbound drain them, and return when they have ended.
 	StopInbound, StopOutbound func()
 
+	// take is what Outbound wants to be called with held connections.
+	take chan func(outbound.Held)
+
 	mesh      *Mesh
 	published *api.Workload
 	captured  uint16
@@ -116,7 +119,9 @@ func (p *Pod) StartOutbound() {
 	p.want()
 	p.captured = p.mesh.captured
 	p.mesh.captured++
+	p.take = make(chan func(outbound.Held), 1)
 	p.Outbound = outbound.New(outbound.Config{
+		Hold:         func(take func(outbound.Held)) error { p.take <- take; return nil },
 		Listener:     listen(p.mesh, ":"+strconv.Itoa(int(p.captured))),
 		Dialer:       p.Capture,
 		TLS:          func(expected ...spiffe.ID) *tls.Config { return p.mesh.Certs.ClientConfig(p.ID, expected...) },

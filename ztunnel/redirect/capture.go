@@ -31,6 +31,8 @@ type Capture struct {
 	slot     uint32
 	ports    [3]uint16 // that the listeners are bound to
 	steer    link.Link
+
+	hold *hold // guarded by redirect.mu; nil if connections are not held
 }
 
 const (
@@ -76,6 +78,9 @@ func (c *Capture) Release(ctx context.Context) error {
 	}
 	if err := c.StopOutbound(); err != nil {
 		return err
+	}
+	if err := c.stopHolding(); err != nil {
+		return fmt.Errorf("let go of what is held of pod %s: %w", c.pod.UID, err)
 	}
 	pause(ctx, connectTime)
 	if err := c.steer.Detach(); err != nil {
@@ -131,7 +136,7 @@ func (c *Capture) forget() error {
 	r := c.redirect
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	errs := []error{c.closeListeners(), c.steer.Close()}
+	errs := []error{c.closeListeners(), c.steer.Close(), c.closeHoldLocked()}
 	for _, ip := range valid(c.ip4, c.ip6) {
 		errs = append(errs, r.node.RemovePod(ip, c.pod.NetNS.Cookie()))
 	}

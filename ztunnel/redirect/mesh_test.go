@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -14,6 +15,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/bpf"
 	"github.com/ambit-mesh/ambit/internal/netnstest"
@@ -79,6 +82,7 @@ type tunnel struct {
 
 	mu       sync.Mutex
 	arrivals []arrival
+	prepared map[ends]*net.TCPConn // upstreams of connections that were held
 }
 
 // capture enrolls a pod and carries its connections until the test ends.
@@ -107,8 +111,47 @@ func podOf(t testing.TB, pod *netnstest.Pod) Pod {
 	return Pod{UID: pod.Name, NetNS: ns, IPs: []netip.Addr{pod.IPv4, pod.IPv6}}
 }
 
+// carry carries a pod's connections, and holds what the pod connects to until its upstream stands.
 func carry(c *Capture) *tunnel {
-	u := &tunnel{Capture: c}
+	u := accept(c)
+	if err := c.Hold(func(h *Held) { u.running.Go(func() { u.prepare(h) }) }); err != nil {
+		panic(err) // in a process of its own there is no test to fail
+	}
+	return u
+}
+
+// prepare answers a held connection by what became of its upstream.
+func (u *tunnel) prepare(h *Held) {
+	ctx, cancel := context.WithTimeout(u.ctx, 5*time.Second)
+	defer cancel()
+	client, dst := h.Ends()
+	upstream, err := u.dialPeer(ctx, preamble{client.Addr(), dst})
+	if errno := unix.Errno(0); errors.As(err, &errno) {
+		h.Refuse(errno)
+		return
+	}
+	if err != nil {
+		h.Leave()
+		return
+	}
+	u.mu.Lock()
+	u.prepared[ends{client, dst}] = upstream
+	u.mu.Unlock()
+	h.Pass()
+}
+
+// takePrepared returns the upstream of a connection that was held, if it was.
+func (u *tunnel) takePrepared(key ends) *net.TCPConn {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	upstream := u.prepared[key]
+	delete(u.prepared, key)
+	return upstream
+}
+
+// accept carries a pod's connections, all of which come to the listeners at once.
+func accept(c *Capture) *tunnel {
+	u := &tunnel{Capture: c, prepared: map[ends]*net.TCPConn{}}
 	u.ctx, u.cut = context.WithCancel(context.Background())
 	for kind, l := range c.listeners() {
 		u.running.Go(func() {
@@ -150,7 +193,10 @@ func (u *tunnel) serve(kind bpf.Listener, conn *net.TCPConn) {
 	var err error
 	switch kind {
 	case bpf.Outbound:
-		upstream, err = u.dialPeer(ctx, preamble{client, dst})
+		upstream = u.takePrepared(ends{address(conn.RemoteAddr()), dst})
+		if upstream == nil {
+			upstream, err = u.dialPeer(ctx, preamble{client, dst})
+		}
 	case bpf.Plaintext:
 		upstream, err = u.DialApp(ctx, client, dst)
 	case bpf.HBONE:
@@ -215,6 +261,7 @@ const (
 type daemonOrder struct {
 	Config struct{ PinDir, CgroupPath, HostNetNS string }
 	Pods   []daemonPod
+	Mute   bool // holds connections and never answers
 }
 
 type daemonPod struct {
@@ -225,7 +272,11 @@ type daemonPod struct {
 // startDaemon runs a ztunnel in another process, and waits until it has captured the pods.
 func startDaemon(t testing.TB, config Config, pods ...*netnstest.Pod) *netnstest.Process {
 	t.Helper()
-	var order daemonOrder
+	return start(t, config, daemonOrder{}, pods...)
+}
+
+func start(t testing.TB, config Config, order daemonOrder, pods ...*netnstest.Pod) *netnstest.Process {
+	t.Helper()
 	order.Config.PinDir, order.Config.CgroupPath, order.Config.HostNetNS = config.PinDir, config.CgroupPath, config.HostNetNS
 	for _, p := range pods {
 		order.Pods = append(order.Pods, daemonPod{p.Name, p.Path(), []netip.Addr{p.IPv4, p.IPv6}})
@@ -271,7 +322,11 @@ func runDaemon() error {
 		if err != nil {
 			return err
 		}
-		carry(c)
+		if !order.Mute {
+			carry(c)
+		} else if err := c.Hold(func(*Held) {}); err != nil {
+			return err
+		}
 	}
 	fmt.Println("ready")
 	_, err = io.Copy(io.Discard, os.Stdin)

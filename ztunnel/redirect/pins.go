@@ -22,14 +22,18 @@ const layout = "v1"
 // enrolledMap is the map of captured pods in every layout: namespace cookie (64 bits) -> anything.
 const enrolledMap = "mesh_enrolled"
 
-// steerPin is the only link of a pod.
-const steerPin = "steer"
+// What is pinned of a pod: the link of steer, and that of hold, whose name goes on with the cookie of the pod's namespace: such
+// a link knows its device's number, which is that of every lo.
+const (
+	steerPin = "steer"
+	holdPin  = "hold-"
+)
 
 // pins is the folder of one layout:
 //
 //	maps/NAME        what all programs share
 //	links/NAME       the node's programs
-//	pods/UID/steer   a pod's program
+//	pods/UID/...     a pod's programs
 type pins string
 
 func (p pins) maps() string          { return filepath.Join(string(p), "maps") }

@@ -16,6 +16,8 @@ const (
 	CapabilityMissing Code = "CapabilityMissing"
 	HostNetNSMissing  Code = "HostNetNSMissing"
 	PinsUnusable      Code = "PinsUnusable"
+	// HoldMissing: pods are captured, and see in connect(2) what ztunnel's listener says.
+	HoldMissing Code = "HoldMissing"
 )
 
 // A Problem is why this node cannot redirect, for the person who can mend it.

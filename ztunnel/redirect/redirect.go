@@ -9,6 +9,9 @@
 //	steer     attach: what connects to the pod comes to the listeners    (one step)
 //	enrol     what the pod connects to bears the mark from here on       (one step)
 //
+// [Capture.Hold] goes further: what the pod connects to waits, its SYN held back on lo, until ztunnel lets it come to Outbound or
+// fails its connect(2). Whether that is attached or not, nothing goes past the listeners.
+//
 // Until steer all of it is inert. [Capture.Release] goes back: first enrol, then, when what bears the mark has arrived, steer,
 // then the listeners once their queues are empty. Rule and route stay, inert: a delivered connection bears the mark as long as it lives, and without the
 // route it would leave by the wire.
@@ -35,6 +38,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/features"
@@ -89,7 +93,12 @@ type Redirect struct {
 	hostCookie uint64
 	pins       pins
 	node       *bpf.Node
+	withoutTCX bool        // as before Linux 6.6
 	links      []link.Link // held too: should the BPF file system go, the programs stay as long as the process
+
+	// holds are the pods whose connections are held, by slot: for the reader, who must not wait for mu.
+	holds   [bpf.MaxPods]atomic.Pointer[hold]
+	reading sync.WaitGroup
 
 	// Guarded by mu.
 	mu       sync.Mutex
@@ -97,6 +106,7 @@ type Redirect struct {
 	slots    [bpf.MaxPods]bool   // taken
 	adopted  map[string]*remains // by UID
 	others   []pins              // of other layouts, until no pod is left in them
+	held     *bpf.Held           // what is read; nil until the first Hold
 }
 
 // remains is what an earlier process left of a captured pod.
@@ -279,9 +289,13 @@ func (r *Redirect) Close() error {
 	defer r.mu.Unlock()
 	var errs []error
 	for _, c := range r.captures {
-		errs = append(errs, c.closeListeners(), c.steer.Close())
+		errs = append(errs, c.closeListeners(), c.steer.Close(), c.closeHoldLocked())
 	}
 	clear(r.captures)
+	if r.held != nil {
+		errs = append(errs, r.held.Close())
+		r.reading.Wait()
+	}
 	for _, l := range r.links {
 		errs = append(errs, l.Close())
 	}

@@ -30,6 +30,8 @@ type end struct {
 	blame  Reason
 
 	finReceived, finSent, splicing atomic.Bool
+	// spliced: since the last inspection.
+	spliced atomic.Bool
 	// writing is held by whoever writes to a stream.
 	writing sync.Mutex
 }
@@ -119,14 +121,28 @@ func (e *end) tcpState() uint8 {
 	return state
 }
 
-// interruptSplice makes a splice that reads from this end return and count.
-func (e *end) interruptSplice() {
-	if e.splicing.Load() {
+// interrupt makes a splice that reads from this end return and count. It also
+// makes a read try again that waits although something is there: at urgent data,
+// read(2) says that there is nothing if a signal is pending, and Go's scheduler
+// sends signals all the time.
+func (e *end) interrupt() {
+	if e.stream == nil && (e.splicing.Load() || e.unread()) {
 		e.tcp.SetReadDeadline(time.Unix(1, 0))
 	}
 }
 
-// resume lets reads block again after interruptSplice.
+// unread tells whether the socket has bytes that were not read.
+func (e *end) unread() bool {
+	unread := 0
+	e.raw.Control(func(fd uintptr) {
+		if n, err := unix.IoctlGetInt(int(fd), unix.SIOCINQ); err == nil {
+			unread = n
+		}
+	})
+	return unread > 0
+}
+
+// resume lets reads block again after interrupt.
 func (e *end) resume() {
 	e.tcp.SetReadDeadline(time.Time{})
 }

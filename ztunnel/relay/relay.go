@@ -68,8 +68,8 @@ type Result struct {
 // timers a second.
 const inspectEvery = 10 * time.Second
 
-// inspectBulk is how often it is while bytes are spliced: splicing stalls at
-// urgent data until it is interrupted.
+// inspectBulk is how often it is while bytes are spliced: at urgent data, that
+// stalls until it is interrupted.
 const inspectBulk = time.Second
 
 // Copy carries client and server to each other until both halves are closed,
@@ -178,12 +178,13 @@ func (s *session) inspect() {
 			s.fail(e.blame, errGone)
 			return
 		}
-		e.interruptSplice()
+		e.interrupt()
 	}
 }
 
 func (s *session) nextInspection() time.Duration {
-	if s.client.splicing.Load() || s.server.splicing.Load() {
+	client, server := s.client.spliced.Swap(false), s.server.spliced.Swap(false)
+	if client || server || s.client.splicing.Load() || s.server.splicing.Load() {
 		return min(s.inspectEvery, inspectBulk)
 	}
 	return s.inspectEvery

@@ -33,7 +33,7 @@ func (s *session) splicing(src, dst *end, moved *atomic.Int64) (blame *end, err 
 	r.poll = r.read
 	for {
 		if err := src.raw.Read(r.poll); errors.Is(err, os.ErrDeadlineExceeded) {
-			src.resume() // an inspection that meant the splice just ended
+			src.resume() // an inspection
 			continue
 		} else if err != nil {
 			return src, err
@@ -66,6 +66,7 @@ func (s *session) splicing(src, dst *end, moved *atomic.Int64) (blame *end, err 
 // error a plain read tells: splicing also stops at urgent data, for good.
 func (s *session) splice(src, dst *end, moved *atomic.Int64) (blame *end, err error) {
 	src.splicing.Store(true)
+	src.spliced.Store(true)
 	s.inspectSoon()
 	n, err := dst.tcp.ReadFrom(&io.LimitedReader{R: src.tcp, N: spliceAtMost})
 	src.splicing.Store(false)

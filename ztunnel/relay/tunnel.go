@@ -43,7 +43,10 @@ func (s *session) sending(src, dst *end, moved *atomic.Int64) (blame *end, err e
 	r := &s.frames
 	poll := r.read
 	for {
-		if err := src.raw.Read(poll); err != nil {
+		if err := src.raw.Read(poll); errors.Is(err, os.ErrDeadlineExceeded) {
+			src.resume() // an inspection
+			continue
+		} else if err != nil {
 			return src, err
 		}
 		b := r.buffer

@@ -1,0 +1,306 @@
+package redirect
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/ambit-mesh/ambit/internal/netnstest"
+)
+
+// What cannot be reached fails connect(2) with the errno that it has without the mesh; what can is connected.
+func TestConnectFailsAsWithoutTheMesh(t *testing.T) {
+	for _, withoutTCX := range []bool{false, true} {
+		t.Run(fmt.Sprintf("without tcx: %v", withoutTCX), func(t *testing.T) { testConnect(t, withoutTCX) })
+	}
+}
+
+func testConnect(t *testing.T, withoutTCX bool) {
+	network := netnstest.New(t, "a", "b")
+	a := openNode(t, network.Node("a"))
+	client, outside, server := a.Pod("client"), a.Pod("outside"), network.Node("b").Pod("server")
+	server.Start().Listen("[::]:8080")
+	captured, plain := client.Start(), outside.Start()
+	for _, pod := range []*netnstest.Pod{client, outside} {
+		if err := pod.Do(addDeadEnds); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.withoutTCX = withoutTCX
+	u := a.capture(t, client)
+	before := verdicts(t, a)
+	var n uint64
+	for _, options := range []netnstest.DialOptions{{}, {MPTCP: true}, {Mapped: true}} {
+		for _, way := range []struct {
+			name string
+			to   netip.AddrPort
+			want unix.Errno
+		}{
+			{"closed port", netip.AddrPortFrom(server.IPv4, 81), unix.ECONNREFUSED},
+			{"closed port, IPv6", netip.AddrPortFrom(server.IPv6, 81), unix.ECONNREFUSED},
+			{"unreachable host", netip.MustParseAddrPort("192.0.2.1:80"), unix.EHOSTUNREACH},
+			{"unreachable host, IPv6", netip.MustParseAddrPort("[2001:db8:1::1]:80"), unix.EHOSTUNREACH},
+			{"no route", netip.MustParseAddrPort("198.51.100.1:80"), unix.ENETUNREACH},
+			{"no route, IPv6", netip.MustParseAddrPort("[2001:db8:2::1]:80"), unix.ENETUNREACH},
+			{"open port", netip.AddrPortFrom(server.IPv4, appPort), 0},
+			{"open port, IPv6", netip.AddrPortFrom(server.IPv6, appPort), 0},
+		} {
+			for name, app := range map[string]*netnstest.App{"captured": captured, "plain": plain} {
+				_, err := app.DialWith(way.to, options)
+				if got := errnoOf(err); got != way.want || (err == nil) != (way.want == 0) {
+					t.Errorf("%s, %s, %+v: %v, want %v", name, way.name, options, err, way.want)
+				}
+				if err != nil && !strings.HasPrefix(err.Error(), "connect: ") {
+					t.Errorf("%s, %s: it was not connect(2) that failed: %v", name, way.name, err)
+				}
+			}
+			n++
+		}
+	}
+	if after := verdicts(t, a); after["hold_held"]-before["hold_held"] != n {
+		t.Errorf("%d SYNs were held, want %d: %v", after["hold_held"]-before["hold_held"], n, after)
+	}
+	// The next process takes over; then the pod is let go, and nothing looks at its lo any more.
+	a.Close()
+	u.cut()
+	a.reopen(t)
+	a.withoutTCX = withoutTCX
+	before = verdicts(t, a)
+	u = a.capture(t, client)
+	if _, err := captured.Dial(netip.AddrPortFrom(server.IPv4, 81)); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("after a restart: %v, want connection refused", err)
+	}
+	if after := verdicts(t, a); after["hold_held"]-before["hold_held"] != 1 {
+		t.Errorf("%d SYNs were held after a restart, want 1", after["hold_held"]-before["hold_held"])
+	}
+	if err := u.Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	before = verdicts(t, a)
+	captured.Listen("127.0.0.1:8080")
+	mustDial(t, captured, netip.MustParseAddrPort("127.0.0.1:8080"))
+	mustDial(t, captured, netip.AddrPortFrom(server.IPv4, appPort))
+	for name, n := range verdicts(t, a) {
+		if strings.HasPrefix(name, "hold_") && n != before[name] {
+			t.Errorf("of a pod that was let go: %s", name)
+		}
+	}
+}
+
+// addDeadEnds makes some destinations unreachable from a namespace, by the kernel's own routing.
+func addDeadEnds() error {
+	for _, dead := range []struct {
+		prefix string
+		kind   int
+	}{
+		{"192.0.2.0/24", unix.RTN_UNREACHABLE}, {"2001:db8:1::/48", unix.RTN_UNREACHABLE},
+		{"198.51.100.0/24", unix.RTN_THROW}, {"2001:db8:2::/48", unix.RTN_THROW},
+	} {
+		prefix := netip.MustParsePrefix(dead.prefix)
+		dst := &net.IPNet{IP: prefix.Addr().AsSlice(), Mask: net.CIDRMask(prefix.Bits(), prefix.Addr().BitLen())}
+		if err := netlink.RouteAdd(&netlink.Route{Dst: dst, Type: dead.kind}); err != nil {
+			return fmt.Errorf("add route to %s: %w", prefix, err)
+		}
+	}
+	return nil
+}
+
+func errnoOf(err error) (errno unix.Errno) {
+	errors.As(err, &errno)
+	return errno
+}
+
+// While nobody answers, nothing leaves: a process that is killed then leaves the connection refused, and the next one serves
+// the SYN that the application's kernel repeats.
+func TestKilledWhileHeld(t *testing.T) {
+	network := netnstest.New(t, "a", "b")
+	pod, other := network.Node("a").Pod("pod"), network.Node("b").Pod("other")
+	other.Start().Listen("[::]:8080")
+	config := configOf(t, network.Node("a"))
+	t.Cleanup(func() { Remove(config.PinDir) })
+	onTheWire := countPlaintext(t, network.Node("a"))
+	for _, ip := range []netip.Addr{other.IPv4, other.IPv6} {
+		for _, served := range []bool{false, true} {
+			daemon := start(t, config, daemonOrder{Mute: true}, pod, other)
+			app, dialled := pod.Start(), make(chan error, 1)
+			go func() {
+				_, err := app.DialWith(netip.AddrPortFrom(ip, appPort), netnstest.DialOptions{Timeout: 4 * time.Second})
+				dialled <- err
+			}()
+			select {
+			case err := <-dialled:
+				t.Errorf("to %s: %v, and nobody had answered", ip, err)
+				dialled <- err
+			case <-time.After(300 * time.Millisecond):
+			}
+			daemon.Kill()
+			if served {
+				daemon = startDaemon(t, config, pod, other)
+			}
+			if err := <-dialled; (err == nil) != served || err != nil && !isRefusal(err) {
+				t.Errorf("to %s, served %v: %v", ip, served, err)
+			}
+			daemon.Kill()
+		}
+	}
+	if n := onTheWire(); n != 0 {
+		t.Errorf("%d packets were on the wire in plaintext", n)
+	}
+	mustDial(t, network.Node("a").Start(), netip.AddrPortFrom(other.IPv4, appPort)) // which the count must see
+	if n := onTheWire(); n == 0 {
+		t.Error("the count does not see what is there")
+	}
+}
+
+// countPlaintext counts the packets on a node's devices that are for the application's port.
+func countPlaintext(t *testing.T, node *netnstest.Node) (count func() int) {
+	t.Helper()
+	const everything = unix.ETH_P_ALL<<8&0xff00 | unix.ETH_P_ALL>>8
+	var fd int
+	if err := node.Do(func() (err error) {
+		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, everything)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	return func() (n int) {
+		packet := make([]byte, 2048)
+		for {
+			size, _, err := unix.Recvfrom(fd, packet, 0)
+			if err != nil {
+				return n
+			}
+			s := syn(packet[:size])
+			if size < ip6Size || s.ipSize()+tcpSize > size {
+				continue
+			}
+			if protocol := map[bool]byte{true: s[9], false: s[6]}[s.is4()]; protocol == unix.IPPROTO_TCP && binary.BigEndian.Uint16(s.tcp()[2:]) == appPort {
+				n++
+			}
+		}
+	}
+}
+
+// Whom ztunnel has not answered when his pod is let go is let on, to be accepted as without holding.
+func TestReleaseLetsOnWhatIsHeld(t *testing.T) {
+	network := netnstest.New(t, "a", "b")
+	a := openNode(t, network.Node("a"))
+	pod, other := a.Pod("pod"), network.Node("b").Pod("other")
+	other.Start().Listen("[::]:8080")
+	c, err := a.Enroll(t.Context(), podOf(t, pod))
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := accept(c)
+	t.Cleanup(func() { u.closeListeners(); u.cut(); u.running.Wait() })
+	held := make(chan *Held, 2)
+	if err := c.Hold(func(h *Held) { held <- h }); err != nil {
+		t.Fatal(err)
+	}
+	dialled := make(chan error, 2)
+	for _, ip := range []netip.Addr{other.IPv4, other.IPv6} {
+		app := pod.Start()
+		go func() {
+			conn, err := app.Dial(netip.AddrPortFrom(ip, appPort))
+			if err == nil {
+				err = conn.Echo("hello")
+			}
+			dialled <- err
+		}()
+	}
+	both := []*Held{<-held, <-held}
+	expect(t, u)
+	if err := c.Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for range both {
+		if err := <-dialled; err != nil {
+			t.Error(err)
+		}
+	}
+	if got := len(u.take()); got != 2 {
+		t.Errorf("%d connections were carried, want 2", got)
+	}
+	for _, h := range both { // too late, and no harm
+		if err := h.Refuse(unix.ECONNREFUSED); err != nil {
+			t.Error(err)
+		}
+	}
+	mustDial(t, pod.Start(), netip.AddrPortFrom(other.IPv4, appPort))
+	expect(t, u)
+}
+
+// More SYNs than ztunnel reads are dropped, and come again a second later.
+func TestMoreIsHeldThanFits(t *testing.T) {
+	network := netnstest.New(t, "a", "b")
+	a := openNode(t, network.Node("a"))
+	pod, other := a.Pod("pod"), network.Node("b").Pod("other")
+	other.Start().Listen("[::]:8080")
+	c, err := a.Enroll(t.Context(), podOf(t, pod))
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := accept(c)
+	t.Cleanup(func() { u.closeListeners(); u.cut(); u.running.Wait() })
+	reading := make(chan struct{})
+	if err := c.Hold(func(h *Held) {
+		<-reading
+		h.Refuse(unix.ECONNREFUSED)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	const flood = 10000
+	sockets := make([]int, 0, flood)
+	defer func() {
+		for _, fd := range sockets {
+			unix.Close(fd)
+		}
+	}()
+	if err := pod.Do(func() error {
+		for range flood {
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			sockets = append(sockets, fd)
+			if err := unix.Connect(fd, sockaddr(netip.AddrPortFrom(other.IPv4, appPort))); err != unix.EINPROGRESS {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	v := verdicts(t, a)
+	if v["hold_full"] == 0 || v["hold_held"] == 0 || v["hold_full"]+v["hold_held"] < flood {
+		t.Errorf("of %d SYNs %d were held, %d did not fit", flood, v["hold_held"], v["hold_full"])
+	}
+	close(reading)
+	waiting := slices.Clone(sockets)
+	eventually(t, "all are refused", func() bool {
+		waiting = slices.DeleteFunc(waiting, func(fd int) bool {
+			done, err := connected(fd)
+			if done && !errors.Is(err, unix.ECONNREFUSED) {
+				t.Errorf("%v, want connection refused", err)
+			}
+			return done
+		})
+		return len(waiting) == 0
+	})
+	expect(t, u)
+	c.hold.mu.Lock()
+	defer c.hold.mu.Unlock()
+	if len(c.hold.waiting) != 0 {
+		t.Errorf("%d are still known", len(c.hold.waiting))
+	}
+}
