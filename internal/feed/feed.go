@@ -7,6 +7,7 @@
 //	subscriptions.go what was asked for by name
 //	resources.go     versions of what the controller sent, and what the disk lacks of it
 //	disk.go          the last good state, on disk
+//	merge.go         a file and what changed since -> the next file
 //
 // Invariants: a response is acknowledged only after the store has published
 // it, because the controller takes the acknowledgement for a promise that

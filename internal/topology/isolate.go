@@ -27,6 +27,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -99,7 +100,7 @@ func RunIsolated(namespaces ...uintptr) (int, error) {
 	for _, namespace := range namespaces {
 		command.SysProcAttr.Cloneflags |= namespace
 	}
-	err = runToEnd(command)
+	err = errors.Join(runToEnd(command), KillCgroup(cgroup)) // what it started may not have ended with it yet
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
 		return max(exit.ExitCode(), 1), nil
@@ -171,6 +172,26 @@ func AddCgroup(name string) (string, error) {
 		return "", fmt.Errorf("make cgroup: %w", err)
 	}
 	return path, nil
+}
+
+// killTimeout is many times what the kernel needs to end processes.
+const killTimeout = 5 * time.Second
+
+// KillCgroup ends the processes of a cgroup and of those in it.
+func KillCgroup(group string) error {
+	if err := os.WriteFile(filepath.Join(group, "cgroup.kill"), []byte("1"), 0); err != nil {
+		return fmt.Errorf("end processes: %w", err)
+	}
+	for start := time.Now(); time.Since(start) < killTimeout; time.Sleep(5 * time.Millisecond) {
+		events, err := os.ReadFile(filepath.Join(group, "cgroup.events"))
+		if err != nil {
+			return fmt.Errorf("end processes: %w", err)
+		}
+		if strings.Contains(string(events), "populated 0") {
+			return nil
+		}
+	}
+	return fmt.Errorf("processes in %s do not end", group)
 }
 
 // RemoveCgroup removes a cgroup without processes, and those in it.

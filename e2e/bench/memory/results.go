@@ -44,7 +44,7 @@ func summaries(variant string, values map[string][]float64) (all []result) {
 // round to hundredths: more is noise.
 func round(v float64) float64 { return float64(int64(v*100+0.5)) / 100 }
 
-// target is what a ztunnel may occupy.
+// targets are what a ztunnel may occupy, in MiB.
 var targets = map[string]float64{"full-1000": 40, "full-100000": 250, "on-demand-100000": 40}
 
 func write(dir string, results []result, settle time.Duration) error {

@@ -10,9 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strings"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -136,7 +134,7 @@ func (n *node) startInit() error {
 func (n *node) close() error {
 	var errs []error
 	if n.cgroup != "" {
-		errs = append(errs, killAll(n.cgroup))
+		errs = append(errs, topology.KillCgroup(n.cgroup))
 	}
 	if n.init != nil && n.init.Process != nil {
 		n.stdin.Close()
@@ -147,26 +145,6 @@ func (n *node) close() error {
 		topology.RemoveCgroup(n.cgroup)
 	}
 	return errors.Join(errs...)
-}
-
-// killTimeout is many times what the kernel needs to end processes.
-const killTimeout = 5 * time.Second
-
-// killAll ends the processes of a cgroup and of those in it.
-func killAll(cgroup string) error {
-	if err := os.WriteFile(filepath.Join(cgroup, "cgroup.kill"), []byte("1"), 0); err != nil {
-		return fmt.Errorf("end processes: %w", err)
-	}
-	for start := time.Now(); time.Since(start) < killTimeout; time.Sleep(5 * time.Millisecond) {
-		events, err := os.ReadFile(filepath.Join(cgroup, "cgroup.events"))
-		if err != nil {
-			return fmt.Errorf("end processes: %w", err)
-		}
-		if strings.Contains(string(events), "populated 0") {
-			return nil
-		}
-	}
-	return fmt.Errorf("processes in %s do not end", cgroup)
 }
 
 // RunningPod is a pod of a node.

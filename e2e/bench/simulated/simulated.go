@@ -291,7 +291,7 @@ func (m *Mesh) serveAPI(context.Context) error {
 func (m *Mesh) endProcesses() error {
 	var errs []error
 	for _, n := range m.nodes {
-		errs = append(errs, killAll(n.cgroup))
+		errs = append(errs, topology.KillCgroup(n.cgroup))
 	}
 	return errors.Join(errs...)
 }
