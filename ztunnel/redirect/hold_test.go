@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -302,5 +304,64 @@ func TestMoreIsHeldThanFits(t *testing.T) {
 	defer c.hold.mu.Unlock()
 	if len(c.hold.waiting) != 0 {
 		t.Errorf("%d are still known", len(c.hold.waiting))
+	}
+}
+
+// Data that TCP Fast Open puts into the SYN arrives, once; a closed port refuses it.
+func TestFastOpen(t *testing.T) {
+	network := netnstest.New(t, "a", "b")
+	a := openNode(t, network.Node("a"))
+	pod, other := a.Pod("pod"), network.Node("b").Pod("other")
+	other.Start().Listen("[::]:8080")
+	u := a.capture(t, pod)
+	before := verdicts(t, a)
+	open := func(dst netip.AddrPort) (heard string, err error) {
+		err = pod.Do(func() error {
+			const client, withoutCookie = 1, 4
+			if err := os.WriteFile("/proc/sys/net/ipv4/tcp_fastopen", []byte(strconv.Itoa(client|withoutCookie)), 0); err != nil {
+				return err
+			}
+			family := unix.AF_INET6
+			if dst.Addr().Is4() {
+				family = unix.AF_INET
+			}
+			fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(fd)
+			if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5}); err != nil {
+				return err
+			}
+			if err := unix.Sendto(fd, []byte("hello"), unix.MSG_FASTOPEN, sockaddr(dst)); err != nil {
+				return err
+			}
+			if err := unix.Shutdown(fd, unix.SHUT_WR); err != nil {
+				return err
+			}
+			for buffer := make([]byte, 512); ; {
+				n, err := unix.Read(fd, buffer)
+				if n <= 0 || err != nil {
+					return err
+				}
+				heard += string(buffer[:n])
+			}
+		})
+		return heard, err
+	}
+	for _, ip := range []netip.Addr{other.IPv4, other.IPv6} {
+		heard, err := open(netip.AddrPortFrom(ip, appPort))
+		if _, echo, _ := strings.Cut(heard, "\n"); err != nil || echo != "hello" { // after what the server sees
+			t.Errorf("%s: heard %q, %v", ip, heard, err)
+		}
+		if _, err := open(netip.AddrPortFrom(ip, 81)); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("%s: %v, want connection refused", ip, err)
+		}
+	}
+	if got := len(u.take()); got != 2 {
+		t.Errorf("%d connections were carried, want 2", got)
+	}
+	if held := verdicts(t, a)["hold_held"] - before["hold_held"]; held != 4 {
+		t.Errorf("%d SYNs were held, want 4", held)
 	}
 }
