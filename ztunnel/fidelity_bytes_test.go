@@ -248,7 +248,14 @@ func writeUrgent(a *actor) {
 }
 
 func (a *actor) urgent(c *net.TCPConn) {
-	a.control(c, func(fd int) error { return unix.Sendto(fd, []byte("!"), unix.MSG_OOB, nil) })
+	raw, err := c.SyscallConn()
+	a.must(err)
+	var sent error
+	a.must(raw.Write(func(fd uintptr) bool {
+		sent = unix.Sendto(int(fd), []byte("!"), unix.MSG_OOB, nil)
+		return sent != unix.EAGAIN // once there is room
+	}))
+	a.must(sent)
 }
 
 // writeUrgentBulk has the urgent byte come while the proxies are moving as much as they can.

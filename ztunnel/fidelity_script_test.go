@@ -224,7 +224,8 @@ type stage struct {
 // begin runs a half of a script; the process is started if it does not run.
 func (s *stage) begin(o cue) error {
 	if s.process == nil {
-		s.process = s.pod.StartRole(actorRole)
+		// Go's scheduler interrupts by signals; where one is pending, read(2) at urgent data says that there is nothing.
+		s.process = s.pod.StartRole(actorRole, "GODEBUG=asyncpreemptoff=1")
 		s.cues, s.lines = json.NewEncoder(s.process.Stdin), make(chan line)
 		go func(from io.Reader, to chan<- line) {
 			defer close(to)

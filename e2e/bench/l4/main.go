@@ -99,18 +99,20 @@ type settings struct {
 	idle       int
 	settle     time.Duration
 	idleRounds int
+	// many is how many connections are made for what shows only after many.
+	many int
 	// slowRounds is in how many rounds there is what takes longer than others.
 	slowRounds int
 }
 
 func parse(args []string) (settings, error) {
 	s := settings{
-		rounds: 5, warm: 500 * time.Millisecond, window: 3 * time.Second,
+		rounds: 5, many: 1_000_000, warm: 500 * time.Millisecond, window: 3 * time.Second,
 		beside: 6 * time.Second, adapt: 1500 * time.Millisecond,
 		idle: 10_000, settle: 8 * time.Second, idleRounds: 2, slowRounds: math.MaxInt,
 	}
 	quick := settings{
-		rounds: 2, warm: 200 * time.Millisecond, window: 500 * time.Millisecond,
+		rounds: 2, many: 10_000, warm: 200 * time.Millisecond, window: 500 * time.Millisecond,
 		beside: 2 * time.Second, adapt: 1100 * time.Millisecond,
 		idle: 1000, settle: 1500 * time.Millisecond, idleRounds: 1, slowRounds: 1,
 	}

@@ -33,6 +33,8 @@ type group struct {
 	sameNode bool
 	// proxied: there is nothing to measure without proxies.
 	proxied bool
+	// onRequest: it takes too long to be measured unless it is named.
+	onRequest bool
 	// rounds are those in which it is measured, of all that there are.
 	rounds  func(settings) int
 	measure func(context.Context, settings, *lane) (values, error)
@@ -55,11 +57,14 @@ var groups = []group{
 		metrics: []result.Metric{result.SmallP99BesideBulk}},
 	{name: "idle connections", proxied: true, rounds: rarely, measure: idleMemory,
 		metrics: []result.Metric{result.IdlePerTunnel}},
+	{name: "a million connections", proxied: true, onRequest: true, rounds: once, measure: manyConnections,
+		metrics: []result.Metric{result.FilesAfterMany}},
 }
 
 func always(s settings) int { return s.rounds }
 func slowly(s settings) int { return min(s.rounds, s.slowRounds) }
 func rarely(s settings) int { return min(s.rounds, s.idleRounds) }
+func once(settings) int     { return 1 }
 
 // window runs a client's load and returns what was spent while it counted.
 func window(ctx context.Context, s settings, l *lane, client load.Generator, kind load.Kind, n int, warm time.Duration) (spent, load.Latencies, error) {
@@ -176,6 +181,47 @@ func newConnections(ctx context.Context, s settings, l *lane) (values, error) {
 	return v, nil
 }
 
+// manyConnections opens and closes s.many connections, one after the other on each
+// of a few workers, and looks at what has stayed open.
+func manyConnections(ctx context.Context, s settings, l *lane) (_ values, err error) {
+	if _, _, err := window(ctx, s, l, l.client, load.Churn, churnWorkers, s.warm); err != nil {
+		return nil, err
+	}
+	if err := pause(ctx, s.settle); err != nil {
+		return nil, err
+	}
+	before, err := l.openFiles()
+	if err != nil {
+		return nil, err
+	}
+	if err := l.client.Start(load.Churn, l.to(), churnWorkers); err != nil {
+		return nil, err
+	}
+	for made, deadline := int64(0), time.Now().Add(manyTimeout); made < int64(s.many); {
+		if err = pause(ctx, time.Second); err == nil {
+			made, err = l.client.Mark()
+		}
+		if err == nil && time.Now().After(deadline) {
+			err = fmt.Errorf("%d connections in %s", made, manyTimeout)
+		}
+		if err != nil {
+			break
+		}
+	}
+	_, stopErr := l.client.StopLoad()
+	if err := errors.Join(err, stopErr, pause(ctx, s.settle)); err != nil {
+		return nil, err
+	}
+	after, err := l.openFiles()
+	if err != nil {
+		return nil, err
+	}
+	return values{result.FilesAfterMany: float64(max(after.client-before.client, after.server-before.server))}, nil
+}
+
+// manyTimeout is several times what a million connections take.
+const manyTimeout = 40 * time.Minute
+
 func smallAlone(ctx context.Context, s settings, l *lane) (values, error) {
 	_, latencies, err := window(ctx, s, l, l.client, load.Ping, smallStreams, s.warm)
 	if err != nil {
@@ -237,10 +283,20 @@ func idleMemory(ctx context.Context, s settings, l *lane) (_ values, err error) 
 	return values{result.IdlePerTunnel: float64(growth) / kibi / float64(l.idle)}, nil
 }
 
-// memory of the two sides.
-type memory struct{ client, server int64 }
+// sides is a figure of each side.
+type sides struct{ client, server int64 }
 
-func (l *lane) memory() (m memory, err error) {
+// openFiles of both sides.
+func (l *lane) openFiles() (m sides, err error) {
+	client, server := l.path.Processes()
+	if m.client, err = process.OpenFiles(client); err != nil {
+		return m, err
+	}
+	m.server, err = process.OpenFiles(server)
+	return m, err
+}
+
+func (l *lane) memory() (m sides, err error) {
 	client, server := l.path.Processes()
 	if m.client, err = process.Memory(client); err != nil {
 		return m, err

@@ -35,10 +35,11 @@ func schedule(s settings, groups []group, lanes []*lane) []turn {
 	return turns
 }
 
-// chosenGroups are those that hold any of these metrics, all if none are given.
+// chosenGroups are those that hold any of these metrics, all but
+// those on request if none are given.
 func chosenGroups(names []string) ([]group, error) {
 	if len(names) == 0 {
-		return groups, nil
+		return slices.DeleteFunc(slices.Clone(groups), func(g group) bool { return g.onRequest }), nil
 	}
 	wanted := map[result.Metric]bool{}
 	for _, name := range names {

@@ -88,6 +88,19 @@ func Memory(pids []int) (int64, error) {
 	return sum, nil
 }
 
+// OpenFiles is how many files processes have open.
+func OpenFiles(pids []int) (int64, error) {
+	var sum int64
+	for _, pid := range pids {
+		open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+		if err != nil {
+			return 0, fmt.Errorf("read open files: %w", err)
+		}
+		sum += int64(len(open))
+	}
+	return sum, nil
+}
+
 // parsePSS reads smaps_rollup of proc(5).
 func parsePSS(rollup string) (int64, error) {
 	for line := range strings.Lines(rollup) {

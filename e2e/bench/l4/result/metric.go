@@ -18,12 +18,13 @@ const (
 	SmallP99BesideBulk Metric = "small_p99_beside_bulk"
 	Throughput32OneCPU Metric = "throughput_32_1core"
 	Scaling            Metric = "scaling"
+	FilesAfterMany     Metric = "files_after_1m_conns"
 )
 
 // Metrics are all of them, in the order of the report.
 var Metrics = []Metric{
 	Throughput1, Throughput32, CPUPerGB1, CPUPerGB32, PingP50, PingP99, PingP999, ConnRate, CPUPer10kConns,
-	IdlePerTunnel, SmallP99Alone, SmallP99BesideBulk, Throughput32OneCPU, Scaling,
+	IdlePerTunnel, SmallP99Alone, SmallP99BesideBulk, Throughput32OneCPU, Scaling, FilesAfterMany,
 }
 
 // about is a metric's unit and, in a few words, what it is.
@@ -49,6 +50,7 @@ var metrics = map[Metric]about{
 	SmallP99BesideBulk: {unit: "us", lower: true, title: "1 KiB and back on four connections beside ten bulk streams, 99th percentile"},
 	Throughput32OneCPU: {unit: "GB/s", title: "32 streams with client, proxies and server on one CPU"},
 	Scaling:            {unit: "ratio", title: "32 streams, all CPUs over one"},
+	FilesAfterMany:     {unit: "files", lower: true, title: "by how many open files the worse side grew over a million connections; only on request"},
 }
 
 // Unit of the metric's values.
