@@ -69,10 +69,10 @@ test-cluster: setup ## The test bed's own life cycle: up, reboot, crash half-way
 	cd e2e/cluster && go test -tags cluster -count=1 -timeout 30m ./...
 
 # make bench QUICK=1 says within five minutes whether it works. VARIANTS=none,ambit and METRICS=throughput_1,conn_rate choose.
-bench: setup setup-bench ## Layer 4 against its peers: docs/benchmarks, or .tmp/bench with QUICK=1; also VARIANTS=.., METRICS=..
+bench: setup setup-bench ## Layer 4 against its peers: docs/benchmarks, or .tmp/bench with QUICK=1, VARIANTS=.., METRICS=..; ROUNDS=..
 	@mkdir -p .tmp
 	go build -ldflags '$(LDFLAGS)' -o .tmp/bench-l4 ./e2e/bench/l4
-	.tmp/bench-l4 $(if $(QUICK),-quick -out .tmp/bench,-out docs/benchmarks) -variants '$(VARIANTS)' -metrics '$(METRICS)'
+	.tmp/bench-l4 $(if $(QUICK),-quick) -out $(if $(QUICK)$(VARIANTS)$(METRICS),.tmp/bench,docs/benchmarks) $(if $(ROUNDS),-rounds $(ROUNDS)) -variants '$(VARIANTS)' -metrics '$(METRICS)'
 
 bench-enrol: cluster images-load bin/ambit ## From the label to Captured, over 100 pods
 	bin/ambit install --kubeconfig .cluster/kubeconfig
