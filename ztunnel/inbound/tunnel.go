@@ -111,8 +111,7 @@ func (l *Listener) serveRequest(alive, cut context.Context, t tunnel, in *hbone.
 		return
 	}
 	attempt.Destination.Addr = dst
-	var app *appConn
-	onAnotherStack(func() { app, err = l.admit(alive, &attempt) })
+	app, err := l.admit(alive, &attempt)
 	if err != nil {
 		refuse(statusOf(err), err)
 		return
@@ -128,18 +127,6 @@ func (l *Listener) serveRequest(alive, cut context.Context, t tunnel, in *hbone.
 	stop := context.AfterFunc(alive, func() { conn.Cut(conns.TunnelLost, context.Cause(alive)) })
 	defer stop()
 	l.carry(conn, stream, app)
-}
-
-// onAnotherStack runs f in a goroutine of its own and waits for it. This one will
-// wait for the application for as long as the connection lives: the stack that
-// connecting takes would stay with it, and is four times what waiting takes.
-func onAnotherStack(f func()) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		f()
-	}()
-	<-done
 }
 
 // targetOf reads the address that a peer wants. It must be the one that its
