@@ -131,15 +131,14 @@ func (e *end) interrupt() {
 	}
 }
 
-// unread tells whether the socket has bytes that were not read.
-func (e *end) unread() bool {
-	unread := 0
+// unread tells whether the socket has bytes that were not read. Up to urgent data
+// the kernel counts, and at urgent data it finds nothing to count.
+func (e *end) unread() (unread bool) {
 	e.raw.Control(func(fd uintptr) {
-		if n, err := unix.IoctlGetInt(int(fd), unix.SIOCINQ); err == nil {
-			unread = n
-		}
+		n, err := unix.IoctlGetInt(int(fd), unix.SIOCINQ)
+		unread = err == nil && n > 0 || atMark(int(fd))
 	})
-	return unread > 0
+	return unread
 }
 
 // resume lets reads block again after interrupt.

@@ -105,12 +105,28 @@ func (r *socketReader) release() {
 	r.buf = nil
 }
 
-// readSocket is read(2) until it is not interrupted.
+// readSocket is read(2) until it is not interrupted. At urgent data read(2) says
+// that there is nothing if a signal is pending, and Go's scheduler sends signals
+// all the time: then it is asked again, for nothing else would have it be asked.
 func readSocket(fd int, p []byte) (int, error) {
-	for {
+	for again := 0; ; {
 		n, err := unix.Read(fd, p)
-		if err != unix.EINTR {
+		switch {
+		case err == unix.EINTR:
+		case err == unix.EAGAIN && again < readsAtMark && atMark(fd):
+			again++
+		default:
 			return max(n, 0), err
 		}
 	}
+}
+
+// readsAtMark is how often it is asked again: the urgent byte itself may still be
+// on its way.
+const readsAtMark = 10
+
+// atMark tells whether urgent data is next.
+func atMark(fd int) bool {
+	next, err := unix.IoctlGetInt(fd, unix.SIOCATMARK)
+	return err == nil && next != 0
 }
