@@ -145,6 +145,7 @@ func TestWhatIsNotTheEndpointsFault(t *testing.T) {
 		},
 		"a reset later on": func(t *testing.T, m *Mesh, client, a *Pod) {
 			conn := client.Connect(vip)
+			say(t, conn, "?") // by then it stands
 			hearReset(t, conn)
 		},
 		"the pod itself was addressed": func(t *testing.T, m *Mesh, client, a *Pod) {
@@ -156,7 +157,7 @@ func TestWhatIsNotTheEndpointsFault(t *testing.T) {
 			m := New(t)
 			client, a, b := m.Pod("client").Start(), m.Pod("a").Start(), m.Pod("b").Start()
 			for _, p := range []*Pod{a, b} {
-				p.App(func(c *net.TCPConn) { c.SetLinger(0); c.Close() })
+				p.App(func(c *net.TCPConn) { c.Read(make([]byte, 1)); c.SetLinger(0); c.Close() })
 			}
 			m.Service("web", vip.String(), a, b)
 			c(t, m, client, a)

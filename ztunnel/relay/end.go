@@ -101,6 +101,9 @@ func (e *end) gone() bool {
 	return err != nil && !e.finSent.Load()
 }
 
+// over tells whether both halves of this end have ended in order.
+func (e *end) over() bool { return e.finReceived.Load() && e.finSent.Load() }
+
 // ended says what it means that a read of the socket found the end of the data.
 // The kernel tells of a reset once: where a write was told, a read is not.
 func (e *end) ended() error {

@@ -147,7 +147,9 @@ func (s *session) endHalf(src, dst *end) (blame *end, err error) {
 // reset, and both directions wake.
 func (s *session) fail(reason Reason, err error) {
 	s.mu.Lock()
-	first := !s.ended
+	// To cut what has ended is too late: its last word may have been what the
+	// other side waited for before it closed the tunnel.
+	first := !s.ended && !(reason == Cut && s.client.over() && s.server.over())
 	if first {
 		s.ended, s.reason, s.err = true, reason, err
 	}
