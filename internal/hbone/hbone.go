@@ -23,7 +23,8 @@
 // a write, so no stream holds up another's control frames; a stream reads EOF
 // only if the peer closed its half in order; what a peer can make this side
 // buffer is bounded for a stream and for a tunnel; when Serve or Close returns,
-// so has every goroutine they started.
+// so has every goroutine they started, but those that give a sink what came
+// before the end: they end with its Write.
 //
 // Who the peer is was settled before, by TLS (package certs); whether it may
 // connect where it asks is the caller's to decide.
