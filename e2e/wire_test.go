@@ -57,12 +57,13 @@ func (p *place) between(run func()) []testbed.Packet {
 // host cuts the port off tcpdump's ADDRESS.PORT.
 func host(endpoint string) string { return endpoint[:strings.LastIndex(endpoint, ".")] }
 
-// enrolledPair is a place with the captured pair.
+// enrolledPair is a place with the captured pair, whose Service is known on every node.
 func enrolledPair(t *testing.T, name string) *place {
 	t.Helper()
 	p := newPlace(t, name)
 	p.pair()
 	p.enrol("client", "server")
+	p.answers("client", "http://server:8080/whoami")
 	return p
 }
 
@@ -96,6 +97,10 @@ func TestTCPIsCarriedFaithfully(t *testing.T) {
 	p.apply(pod(podOptions{name: "till", node: "n2", role: "till"}) + service("till", "till", "{name: till, port: 7000}"))
 	p.ready("till")
 	p.captured("till")
+	p.eventually("the till's Service is known", func() error {
+		_, err := p.tool("client", "dial", "till:7000")
+		return err
+	})
 
 	t.Run("half-close: the server answers after the client's end", func(t *testing.T) {
 		p.must("client", "wire", "server:7002", "100000")
