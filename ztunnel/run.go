@@ -27,6 +27,7 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/pods"
 	"github.com/ambit-mesh/ambit/ztunnel/pool"
 	"github.com/ambit-mesh/ambit/ztunnel/redirect"
+	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
 
 // Addresses of the component's own servers. The first is for the pod alone.
@@ -56,6 +57,7 @@ type ztunnel struct {
 	locker    *locker.Locker
 	certs     *certs.Store
 	conns     *conns.Registry
+	relay     *relay.Relay
 	endpoints *endpoints.Registry
 	dataplane *dataplane
 	pods      *pods.Pods
@@ -99,7 +101,9 @@ func compose(s settings, logger *slog.Logger, level *slog.LevelVar) (*ztunnel, e
 	if err := z.composeController(); err != nil {
 		return nil, err
 	}
-	z.composePods()
+	if err := z.composePods(); err != nil {
+		return nil, err
+	}
 	return z, z.composeReport()
 }
 
@@ -147,13 +151,17 @@ func (z *ztunnel) composeController() error {
 }
 
 // composePods: the pods of the node, and how they are captured.
-func (z *ztunnel) composePods() {
+func (z *ztunnel) composePods() error {
 	s := z.settings
+	var err error
+	if z.relay, err = relay.New(); err != nil {
+		return err
+	}
 	z.conns = conns.New(conns.Config{Logger: z.logger, Registerer: z.metrics.Registry})
 	z.endpoints = endpoints.New(endpoints.Config{Logger: z.logger, Registerer: z.metrics.Registry})
 	z.dataplane = &dataplane{
 		node: z.node, trustDomain: s.TrustDomain, clusterID: s.ClusterID, nodeName: s.NodeName,
-		certs: z.certs, store: z.store, feed: z.feed, conns: z.conns, endpoints: z.endpoints, pools: pool.NewMetrics(z.metrics.Registry),
+		certs: z.certs, store: z.store, feed: z.feed, conns: z.conns, relay: z.relay, endpoints: z.endpoints, pools: pool.NewMetrics(z.metrics.Registry),
 		policy: permissive{}, logger: z.logger, captures: make(map[string]*capture),
 	}
 	z.pods = pods.New(pods.Config{
@@ -167,6 +175,7 @@ func (z *ztunnel) composePods() {
 		Entry:  cniproto.ChainEntry{Socket: s.cniSocket(), EnrolmentFile: s.enrolment(), ExcludedNamespaces: s.NeverHeld},
 		Logger: z.logger,
 	})
+	return nil
 }
 
 // composeReport: what the controller, the operator and the kubelet see.
@@ -230,7 +239,7 @@ func (z *ztunnel) run(running, force context.Context) error {
 	drained, stop := context.WithTimeout(force, cutBefore)
 	defer stop()
 	z.pods.Drain(drained)
-	return errors.Join(cause, z.node.close())
+	return errors.Join(cause, z.relay.Close(), z.node.close())
 }
 
 // gates opens readiness as its conditions come true.
