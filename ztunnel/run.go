@@ -23,6 +23,7 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
 	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
 	"github.com/ambit-mesh/ambit/ztunnel/kube"
+	"github.com/ambit-mesh/ambit/ztunnel/locker"
 	"github.com/ambit-mesh/ambit/ztunnel/pods"
 	"github.com/ambit-mesh/ambit/ztunnel/pool"
 	"github.com/ambit-mesh/ambit/ztunnel/redirect"
@@ -53,6 +54,7 @@ type ztunnel struct {
 	roots     *roots
 	store     *workload.Store
 	feed      *feed.Client
+	locker    *locker.Locker
 	certs     *certs.Store
 	conns     *conns.Registry
 	relay     *relay.Relay
@@ -136,8 +138,9 @@ func (z *ztunnel) composeController() error {
 	if err != nil {
 		return err
 	}
+	z.locker = locker.New(s.keys(), z.logger)
 	z.certs = certs.New(certs.Config{
-		Fetch: certs.FetchFrom(conn, certificateTTL), Bundle: z.roots.bundle, Logger: z.logger, Registerer: z.metrics.Registry,
+		Fetch: certs.FetchFrom(conn, certificateTTL), Bundle: z.roots.bundle, Locker: z.locker, Logger: z.logger, Registerer: z.metrics.Registry,
 	})
 	z.reporter = &reporter{
 		hello:  &report.Hello{Node: s.NodeName, PodName: s.PodName, Version: daemon.Version},
@@ -180,7 +183,7 @@ func (z *ztunnel) composeReport() error {
 	z.observed = &observedPods{
 		pods: z.pods, expires: z.certs.Expires, snapshot: z.store.Snapshot,
 		trustDomain: z.settings.TrustDomain, clusterID: z.settings.ClusterID,
-		sources: []func() []string{z.node.problems, z.dataplane.problems, z.cni.Problems, z.pods.Problems, z.roots.problems},
+		sources: []func() []string{z.node.problems, z.dataplane.problems, z.cni.Problems, z.pods.Problems, z.roots.problems, z.locker.Problems},
 	}
 	z.reporter.observed, z.reporter.release = z.observed, z.pods.Release
 	z.dumps()
@@ -206,6 +209,7 @@ func (z *ztunnel) run(running, force context.Context) error {
 	part("roots", func(ctx context.Context) error { return z.roots.watch(ctx, z.client, z.settings.PodNamespace) })
 	part("feed", z.feed.Run)
 	part("certificates", z.certs.Run)
+	part("locker", z.locker.Run)
 	part("chain entry", z.cni.Run)
 	// Before the pods, which ask what an earlier process left.
 	if !z.node.try() {
@@ -215,6 +219,13 @@ func (z *ztunnel) run(running, force context.Context) error {
 	part("CNI socket", func(ctx context.Context) error { return z.pods.ServeCNI(ctx, z.settings.cniSocket()) })
 	part("report", z.reporter.run)
 	z.followBundle(ctx, &group)
+	group.Go(func() {
+		select {
+		case <-z.pods.Ready():
+			z.certs.RetainKept() // all that the node's pods need is wanted by now
+		case <-ctx.Done():
+		}
+	})
 	group.Go(func() { onConnect(ctx, z.feed.Connected, z.controllerIsBack) })
 
 	select {
