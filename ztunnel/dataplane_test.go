@@ -99,7 +99,7 @@ func (b *bed) startProcess() {
 		conns:     conns.New(conns.Config{Logger: logger, Registerer: prometheus.NewRegistry()}),
 		relay:     carrier,
 		endpoints: endpoints.New(endpoints.Config{Logger: logger, Registerer: prometheus.NewRegistry()}),
-		pools:     pool.NewMetrics(prometheus.NewRegistry()), policy: permissive{}, logger: logger, captures: map[string]*capture{},
+		pools:     pool.NewMetrics(prometheus.NewRegistry()), policy: permissive{}, synced: func() bool { return true }, started: make(chan struct{}, 1), logger: logger, captures: map[string]*capture{},
 	}
 }
 

@@ -101,6 +101,7 @@ type Redirect struct {
 	hostCookie uint64
 	host       *podns.NetNS // the node's
 	closing    chan struct{}
+	close      func() // closing, once
 	pins       pins
 	node       *bpf.Node
 	withoutTCX bool        // as before Linux 6.6
@@ -147,6 +148,7 @@ func Open(config Config) (_ *Redirect, err error) {
 		pins:       pins(filepath.Join(config.PinDir, layout)),
 		captures:   map[string]*Capture{},
 	}
+	r.close = sync.OnceFunc(func() { close(r.closing) })
 	if err := r.pins.make(); err != nil {
 		return nil, errors.Join(err, netns.Close())
 	}
@@ -306,7 +308,7 @@ func (r *Redirect) Verdicts() (map[string]uint64, error) { return r.node.Verdict
 // Close ends the process's part: its listeners close, what is pinned stays and refuses. Captures must not be used
 // afterwards.
 func (r *Redirect) Close() error {
-	close(r.closing)
+	r.close()
 	r.mu.Lock()
 	var errs []error
 	for _, c := range r.captures {
