@@ -304,10 +304,16 @@ func (r *Redirect) withdrawRemainsLocked(left *remains) error {
 func (r *Redirect) Verdicts() (map[string]uint64, error) { return r.node.Verdicts() }
 
 // Close ends the process's part: its listeners close, what is pinned stays and refuses. Captures must not be used
-// afterwards.
+// afterwards; another Close does nothing.
 func (r *Redirect) Close() error {
-	close(r.closing)
 	r.mu.Lock()
+	select {
+	case <-r.closing:
+		r.mu.Unlock()
+		return nil
+	default:
+		close(r.closing)
+	}
 	var errs []error
 	for _, c := range r.captures {
 		errs = append(errs, c.closeListeners(), c.steer.Close(), c.closeHoldLocked(), c.devices.Close())
