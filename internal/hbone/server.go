@@ -106,7 +106,8 @@ func (st *stream) statusLocked(code int, reason string, end bool) error {
 // When ctx ends, the tunnel drains: the peer is told to open no more streams,
 // and those that are open may finish until opts.DrainTimeout has passed. The
 // context of h does not end with ctx, but when the tunnel does, or when the peer
-// gives up a request that is not yet answered. Serve returns after every h has:
+// gives up a request that is not yet answered. A tunnel that nobody uses drains as
+// well. Serve returns after every h has:
 // with nil unless streams were cut short, or rules broken.
 func Serve(ctx context.Context, conn net.Conn, opts Options, h func(context.Context, *Incoming)) error {
 	tunnelCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -130,6 +131,8 @@ func Serve(ctx context.Context, conn net.Conn, opts Options, h func(context.Cont
 	select {
 	case <-s.done:
 	case <-ctx.Done():
+		cut = s.drain(opts.drainTimeout())
+	case <-s.stale:
 		cut = s.drain(opts.drainTimeout())
 	}
 	s.close()
@@ -173,7 +176,7 @@ func (s *session) gotRequestLocked(b *block) error {
 	}
 	if fault, malformed := connectFault(b); fault != "" {
 		if !s.resets.spend() {
-			return fmt.Errorf("%w: with malformed requests", errCalm)
+			return flood(ResetFlood, "malformed requests")
 		}
 		s.chargeLocked(2 * frameHeader)
 		if malformed {
@@ -182,6 +185,9 @@ func (s *session) gotRequestLocked(b *block) error {
 		return st.answerLocked(http.StatusBadRequest, fault)
 	}
 	s.handlers++
+	if s.unused != nil {
+		s.unused.Stop()
+	}
 	s.incoming(st, b)
 	return nil
 }
