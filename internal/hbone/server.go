@@ -141,6 +141,23 @@ func Serve(ctx context.Context, conn net.Conn, opts Options, h func(context.Cont
 	return errors.Join(cut, s.failure())
 }
 
+// TurnAway tells the peer of an established TLS connection that it gets no tunnel,
+// and closes the connection.
+func TurnAway(conn net.Conn, reason string) {
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(flushTimeout))
+	last := appendGoAway(appendSettings(nil, serverSettings()), 0, http2.ErrCodeEnhanceYourCalm, printable(reason))
+	if _, err := conn.Write(last); err != nil {
+		return
+	}
+	if c, ok := conn.(interface{ CloseWrite() error }); ok && c.CloseWrite() == nil {
+		// What is closed with something unread is reset, and the peer may then lose
+		// what it was told.
+		conn.SetReadDeadline(time.Now().Add(flushTimeout))
+		io.CopyN(io.Discard, conn, maxControlFrame)
+	}
+}
+
 // left is called when a stream's handler has returned.
 func (st *stream) left() {
 	s := st.s

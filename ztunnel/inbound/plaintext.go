@@ -30,6 +30,13 @@ func (l *Listener) servePlaintext(_, cut context.Context, client *net.TCPConn) {
 		l.cfg.Conns.Fail(attempt, conns.Loop, errors.New("the tunnel's own connection to the application came back"))
 		return
 	}
+	give, err := l.enter(l.unproven, from.Addr())
+	if err != nil {
+		relay.Reset(client)
+		l.cfg.Conns.Fail(attempt, conns.ReasonOf(err), err)
+		return
+	}
+	defer give()
 	app, err := l.admit(cut, &attempt)
 	if err != nil {
 		relay.Reset(client)

@@ -36,6 +36,9 @@ const (
 // errUnclaimed is why an upstream is closed that stood in vain.
 var errUnclaimed = errors.New("the application did not wait for the connection")
 
+// errOverloaded is why a connection waits, or is refused, while others are carried.
+var errOverloaded = errors.New("the node's tunnel carries nearly as much as it can, and the pod has its share of that")
+
 // ends tell the connections of a pod apart.
 type ends struct{ client, dst netip.AddrPort }
 
@@ -44,6 +47,7 @@ type preparation struct {
 	// Fixed.
 	attempt *conns.Attempt
 	cancel  context.CancelFunc
+	give    func()        // gives its part of the pod's share back
 	done    chan struct{} // closed once upstream and err are set
 	claimed chan struct{} // closed once its connection was accepted
 
@@ -77,8 +81,14 @@ func (l *Listener) take(held Held) {
 		held.Leave()
 	default:
 		attempt := l.attempt(client, dst)
+		give, ok := l.cfg.Share.Take()
+		if !ok {
+			held.Leave() // there may be room by the time that it is tried again
+			go l.cfg.Conns.Fail(*attempt, conns.Overloaded, errOverloaded)
+			return
+		}
 		ctx, cancel := context.WithCancel(context.Background())
-		prepared := &preparation{attempt: attempt, cancel: cancel, done: make(chan struct{}), claimed: make(chan struct{})}
+		prepared := &preparation{attempt: attempt, cancel: cancel, give: give, done: make(chan struct{}), claimed: make(chan struct{})}
 		p.byEnds[key] = prepared
 		p.running.Go(func() { l.prepare(ctx, key, prepared, held) })
 	}
@@ -95,6 +105,7 @@ func (l *Listener) prepare(ctx context.Context, key ends, p *preparation, held H
 	}
 	close(p.done)
 	if p.err != nil {
+		p.give()
 		l.refuse(held, p.err)
 		return
 	}
@@ -108,6 +119,7 @@ func (l *Listener) prepare(ctx context.Context, key ends, p *preparation, held H
 	}
 	if l.preparations.remove(key, p) {
 		abandon(p.upstream)
+		p.give()
 		l.cfg.Conns.Fail(*p.attempt, conns.Unclaimed, errUnclaimed)
 	}
 }

@@ -46,10 +46,18 @@ func (l *Listener) serve(_, cut context.Context, app *net.TCPConn) {
 	prepared := l.preparations.claim(key)
 	defer l.preparations.release(key)
 	if prepared != nil {
+		defer prepared.give()
 		l.serveHeld(cut, app, prepared)
 		return
 	}
 	attempt := l.attempt(key.client, key.dst)
+	give, ok := l.cfg.Share.Take()
+	if !ok {
+		relay.Reset(app)
+		l.cfg.Conns.Fail(*attempt, conns.Overloaded, errOverloaded)
+		return
+	}
+	defer give()
 	up, err := l.connect(cut, attempt.Source.Workload, key.dst, attempt)
 	if err != nil {
 		relay.Reset(app)

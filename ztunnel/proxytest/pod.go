@@ -104,6 +104,8 @@ func (p *Pod) StartInbound() {
 		Snapshot:     p.mesh.Store.Snapshot,
 		Policy:       p.mesh,
 		Conns:        p.mesh.Conns,
+		Quotas:       p.mesh.quotas(),
+		Share:        p.mesh.shares().Join(),
 		Logger:       p.mesh.log,
 		DrainTimeout: p.mesh.DrainTimeout,
 	})
@@ -132,6 +134,7 @@ func (p *Pod) StartOutbound() {
 		Conns:        p.mesh.Conns,
 		Endpoints:    p.mesh.Endpoints,
 		PoolMetrics:  p.mesh.poolMetrics,
+		Share:        p.mesh.shares().Join(),
 		Logger:       p.mesh.log,
 		DrainTimeout: p.mesh.DrainTimeout,
 	})
