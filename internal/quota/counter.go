@@ -15,21 +15,22 @@ func NewCounter[K comparable](limit int) *Counter[K] {
 	return &Counter[K]{limit: limit, held: map[K]int{}}
 }
 
-// Take one for key, until give is called. It fails if key holds as many as it may.
-func (c *Counter[K]) Take(key K) (give func(), ok bool) {
+// Take one for key, until Give. It tells whether key may have one more.
+func (c *Counter[K]) Take(key K) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.held[key] >= c.limit {
-		return func() {}, false
+		return false
 	}
 	c.held[key]++
-	return sync.OnceFunc(func() { c.give(key) }), true
+	return true
 }
 
-func (c *Counter[K]) give(key K) {
+// Give back one that key took.
+func (c *Counter[K]) Give(key K) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.held[key]--; c.held[key] == 0 {
+	if c.held[key]--; c.held[key] <= 0 {
 		delete(c.held, key)
 	}
 }

@@ -3,6 +3,7 @@ package quota
 import (
 	"net"
 	"net/netip"
+	"sync"
 )
 
 // Listener closes connections of an address that has as many open as it may, as
@@ -27,9 +28,8 @@ func (l *Listener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		addr := AddrOf(conn.RemoteAddr())
-		give, ok := l.counter.Take(addr)
-		if ok {
-			return &counted{conn, give}, nil
+		if l.counter.Take(addr) {
+			return &counted{conn, sync.OnceFunc(func() { l.counter.Give(addr) })}, nil
 		}
 		conn.Close()
 		if l.refused != nil {

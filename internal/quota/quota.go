@@ -7,8 +7,7 @@
 //	listener.go Listener: connections by client address
 //
 // Invariants: nothing here waits, so no party can make another one wait; memory
-// is bounded by what is held, and a key that holds nothing is forgotten; what is
-// given back twice counts once.
+// is bounded by what is held, and a key that holds nothing is forgotten.
 //
 // What is refused, and how that is told, is the caller's business.
 package quota

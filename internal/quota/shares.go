@@ -26,7 +26,7 @@ type Share struct {
 	left bool
 }
 
-// Join makes a party. It ends with Leave, and with the last that it gives back.
+// Join makes a party, until Leave.
 func (s *Shares) Join() *Share {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -44,22 +44,25 @@ func (p *Share) Leave() {
 	}
 }
 
-// Take one, until give is called. It fails if there is not enough left for others.
-func (p *Share) Take() (give func(), ok bool) {
+// Take one, until Give. It tells whether there is enough left for others.
+func (p *Share) Take() bool {
 	s := p.of
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.held >= s.capacity-s.capacity/4 && p.held >= max(1, s.capacity/4/max(1, s.parties)) {
-		return func() {}, false
+		return false
 	}
 	s.held++
 	p.held++
-	return sync.OnceFunc(func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.held--
-		p.held--
-	}), true
+	return true
+}
+
+// Give back one that was taken.
+func (p *Share) Give() {
+	p.of.mu.Lock()
+	defer p.of.mu.Unlock()
+	p.of.held--
+	p.held--
 }
 
 // Held is what all parties hold, and Capacity what they may.

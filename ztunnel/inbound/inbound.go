@@ -8,7 +8,7 @@
 //	limits.go     how much one peer may hold, of this pod and of the process
 //	admit.go      is it for this pod, does policy admit it -> the application
 //	loop.go       what comes back to where it came from
-//	relay.Copy    both ways, until both halves close
+//	relay         both ways, until both halves close
 //
 // Invariants: all three ways pass the same admission, each with the identity
 // that was proven on it or none; a tunnel's 200 means that the application has
@@ -33,6 +33,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
 	"github.com/ambit-mesh/ambit/ztunnel/listen"
+	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
 
 // App connects the pod's application as if client did.
@@ -70,6 +71,7 @@ type Config struct {
 	Snapshot func() *workload.Snapshot
 	Policy   Policy
 	Conns    *conns.Registry
+	Relay    *relay.Relay
 	// Quotas are the process's, Share is the pod's in what all carry.
 	Quotas *Quotas
 	Share  *quota.Share

@@ -63,40 +63,52 @@ func NewQuotas(l Limits) *Quotas {
 	}
 }
 
-// take one for key. The error is a *conns.Failure.
-func take[K comparable](c *quota.Counter[K], key K, reason conns.Reason, what string) (give func(), err error) {
-	give, ok := c.Take(key)
-	if !ok {
-		return nil, conns.Fail(reason, fmt.Errorf("%v has %d %s, as many as it may", key, c.Limit(), what))
-	}
-	return give, nil
+// exceeds is why a key may not have one more. It is a *conns.Failure.
+func exceeds[K comparable](c *quota.Counter[K], key K, reason conns.Reason, what string) error {
+	return conns.Fail(reason, fmt.Errorf("%v has %d %s, as many as it may", key, c.Limit(), what))
 }
 
-// enter counts a connection for its client's address and for the pod, until give
-// is called. The error is a *conns.Failure.
-func (l *Listener) enter(byAddress *quota.Counter[netip.Addr], client netip.Addr) (give func(), err error) {
-	giveAddress, err := take(byAddress, client, conns.TooManyConnections, "connections")
-	if err != nil {
-		return nil, err
-	}
-	giveShare, ok := l.cfg.Share.Take()
-	if !ok {
-		giveAddress()
-		return nil, conns.Fail(conns.Overloaded, errors.New("the node's tunnel carries nearly as much as it can, and the pod has its share of that"))
-	}
-	return func() { giveShare(); giveAddress() }, nil
+// seat is what one connection holds, until leave.
+type seat struct {
+	client   netip.Addr
+	identity spiffe.ID // zero in plaintext
 }
 
-// enterTunnelled does the same for one in a tunnel, and counts it for its identity.
-func (l *Listener) enterTunnelled(t tunnel) (give func(), err error) {
-	giveIdentity, err := take(l.cfg.Quotas.connectionsByIdentity, t.peer, conns.TooManyConnections, "connections")
-	if err != nil {
-		return nil, err
+// enter takes a seat. Its error is a *conns.Failure.
+func (l *Listener) enter(s seat) error {
+	byAddress := l.clients(s)
+	if !byAddress.Take(s.client) {
+		return exceeds(byAddress, s.client, conns.TooManyConnections, "connections")
 	}
-	giveRest, err := l.enter(l.cfg.Quotas.connectionsByAddress, t.remote.Addr())
-	if err != nil {
-		giveIdentity()
-		return nil, err
+	byIdentity := l.cfg.Quotas.connectionsByIdentity
+	proven := s.identity != (spiffe.ID{})
+	if proven && !byIdentity.Take(s.identity) {
+		byAddress.Give(s.client)
+		return exceeds(byIdentity, s.identity, conns.TooManyConnections, "connections")
 	}
-	return func() { giveRest(); giveIdentity() }, nil
+	if !l.cfg.Share.Take() {
+		byAddress.Give(s.client)
+		if proven {
+			byIdentity.Give(s.identity)
+		}
+		return conns.Fail(conns.Overloaded, errors.New("the node's tunnel carries nearly as much as it can, and the pod has its share of that"))
+	}
+	return nil
+}
+
+func (l *Listener) leave(s seat) {
+	l.clients(s).Give(s.client)
+	if s.identity != (spiffe.ID{}) {
+		l.cfg.Quotas.connectionsByIdentity.Give(s.identity)
+	}
+	l.cfg.Share.Give()
+}
+
+// clients counts by address: for the process where the client has proven who it
+// is, for the pod alone where it has not.
+func (l *Listener) clients(s seat) *quota.Counter[netip.Addr] {
+	if s.identity == (spiffe.ID{}) {
+		return l.unproven
+	}
+	return l.cfg.Quotas.connectionsByAddress
 }

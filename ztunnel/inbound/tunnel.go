@@ -29,7 +29,8 @@ type tunnel struct {
 }
 
 // serveTunnel serves one tunnel for as long as it lives.
-func (l *Listener) serveTunnel(draining, cut context.Context, raw *net.TCPConn) {
+func (l *Listener) serveTunnel(draining, cut context.Context, raw *net.TCPConn, over func()) {
+	defer over()
 	t := tunnel{remote: addrPort(raw.RemoteAddr()), local: addrPort(raw.LocalAddr())}
 	started := time.Now()
 	stop := context.AfterFunc(cut, func() { raw.Close() })
@@ -45,13 +46,13 @@ func (l *Listener) serveTunnel(draining, cut context.Context, raw *net.TCPConn) 
 			Started:     started,
 		}, conns.ReasonOf(err), err)
 	}
-	give, err := take(l.cfg.Quotas.tunnelsByAddress, t.remote.Addr(), conns.TooManyTunnels, "tunnels")
-	if err != nil {
+	byAddress, byIdentity := l.cfg.Quotas.tunnelsByAddress, l.cfg.Quotas.tunnelsByIdentity
+	if !byAddress.Take(t.remote.Addr()) {
 		relay.Reset(raw)
-		refused(err)
+		refused(exceeds(byAddress, t.remote.Addr(), conns.TooManyTunnels, "tunnels"))
 		return
 	}
-	defer give()
+	defer byAddress.Give(t.remote.Addr())
 	wire, err := hbone.NewWire(raw)
 	if err != nil {
 		raw.Close()
@@ -64,13 +65,12 @@ func (l *Listener) serveTunnel(draining, cut context.Context, raw *net.TCPConn) 
 		return
 	}
 	t.peer = peer
-	giveIdentity, err := take(l.cfg.Quotas.tunnelsByIdentity, t.peer, conns.TooManyTunnels, "tunnels")
-	if err != nil {
+	if !byIdentity.Take(t.peer) {
 		hbone.TurnAway(conn, string(conns.TooManyTunnels))
-		refused(err)
+		refused(exceeds(byIdentity, t.peer, conns.TooManyTunnels, "tunnels"))
 		return
 	}
-	defer giveIdentity()
+	defer byIdentity.Give(t.peer)
 	err = hbone.Serve(draining, conn, hbone.Options{DrainTimeout: l.cfg.DrainTimeout}, func(ctx context.Context, in *hbone.Incoming) {
 		l.serveRequest(ctx, cut, t, in)
 	})
@@ -149,19 +149,20 @@ func (l *Listener) serveRequest(alive, cut context.Context, t tunnel, in *hbone.
 		return
 	}
 	attempt.Destination.Addr = dst
-	give, err := l.enterTunnelled(t)
-	if err != nil {
+	s := seat{client: t.remote.Addr(), identity: t.peer}
+	if err := l.enter(s); err != nil {
 		refuse(statusOf(err), err)
 		return
 	}
-	defer give()
 	app, err := l.admit(alive, &attempt)
 	if err != nil {
+		l.leave(s)
 		refuse(statusOf(err), err)
 		return
 	}
 	stream, err := in.Accept()
 	if err != nil {
+		l.leave(s)
 		relay.Reset(app.TCPConn)
 		app.done()
 		l.cfg.Conns.Fail(attempt, conns.TunnelLost, err)
@@ -169,8 +170,12 @@ func (l *Listener) serveRequest(alive, cut context.Context, t tunnel, in *hbone.
 	}
 	conn := l.cfg.Conns.Open(cut, attempt)
 	stop := context.AfterFunc(alive, func() { conn.Cut(conns.TunnelLost, context.Cause(alive)) })
-	defer stop()
-	l.carry(conn, stream, app)
+	leave := in.Keep()
+	l.carry(conn, stream, app, func() {
+		stop()
+		leave()
+		l.leave(s)
+	})
 }
 
 // targetOf reads the address that a peer wants. It must be the one that its

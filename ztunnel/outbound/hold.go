@@ -47,7 +47,6 @@ type preparation struct {
 	// Fixed.
 	attempt *conns.Attempt
 	cancel  context.CancelFunc
-	give    func()        // gives its part of the pod's share back
 	done    chan struct{} // closed once upstream and err are set
 	claimed chan struct{} // closed once its connection was accepted
 
@@ -81,14 +80,13 @@ func (l *Listener) take(held Held) {
 		held.Leave()
 	default:
 		attempt := l.attempt(client, dst)
-		give, ok := l.cfg.Share.Take()
-		if !ok {
+		if !l.cfg.Share.Take() {
 			held.Leave() // there may be room by the time that it is tried again
 			go l.cfg.Conns.Fail(*attempt, conns.Overloaded, errOverloaded)
 			return
 		}
 		ctx, cancel := context.WithCancel(context.Background())
-		prepared := &preparation{attempt: attempt, cancel: cancel, give: give, done: make(chan struct{}), claimed: make(chan struct{})}
+		prepared := &preparation{attempt: attempt, cancel: cancel, done: make(chan struct{}), claimed: make(chan struct{})}
 		p.byEnds[key] = prepared
 		p.running.Go(func() { l.prepare(ctx, key, prepared, held) })
 	}
@@ -105,7 +103,7 @@ func (l *Listener) prepare(ctx context.Context, key ends, p *preparation, held H
 	}
 	close(p.done)
 	if p.err != nil {
-		p.give()
+		l.cfg.Share.Give()
 		l.refuse(held, p.err)
 		return
 	}
@@ -119,7 +117,7 @@ func (l *Listener) prepare(ctx context.Context, key ends, p *preparation, held H
 	}
 	if l.preparations.remove(key, p) {
 		abandon(p.upstream)
-		p.give()
+		l.cfg.Share.Give()
 		l.cfg.Conns.Fail(*p.attempt, conns.Unclaimed, errUnclaimed)
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/hbone"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/ztunnel/inbound"
+	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
 
 // intruder is a pod of the mesh that holds to no rules of ours.
@@ -259,9 +260,7 @@ func TestGreedyPodLeavesTheOthersTheirShare(t *testing.T) {
 	echoing(server)
 	refused := 0
 	for range 100 {
-		conn := greedy.Connect(server.Addr)
-		conn.Write([]byte("x"))
-		if _, err := conn.Read(make([]byte, 1)); err != nil {
+		if !echoesOne(greedy.tryDial(netip.AddrPortFrom(server.Addr, greedy.captured))) {
 			refused++
 		}
 	}
@@ -287,9 +286,7 @@ func TestPlaintextShares(t *testing.T) {
 	echoing(other)
 	refused := 0
 	for range 60 {
-		conn := client.ConnectPlaintext(server.Addr)
-		conn.Write([]byte("x"))
-		if _, err := conn.Read(make([]byte, 1)); err != nil {
+		if !echoesOne(client.tryDial(netip.AddrPortFrom(server.Addr, PlaintextPort))) {
 			refused++
 		}
 	}
@@ -299,6 +296,16 @@ func TestPlaintextShares(t *testing.T) {
 	conn := client.ConnectPlaintext(other.Addr)
 	say(t, conn, "hello")
 	hear(t, conn, "hello")
+}
+
+// echoesOne tells whether a connection that was tried is carried.
+func echoesOne(conn *net.TCPConn, err error) bool {
+	if err != nil {
+		return false
+	}
+	conn.Write([]byte("x"))
+	_, err = conn.Read(make([]byte, 1))
+	return err == nil
 }
 
 // TestFloodIsCountedAndLogged by the same word.
@@ -377,6 +384,7 @@ func TestBurstsAreNotRefused(t *testing.T) {
 				failed <- err
 				return
 			}
+			defer conn.Close()
 			conn.SetDeadline(time.Now().Add(30 * time.Second))
 			conn.Write([]byte("x"))
 			if _, err := conn.Read(make([]byte, 1)); err != nil {
@@ -402,6 +410,47 @@ func TestBurstsAreNotRefused(t *testing.T) {
 	if n > 0 {
 		t.Errorf("%d of 1300 failed", n)
 	}
+	eventually(t, func() error {
+		if held := m.shares().Held(); held > 0 {
+			return fmt.Errorf("%d connections are counted that are over", held)
+		}
+		return nil
+	})
+}
+
+// TestWhatEndsIsNotCountedAnyMore, however it ends.
+func TestWhatEndsIsNotCountedAnyMore(t *testing.T) {
+	m := New(t)
+	client, server := m.Pod("client").Start(), m.Pod("server").Start()
+	local, gone := m.Pod("local", On("node-of-client")).Start(), m.Pod("gone")
+	echoing(server)
+	echoing(local)
+	for _, to := range []*Pod{server, local} {
+		for range 3 {
+			conn := client.Connect(to.Addr)
+			say(t, conn, "x")
+			hear(t, conn, "x")
+			conn.Close()
+		}
+		conn := client.Connect(to.Addr)
+		say(t, conn, "x")
+		hear(t, conn, "x")
+		relay.Reset(conn)
+		conn = client.ConnectPlaintext(to.Addr)
+		say(t, conn, "x")
+		hear(t, conn, "x")
+		conn.Close()
+	}
+	client.Refused(gone.Addr)
+	m.SetPolicy(func(inbound.Connection) bool { return false })
+	client.Refused(server.Addr)
+	client.RefusedPlaintext(server.Addr)
+	eventually(t, func() error {
+		if held := m.shares().Held(); held != 0 {
+			return fmt.Errorf("%d connections are counted, none is there", held)
+		}
+		return nil
+	})
 }
 
 // eventually tries for a while.
