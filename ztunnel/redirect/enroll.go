@@ -22,6 +22,9 @@ type Pod struct {
 	NetNS *podns.NetNS
 	// IPs are the pod's addresses: one, or one of each family.
 	IPs []netip.Addr
+	// Strict is for a pod whose applications have not started: it is guarded from the first moment. Without it a pod starts as an
+	// earlier process left it, and else permissive.
+	Strict bool
 }
 
 // addresses returns the pod's address of each family, the zero Addr for none.
@@ -91,7 +94,7 @@ func (r *Redirect) Enroll(ctx context.Context, pod Pod) (*Capture, error) {
 	if slot < 0 {
 		return nil, fmt.Errorf("pod %s: %d pods are captured already", pod.UID, bpf.MaxPods)
 	}
-	c := &Capture{redirect: r, pod: pod, ip4: ip4, ip6: ip6, slot: uint32(slot)}
+	c := &Capture{redirect: r, pod: pod, ip4: ip4, ip6: ip6, slot: uint32(slot), guard: newGuard()}
 	if err := c.captureLocked(); err != nil {
 		return nil, fmt.Errorf("capture pod %s: %w", pod.UID, explain("The kernel does not let ztunnel capture a pod.", err))
 	}
@@ -124,7 +127,13 @@ func (c *Capture) captureLocked() (err error) {
 			return fmt.Errorf("set listener: %w", err)
 		}
 	}
-	return c.flipLocked(steer)
+	if err := c.raiseGuard(); err != nil {
+		return err
+	}
+	if err := c.flipLocked(steer); err != nil {
+		return errors.Join(err, c.lowerGuard())
+	}
+	return nil
 }
 
 // flipLocked takes the steps that are not inert, and undoes them on error, unless an earlier process had taken them.
