@@ -304,11 +304,11 @@ func (r *Redirect) withdrawRemainsLocked(left *remains) error {
 func (r *Redirect) Verdicts() (map[string]uint64, error) { return r.node.Verdicts() }
 
 // Close ends the process's part: its listeners close, what is pinned stays and refuses. Captures must not be used
-// afterwards; another Close does nothing.
+// afterwards.
 func (r *Redirect) Close() error {
 	r.mu.Lock()
 	select {
-	case <-r.closing:
+	case <-r.closing: // a second time: nothing is left to do
 		r.mu.Unlock()
 		return nil
 	default:
