@@ -101,7 +101,6 @@ type Redirect struct {
 	hostCookie uint64
 	host       *podns.NetNS // the node's
 	closing    chan struct{}
-	close      func() // closing, once
 	pins       pins
 	node       *bpf.Node
 	withoutTCX bool        // as before Linux 6.6
@@ -148,7 +147,6 @@ func Open(config Config) (_ *Redirect, err error) {
 		pins:       pins(filepath.Join(config.PinDir, layout)),
 		captures:   map[string]*Capture{},
 	}
-	r.close = sync.OnceFunc(func() { close(r.closing) })
 	if err := r.pins.make(); err != nil {
 		return nil, errors.Join(err, netns.Close())
 	}
@@ -308,8 +306,14 @@ func (r *Redirect) Verdicts() (map[string]uint64, error) { return r.node.Verdict
 // Close ends the process's part: its listeners close, what is pinned stays and refuses. Captures must not be used
 // afterwards.
 func (r *Redirect) Close() error {
-	r.close()
 	r.mu.Lock()
+	select {
+	case <-r.closing: // a second time: nothing is left to do
+		r.mu.Unlock()
+		return nil
+	default:
+		close(r.closing)
+	}
 	var errs []error
 	for _, c := range r.captures {
 		errs = append(errs, c.closeListeners(), c.steer.Close(), c.closeHoldLocked(), c.devices.Close())
