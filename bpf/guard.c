@@ -2,7 +2,7 @@
 
 //go:build ignore
 
-/* What may leave a pod. In strict mode TCP leaves from ztunnel's sockets, in answer to what the node opened, and for a time
+/* What may leave a pod. In strict mode TCP leaves from ztunnel's sockets, in answer to the kubelet, and for a time
  * from connections that are older than the pod's capture; what could be TCP and cannot be read does not leave.
  *
  * Runs for every packet that leaves by a device of the pod, and again where the packet enters the node, out of the pod's
@@ -146,14 +146,14 @@ static __always_inline void turn(const struct flow *flow, struct flow *turned)
 	turned->destination_port = flow->source_port;
 }
 
-static __always_inline bool is_answer_to_node(const struct segment *segment)
+static __always_inline bool is_answer_to_kubelet(const struct segment *segment)
 {
 	enum permit *permit;
 	struct flow opened;
 
 	turn(&segment->flow, &opened);
 	permit = bpf_map_lookup_elem(&mesh_permits, &opened);
-	return permit && *permit == PERMIT_NODE;
+	return permit && *permit == PERMIT_KUBELET;
 }
 
 static __always_inline bool is_own(struct bpf_sock *sk)
@@ -229,8 +229,8 @@ int guard_tc(struct __sk_buff *skb)
 	verdict = read_packet(skb, &segment);
 	if (verdict != VERDICT_COUNT)
 		return end(verdict, verdict == VERDICT_GUARD_NOT_TCP ? PASS : DROP);
-	if (is_answer_to_node(&segment))
-		return end(VERDICT_GUARD_NODE, PASS);
+	if (is_answer_to_kubelet(&segment))
+		return end(VERDICT_GUARD_KUBELET, PASS);
 	if (sk && is_precapture(skb, guard))
 		return end(VERDICT_GUARD_PRECAPTURE, PASS);
 	if (sk)

@@ -24,10 +24,12 @@ type holdHeld struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	holdMapMeshClasses    = "mesh_classes"
 	holdMapMeshEnrolled   = "mesh_enrolled"
 	holdMapMeshGuards     = "mesh_guards"
 	holdMapMeshHeld       = "mesh_held"
 	holdMapMeshListeners  = "mesh_listeners"
+	holdMapMeshNode       = "mesh_node"
 	holdMapMeshOwn        = "mesh_own"
 	holdMapMeshPermits    = "mesh_permits"
 	holdMapMeshPods       = "mesh_pods"
@@ -89,10 +91,12 @@ type holdProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type holdMapSpecs struct {
+	MeshClasses    *ebpf.MapSpec `ebpf:"mesh_classes"`
 	MeshEnrolled   *ebpf.MapSpec `ebpf:"mesh_enrolled"`
 	MeshGuards     *ebpf.MapSpec `ebpf:"mesh_guards"`
 	MeshHeld       *ebpf.MapSpec `ebpf:"mesh_held"`
 	MeshListeners  *ebpf.MapSpec `ebpf:"mesh_listeners"`
+	MeshNode       *ebpf.MapSpec `ebpf:"mesh_node"`
 	MeshOwn        *ebpf.MapSpec `ebpf:"mesh_own"`
 	MeshPermits    *ebpf.MapSpec `ebpf:"mesh_permits"`
 	MeshPods       *ebpf.MapSpec `ebpf:"mesh_pods"`
@@ -130,10 +134,12 @@ func (o *holdObjects) Close() error {
 //
 // It can be passed to loadHoldObjects or ebpf.CollectionSpec.LoadAndAssign.
 type holdMaps struct {
+	MeshClasses    *ebpf.Map `ebpf:"mesh_classes"`
 	MeshEnrolled   *ebpf.Map `ebpf:"mesh_enrolled"`
 	MeshGuards     *ebpf.Map `ebpf:"mesh_guards"`
 	MeshHeld       *ebpf.Map `ebpf:"mesh_held"`
 	MeshListeners  *ebpf.Map `ebpf:"mesh_listeners"`
+	MeshNode       *ebpf.Map `ebpf:"mesh_node"`
 	MeshOwn        *ebpf.Map `ebpf:"mesh_own"`
 	MeshPermits    *ebpf.Map `ebpf:"mesh_permits"`
 	MeshPods       *ebpf.Map `ebpf:"mesh_pods"`
@@ -143,10 +149,12 @@ type holdMaps struct {
 
 func (m *holdMaps) Close() error {
 	return _HoldClose(
+		m.MeshClasses,
 		m.MeshEnrolled,
 		m.MeshGuards,
 		m.MeshHeld,
 		m.MeshListeners,
+		m.MeshNode,
 		m.MeshOwn,
 		m.MeshPermits,
 		m.MeshPods,

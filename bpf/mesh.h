@@ -28,6 +28,8 @@ enum number {
 	SLOT_SIZE = 4,
 	/* Cgroups that hold all pods: one, or two where a kubelet was set up anew. */
 	MAX_POD_CGROUPS = 4,
+	/* Cgroups that a kubelet may be in: one; two while it moves. */
+	MAX_KUBELETS = 4,
 	/* Longest pod UID that is remembered, its terminating zero included. */
 	UID_SIZE = 64,
 	/* The longest headers of a SYN: 60 bytes of IPv4 and 60 of TCP. */
@@ -49,8 +51,22 @@ enum permit {
 	PERMIT_ASKED = 0,
 	/* ztunnel's, to the application. What the application answers goes back to ztunnel, never to the wire. */
 	PERMIT_DELIVERY = 1,
-	/* A process's of the node: what the application answers goes to the wire. */
-	PERMIT_NODE = 2,
+	/* The kubelet's: what the application answers goes to the wire. */
+	PERMIT_KUBELET = 2,
+};
+
+/* Bits of struct node's flags. */
+enum node_flag {
+	/* What a pod connects to that nobody has classified is refused: it may be one that is to be captured. */
+	NODE_REFUSES_UNCLASSIFIED = 1,
+};
+
+/* Value in mesh_classes: why a namespace that is not captured is let connect. */
+enum class {
+	/* ztunnel's own. */
+	CLASS_ZTUNNEL = 1,
+	/* Of a pod that is not enrolled. */
+	CLASS_NOT_ENROLLED = 2,
 };
 
 /* Bits of struct guard's flags. */
@@ -66,14 +82,14 @@ enum own {
 	OWN_TUNNEL = 1,
 	/* ztunnel's, to the application of the pod whose namespace it is in: let past that pod's listeners. */
 	OWN_DELIVERY = 2,
-	/* A pod's in the node's namespace: not let past a pod's listeners as the node's other processes are. */
-	OWN_HOST_POD = 3,
+	/* The kubelet's, to a captured pod: let past that pod's listeners, for probes. */
+	OWN_KUBELET = 3,
 };
 
 /* How each run of each program ended: index into mesh_verdicts. Append only: the counters are pinned. */
 enum verdict {
 	VERDICT_CONNECT_NOT_ENROLLED = 0,
-	VERDICT_CONNECT_HOST_POD = 1,
+	VERDICT_CONNECT_KUBELET = 1,
 	VERDICT_CONNECT_NOT_TCP = 2,
 	VERDICT_CONNECT_OWN = 3,
 	VERDICT_CONNECT_LOCAL = 4,
@@ -114,7 +130,7 @@ enum verdict {
 	VERDICT_HOLD_HELD = 39,
 	VERDICT_GUARD_PERMISSIVE = 40,
 	VERDICT_GUARD_OWN = 41,
-	VERDICT_GUARD_NODE = 42,
+	VERDICT_GUARD_KUBELET = 42,
 	VERDICT_GUARD_PRECAPTURE = 43,
 	VERDICT_GUARD_HANDSHAKE = 44,
 	VERDICT_GUARD_NOT_TCP = 45,
@@ -125,7 +141,10 @@ enum verdict {
 	VERDICT_GUARD_DROPPED_FRAGMENT = 50,
 	VERDICT_GUARD_DROPPED_PROTOCOL = 51,
 	VERDICT_GUARD_DROPPED_ETHERTYPE = 52,
-	VERDICT_COUNT = 53,
+	VERDICT_CONNECT_CLASSIFIED = 53,
+	VERDICT_CONNECT_DENIED_UNCLASSIFIED = 54,
+	VERDICT_CONNECT_DENIED_NO_NODE = 55,
+	VERDICT_COUNT = 56,
 };
 
 /* An IPv6 address, or an IPv4 one as ::ffff:a.b.c.d, in network byte order. All zero: no address. */
