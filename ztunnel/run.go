@@ -167,7 +167,8 @@ func (z *ztunnel) composePods() error {
 	z.dataplane = &dataplane{
 		node: z.node, trustDomain: s.TrustDomain, clusterID: s.ClusterID, nodeName: s.NodeName,
 		certs: z.certs, store: z.store, feed: z.feed, conns: z.conns, relay: z.relay, endpoints: z.endpoints, pools: pool.NewMetrics(z.metrics.Registry),
-		policy: permissive{}, quotas: inbound.NewQuotas(s.Limits), shares: z.shares(), logger: z.logger, captures: make(map[string]*capture),
+		policy: permissive{}, grace: s.StrictGrace, synced: func() bool { return closed(z.feed.Synced()) }, started: make(chan struct{}, 1),
+		quotas: inbound.NewQuotas(s.Limits), shares: z.shares(), logger: z.logger, captures: make(map[string]*capture),
 	}
 	z.pods = pods.New(pods.Config{
 		Node: s.NodeName, NeverHeld: s.NeverHeld, Client: z.client, Dataplane: z.dataplane,
@@ -221,6 +222,7 @@ func (z *ztunnel) run(running, force context.Context) error {
 		group.Go(func() { z.node.run(ctx, z.pods.Retry) })
 	}
 	part("pods", z.pods.Run)
+	part("guards", z.dataplane.followStrictness)
 	part("CNI socket", func(ctx context.Context) error { return z.pods.ServeCNI(ctx, z.settings.cniSocket()) })
 	part("report", z.reporter.run)
 	z.followBundle(ctx, &group)
@@ -245,6 +247,15 @@ func (z *ztunnel) run(running, force context.Context) error {
 	defer stop()
 	z.pods.Drain(drained)
 	return errors.Join(cause, z.relay.Close(), z.node.close())
+}
+
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
 }
 
 // gates opens readiness as its conditions come true.
