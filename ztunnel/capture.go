@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ambit-mesh/ambit/internal/quota"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 	"github.com/ambit-mesh/ambit/ztunnel/outbound"
@@ -26,6 +27,7 @@ type capture struct {
 	id        spiffe.ID
 	netns     *podns.NetNS
 	redirect  *redirect.Capture
+	share     *quota.Share
 	outbound  *outbound.Listener
 	inbound   *inbound.Listener
 	stop      context.CancelFunc // accept no more, drain
@@ -34,6 +36,9 @@ type capture struct {
 
 	// Owned by the pod's worker.
 	released bool
+
+	// Owned by dataplane.followStrictness: what was last said; nil for nothing.
+	strict *bool
 }
 
 // run serves until the capture is stopped and its last connection over.
@@ -49,6 +54,7 @@ func (c *capture) run(ctx context.Context) {
 	}
 	group.Wait()
 	c.forget()
+	c.share.Leave()
 	c.dataplane.certs.Forget(c.id)
 	if err := c.netns.Close(); err != nil {
 		c.logger.Warn("network namespace not closed", "error", err)
