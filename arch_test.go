@@ -54,6 +54,10 @@ var rules = []rule{
 		reason: "routing is a pure function of a snapshot: no I/O, no clock, no lock",
 	},
 	{
+		from: []string{"internal/authz"}, to: []string{"net", "os", "time", "sync", "internal/workload", "internal/feed", "internal/hbone", "internal/certs"},
+		reason: "a policy decision is a pure function: no I/O, no clock, no lock, and no model of the mesh",
+	},
+	{
 		from: []string{"controller/translate"}, to: []string{"os", "net", "sync", "k8s.io/client-go"},
 		reason: "translation is a pure function: Kubernetes objects in, resources out",
 	},
