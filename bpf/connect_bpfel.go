@@ -36,9 +36,11 @@ type connectFlow struct {
 type connectListener uint32
 
 const (
-	connectListenerLISTENER_OUTBOUND  connectListener = 0
-	connectListenerLISTENER_PLAINTEXT connectListener = 1
-	connectListenerLISTENER_HBONE     connectListener = 2
+	connectListenerLISTENER_OUTBOUND   connectListener = 0
+	connectListenerLISTENER_PLAINTEXT  connectListener = 1
+	connectListenerLISTENER_HBONE      connectListener = 2
+	connectListenerLISTENER_DNS        connectListener = 3
+	connectListenerLISTENER_DNS_STREAM connectListener = 4
 )
 
 type connectNumber uint32
@@ -46,8 +48,9 @@ type connectNumber uint32
 const (
 	connectNumberMARK            connectNumber = 1337
 	connectNumberPORT_HBONE      connectNumber = 15008
+	connectNumberPORT_DNS        connectNumber = 53
 	connectNumberMAX_PODS        connectNumber = 1024
-	connectNumberSLOT_SIZE       connectNumber = 4
+	connectNumberSLOT_SIZE       connectNumber = 8
 	connectNumberMAX_POD_CGROUPS connectNumber = 4
 	connectNumberUID_SIZE        connectNumber = 64
 	connectNumberSYN_SIZE        connectNumber = 120
@@ -105,7 +108,16 @@ const (
 	connectVerdictVERDICT_HOLD_NO_LISTENER              connectVerdict = 37
 	connectVerdictVERDICT_HOLD_FULL                     connectVerdict = 38
 	connectVerdictVERDICT_HOLD_HELD                     connectVerdict = 39
-	connectVerdictVERDICT_COUNT                         connectVerdict = 40
+	connectVerdictVERDICT_HOLD_DNS                      connectVerdict = 40
+	connectVerdictVERDICT_STEER_DNS                     connectVerdict = 41
+	connectVerdictVERDICT_DNS_NOT_DNS                   connectVerdict = 42
+	connectVerdictVERDICT_DNS_NOT_ENROLLED              connectVerdict = 43
+	connectVerdictVERDICT_DNS_FOREIGN                   connectVerdict = 44
+	connectVerdictVERDICT_DNS_CAPTURED                  connectVerdict = 45
+	connectVerdictVERDICT_DNS_DROPPED_FRAGMENT          connectVerdict = 46
+	connectVerdictVERDICT_DNS_DROPPED_NO_LISTENER       connectVerdict = 47
+	connectVerdictVERDICT_DNS_DROPPED_REWRITE           connectVerdict = 48
+	connectVerdictVERDICT_COUNT                         connectVerdict = 49
 )
 
 // Names of all BPF objects in the ELF.

@@ -22,10 +22,12 @@ enum number {
 	MARK = 0x539,
 	/* Where other ztunnels connect. */
 	PORT_HBONE = 15008,
+	/* Where applications ask DNS servers. */
+	PORT_DNS = 53,
 	/* Pods of one node: Kubernetes recommends 110, the largest installations run 500. */
 	MAX_PODS = 1024,
-	/* Listeners of one pod in mesh_listeners: enum listener, and one to spare. */
-	SLOT_SIZE = 4,
+	/* Listeners of one pod in mesh_listeners: enum listener, and some to spare. */
+	SLOT_SIZE = 8,
 	/* Cgroups that hold all pods: one, or two where a kubelet was set up anew. */
 	MAX_POD_CGROUPS = 4,
 	/* Longest pod UID that is remembered, its terminating zero included. */
@@ -39,6 +41,8 @@ enum listener {
 	LISTENER_OUTBOUND = 0,
 	LISTENER_PLAINTEXT = 1,
 	LISTENER_HBONE = 2,
+	LISTENER_DNS = 3,	  /* of datagrams: the only one that is not TCP's */
+	LISTENER_DNS_STREAM = 4,
 };
 
 /* Value in mesh_permits, if not a time: connect only asks which socket would take such a SYN. */
@@ -99,7 +103,16 @@ enum verdict {
 	VERDICT_HOLD_NO_LISTENER = 37,
 	VERDICT_HOLD_FULL = 38,
 	VERDICT_HOLD_HELD = 39,
-	VERDICT_COUNT = 40,
+	VERDICT_HOLD_DNS = 40,
+	VERDICT_STEER_DNS = 41,
+	VERDICT_DNS_NOT_DNS = 42,
+	VERDICT_DNS_NOT_ENROLLED = 43,
+	VERDICT_DNS_FOREIGN = 44,
+	VERDICT_DNS_CAPTURED = 45,
+	VERDICT_DNS_DROPPED_FRAGMENT = 46,
+	VERDICT_DNS_DROPPED_NO_LISTENER = 47,
+	VERDICT_DNS_DROPPED_REWRITE = 48,
+	VERDICT_COUNT = 49,
 };
 
 /* An IPv6 address, or an IPv4 one as ::ffff:a.b.c.d, in network byte order. All zero: no address. */

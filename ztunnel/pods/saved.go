@@ -26,6 +26,7 @@ type saved struct {
 	NetNS          string       `json:"netns"`
 	Inode          uint64       `json:"inode"`
 	ContainerID    string       `json:"containerID,omitempty"`
+	DNSCapture     string       `json:"dnsCapture,omitempty"` // the annotation's value
 }
 
 type savedFile struct {
@@ -59,7 +60,7 @@ func (p *Pods) adoptSaved() {
 		if w := p.ensureLocked(pod.UID); w != nil {
 			w.facts.namespace, w.facts.name, w.facts.serviceAccount = pod.Namespace, pod.Name, pod.ServiceAccount
 			w.facts.alive, w.facts.sandbox, w.facts.ips = true, &sandbox, pod.IPs
-			w.facts.told = time.Now()
+			w.facts.told, w.facts.dnsCapture = time.Now(), pod.DNSCapture
 			w.wake()
 		}
 		p.mu.Unlock()
@@ -117,6 +118,7 @@ func (p *Pods) writeSaved() error {
 		file.Pods = append(file.Pods, saved{
 			UID: uid, Namespace: w.facts.namespace, Name: w.facts.name, ServiceAccount: w.facts.serviceAccount,
 			IPs: w.sandbox.IPs, NetNS: w.sandbox.Path, Inode: w.sandbox.Inode, ContainerID: w.sandbox.ContainerID,
+			DNSCapture: w.facts.dnsCapture,
 		})
 	}
 	p.mu.Unlock()

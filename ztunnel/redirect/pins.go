@@ -22,11 +22,12 @@ const layout = "v1"
 // enrolledMap is the map of captured pods in every layout: namespace cookie (64 bits) -> anything.
 const enrolledMap = "mesh_enrolled"
 
-// What is pinned of a pod: the link of steer, and that of hold, whose name goes on with the cookie of the pod's namespace: such
-// a link knows its device's number, which is that of every lo.
+// What is pinned of a pod: the link of steer, and those of hold and of DNS, whose names go on with the cookie of the pod's
+// namespace: such a link knows its device's number, which is no namespace's own. That of DNS goes on with this number.
 const (
 	steerPin = "steer"
 	holdPin  = "hold-"
+	dnsPin   = "dns-"
 )
 
 // pins is the folder of one layout:
