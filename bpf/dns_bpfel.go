@@ -16,19 +16,21 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	dnsMapMeshEnrolled  = "mesh_enrolled"
-	dnsMapMeshHeld      = "mesh_held"
-	dnsMapMeshListeners = "mesh_listeners"
-	dnsMapMeshOwn       = "mesh_own"
-	dnsMapMeshPermits   = "mesh_permits"
-	dnsMapMeshPods      = "mesh_pods"
-	dnsMapMeshVerdicts  = "mesh_verdicts"
-	dnsProgDnsEgress    = "dns_egress"
-	dnsVarCookie        = "cookie"
-	dnsVarHasMac        = "has_mac"
-	dnsVarSelf4         = "self4"
-	dnsVarSelf6         = "self6"
-	dnsVarSlot          = "slot"
+	dnsMapMeshEnrolled   = "mesh_enrolled"
+	dnsMapMeshGuards     = "mesh_guards"
+	dnsMapMeshHeld       = "mesh_held"
+	dnsMapMeshListeners  = "mesh_listeners"
+	dnsMapMeshOwn        = "mesh_own"
+	dnsMapMeshPermits    = "mesh_permits"
+	dnsMapMeshPods       = "mesh_pods"
+	dnsMapMeshPrecapture = "mesh_precapture"
+	dnsMapMeshVerdicts   = "mesh_verdicts"
+	dnsProgDnsEgress     = "dns_egress"
+	dnsVarCookie         = "cookie"
+	dnsVarHasMac         = "has_mac"
+	dnsVarSelf4          = "self4"
+	dnsVarSelf6          = "self6"
+	dnsVarSlot           = "slot"
 )
 
 // loadDns returns the embedded CollectionSpec for dns.
@@ -80,13 +82,15 @@ type dnsProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type dnsMapSpecs struct {
-	MeshEnrolled  *ebpf.MapSpec `ebpf:"mesh_enrolled"`
-	MeshHeld      *ebpf.MapSpec `ebpf:"mesh_held"`
-	MeshListeners *ebpf.MapSpec `ebpf:"mesh_listeners"`
-	MeshOwn       *ebpf.MapSpec `ebpf:"mesh_own"`
-	MeshPermits   *ebpf.MapSpec `ebpf:"mesh_permits"`
-	MeshPods      *ebpf.MapSpec `ebpf:"mesh_pods"`
-	MeshVerdicts  *ebpf.MapSpec `ebpf:"mesh_verdicts"`
+	MeshEnrolled   *ebpf.MapSpec `ebpf:"mesh_enrolled"`
+	MeshGuards     *ebpf.MapSpec `ebpf:"mesh_guards"`
+	MeshHeld       *ebpf.MapSpec `ebpf:"mesh_held"`
+	MeshListeners  *ebpf.MapSpec `ebpf:"mesh_listeners"`
+	MeshOwn        *ebpf.MapSpec `ebpf:"mesh_own"`
+	MeshPermits    *ebpf.MapSpec `ebpf:"mesh_permits"`
+	MeshPods       *ebpf.MapSpec `ebpf:"mesh_pods"`
+	MeshPrecapture *ebpf.MapSpec `ebpf:"mesh_precapture"`
+	MeshVerdicts   *ebpf.MapSpec `ebpf:"mesh_verdicts"`
 }
 
 // dnsVariableSpecs contains global variables before they are loaded into the kernel.
@@ -120,23 +124,27 @@ func (o *dnsObjects) Close() error {
 //
 // It can be passed to loadDnsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type dnsMaps struct {
-	MeshEnrolled  *ebpf.Map `ebpf:"mesh_enrolled"`
-	MeshHeld      *ebpf.Map `ebpf:"mesh_held"`
-	MeshListeners *ebpf.Map `ebpf:"mesh_listeners"`
-	MeshOwn       *ebpf.Map `ebpf:"mesh_own"`
-	MeshPermits   *ebpf.Map `ebpf:"mesh_permits"`
-	MeshPods      *ebpf.Map `ebpf:"mesh_pods"`
-	MeshVerdicts  *ebpf.Map `ebpf:"mesh_verdicts"`
+	MeshEnrolled   *ebpf.Map `ebpf:"mesh_enrolled"`
+	MeshGuards     *ebpf.Map `ebpf:"mesh_guards"`
+	MeshHeld       *ebpf.Map `ebpf:"mesh_held"`
+	MeshListeners  *ebpf.Map `ebpf:"mesh_listeners"`
+	MeshOwn        *ebpf.Map `ebpf:"mesh_own"`
+	MeshPermits    *ebpf.Map `ebpf:"mesh_permits"`
+	MeshPods       *ebpf.Map `ebpf:"mesh_pods"`
+	MeshPrecapture *ebpf.Map `ebpf:"mesh_precapture"`
+	MeshVerdicts   *ebpf.Map `ebpf:"mesh_verdicts"`
 }
 
 func (m *dnsMaps) Close() error {
 	return _DnsClose(
 		m.MeshEnrolled,
+		m.MeshGuards,
 		m.MeshHeld,
 		m.MeshListeners,
 		m.MeshOwn,
 		m.MeshPermits,
 		m.MeshPods,
+		m.MeshPrecapture,
 		m.MeshVerdicts,
 	)
 }

@@ -100,7 +100,7 @@ int steer_sk_lookup(struct bpf_sk_lookup *ctx)
 {
 	struct flow flow = {};
 	bool from_self;
-	__u64 *permit;
+	enum permit *permit;
 
 	if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP)
 		return end(VERDICT_STEER_NOT_TCP, SK_PASS);

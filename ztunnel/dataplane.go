@@ -23,6 +23,7 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/pods"
 	"github.com/ambit-mesh/ambit/ztunnel/pool"
 	"github.com/ambit-mesh/ambit/ztunnel/redirect"
+	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
 
 // releasedBound is how long connections of a pod that was let go may live on
@@ -47,6 +48,7 @@ type dataplane struct {
 	store       *workload.Store
 	feed        *feed.Client
 	conns       *conns.Registry
+	relay       *relay.Relay
 	endpoints   *endpoints.Registry
 	pools       *pool.Metrics
 	policy      inbound.Policy
@@ -116,12 +118,12 @@ func (d *dataplane) serve(target pods.Target, id spiffe.ID, netns *podns.NetNS, 
 			},
 			TLS:    func(expected ...spiffe.ID) *tls.Config { return d.certs.ClientConfig(id, expected...) },
 			Source: workloadNow, Snapshot: d.store.Snapshot, Lookup: d.feed.Lookup, Local: d,
-			Conns: d.conns, Endpoints: d.endpoints, PoolMetrics: d.pools, Logger: logger, DrainTimeout: releasedBound,
+			Conns: d.conns, Relay: d.relay, Endpoints: d.endpoints, PoolMetrics: d.pools, Logger: logger, DrainTimeout: releasedBound,
 		}),
 		inbound: inbound.New(inbound.Config{
 			HBONE: captured.HBONE, Plaintext: captured.Plaintext, App: captured,
 			TLS: d.certs.ServerConfig(id), Target: workloadNow, Snapshot: d.store.Snapshot,
-			Policy: d.policy, Conns: d.conns, Logger: logger, DrainTimeout: releasedBound,
+			Policy: d.policy, Conns: d.conns, Relay: d.relay, Logger: logger, DrainTimeout: releasedBound,
 		}),
 	}
 	var ctx context.Context

@@ -28,6 +28,7 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/pods"
 	"github.com/ambit-mesh/ambit/ztunnel/pool"
 	"github.com/ambit-mesh/ambit/ztunnel/redirect"
+	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
 
 func TestMain(m *testing.M) { netnstest.Main(m, map[string]func(){actorRole: actorMain}) }
@@ -77,6 +78,10 @@ func (b *bed) startProcess() {
 	if err != nil {
 		b.t.Fatal(err)
 	}
+	carrier, err := relay.New()
+	if err != nil {
+		b.t.Fatal(err)
+	}
 	n := newNode(func() (*redirect.Redirect, error) { return redirect.Open(b.config) }, logger)
 	if !n.try() {
 		_, err := n.get()
@@ -84,6 +89,7 @@ func (b *bed) startProcess() {
 	}
 	b.t.Cleanup(func() {
 		n.close()
+		carrier.Close()
 		cancel()
 		group.Wait()
 	})
@@ -91,6 +97,7 @@ func (b *bed) startProcess() {
 		node: n, trustDomain: "cluster.local", clusterID: "Kubernetes", nodeName: "a",
 		certs: held, store: store, feed: client,
 		conns:     conns.New(conns.Config{Logger: logger, Registerer: prometheus.NewRegistry()}),
+		relay:     carrier,
 		endpoints: endpoints.New(endpoints.Config{Logger: logger, Registerer: prometheus.NewRegistry()}),
 		pools:     pool.NewMetrics(prometheus.NewRegistry()), policy: permissive{}, logger: logger, captures: map[string]*capture{},
 	}

@@ -47,6 +47,7 @@ func (f folders) snapshot() string     { return filepath.Join(f.StateDir, "snaps
 func (f folders) rootCert() string     { return filepath.Join(f.StateDir, "root-cert.pem") }
 func (f folders) capturedPods() string { return filepath.Join(f.StateDir, "pods.json") }
 func (f folders) enrolment() string    { return filepath.Join(f.StateDir, "enrolment.json") }
+func (f folders) keys() string         { return filepath.Join(f.RunDir, "certs") }
 func (f folders) cniSocket() string    { return filepath.Join(f.RunDir, "cni.sock") }
 
 // environment reads variables and collects what is wrong with them.

@@ -19,7 +19,7 @@ func TestSettings(t *testing.T) {
 		t.Fatal(err)
 	}
 	if s.Controller != "controller.ambit-system.svc:15012" || s.TrustDomain != "cluster.local" || s.Grace != 30*time.Second || s.OnDemand ||
-		s.cniSocket() != "/run/ambit/cni.sock" || s.enrolment() != "/var/lib/ambit/enrolment.json" || s.pins() != "/sys/fs/bpf/ambit" ||
+		s.cniSocket() != "/run/ambit/cni.sock" || s.keys() != "/run/ambit/certs" || s.enrolment() != "/var/lib/ambit/enrolment.json" || s.pins() != "/sys/fs/bpf/ambit" ||
 		!slices.Equal(s.NeverHeld, []string{"ambit-system", "kube-system"}) {
 		t.Errorf("defaults: %+v", s)
 	}

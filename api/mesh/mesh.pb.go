@@ -24,6 +24,166 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type MutualTLS_Mode int32
+
+const (
+	// Refused: whoever says something has to say what.
+	MutualTLS_MODE_UNSPECIFIED MutualTLS_Mode = 0
+	// Plaintext is accepted beside tunnels.
+	MutualTLS_PERMISSIVE MutualTLS_Mode = 1
+	// Nothing but tunnels: plaintext is refused in either direction.
+	MutualTLS_STRICT MutualTLS_Mode = 2
+	// Plaintext is accepted, by the wish of somebody who said so.
+	MutualTLS_DISABLE MutualTLS_Mode = 3
+)
+
+// Enum value maps for MutualTLS_Mode.
+var (
+	MutualTLS_Mode_name = map[int32]string{
+		0: "MODE_UNSPECIFIED",
+		1: "PERMISSIVE",
+		2: "STRICT",
+		3: "DISABLE",
+	}
+	MutualTLS_Mode_value = map[string]int32{
+		"MODE_UNSPECIFIED": 0,
+		"PERMISSIVE":       1,
+		"STRICT":           2,
+		"DISABLE":          3,
+	}
+)
+
+func (x MutualTLS_Mode) Enum() *MutualTLS_Mode {
+	p := new(MutualTLS_Mode)
+	*p = x
+	return p
+}
+
+func (x MutualTLS_Mode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (MutualTLS_Mode) Descriptor() protoreflect.EnumDescriptor {
+	return file_mesh_mesh_proto_enumTypes[0].Descriptor()
+}
+
+func (MutualTLS_Mode) Type() protoreflect.EnumType {
+	return &file_mesh_mesh_proto_enumTypes[0]
+}
+
+func (x MutualTLS_Mode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use MutualTLS_Mode.Descriptor instead.
+func (MutualTLS_Mode) EnumDescriptor() ([]byte, []int) {
+	return file_mesh_mesh_proto_rawDescGZIP(), []int{3, 0}
+}
+
+type EgressPolicy_Action int32
+
+const (
+	EgressPolicy_ACTION_UNSPECIFIED EgressPolicy_Action = 0 // Refused.
+	// Everything may leave. It is sent so that there is something to acknowledge.
+	EgressPolicy_ALLOW EgressPolicy_Action = 1
+	// Nothing may leave but the exceptions.
+	EgressPolicy_DENY EgressPolicy_Action = 2
+)
+
+// Enum value maps for EgressPolicy_Action.
+var (
+	EgressPolicy_Action_name = map[int32]string{
+		0: "ACTION_UNSPECIFIED",
+		1: "ALLOW",
+		2: "DENY",
+	}
+	EgressPolicy_Action_value = map[string]int32{
+		"ACTION_UNSPECIFIED": 0,
+		"ALLOW":              1,
+		"DENY":               2,
+	}
+)
+
+func (x EgressPolicy_Action) Enum() *EgressPolicy_Action {
+	p := new(EgressPolicy_Action)
+	*p = x
+	return p
+}
+
+func (x EgressPolicy_Action) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (EgressPolicy_Action) Descriptor() protoreflect.EnumDescriptor {
+	return file_mesh_mesh_proto_enumTypes[1].Descriptor()
+}
+
+func (EgressPolicy_Action) Type() protoreflect.EnumType {
+	return &file_mesh_mesh_proto_enumTypes[1]
+}
+
+func (x EgressPolicy_Action) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use EgressPolicy_Action.Descriptor instead.
+func (EgressPolicy_Action) EnumDescriptor() ([]byte, []int) {
+	return file_mesh_mesh_proto_rawDescGZIP(), []int{5, 0}
+}
+
+type EgressPort_Protocol int32
+
+const (
+	EgressPort_PROTOCOL_UNSPECIFIED EgressPort_Protocol = 0 // Refused.
+	// TCP and UDP.
+	EgressPort_ANY EgressPort_Protocol = 1
+	EgressPort_TCP EgressPort_Protocol = 2
+	EgressPort_UDP EgressPort_Protocol = 3
+)
+
+// Enum value maps for EgressPort_Protocol.
+var (
+	EgressPort_Protocol_name = map[int32]string{
+		0: "PROTOCOL_UNSPECIFIED",
+		1: "ANY",
+		2: "TCP",
+		3: "UDP",
+	}
+	EgressPort_Protocol_value = map[string]int32{
+		"PROTOCOL_UNSPECIFIED": 0,
+		"ANY":                  1,
+		"TCP":                  2,
+		"UDP":                  3,
+	}
+)
+
+func (x EgressPort_Protocol) Enum() *EgressPort_Protocol {
+	p := new(EgressPort_Protocol)
+	*p = x
+	return p
+}
+
+func (x EgressPort_Protocol) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (EgressPort_Protocol) Descriptor() protoreflect.EnumDescriptor {
+	return file_mesh_mesh_proto_enumTypes[2].Descriptor()
+}
+
+func (EgressPort_Protocol) Type() protoreflect.EnumType {
+	return &file_mesh_mesh_proto_enumTypes[2]
+}
+
+func (x EgressPort_Protocol) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use EgressPort_Protocol.Descriptor instead.
+func (EgressPort_Protocol) EnumDescriptor() ([]byte, []int) {
+	return file_mesh_mesh_proto_rawDescGZIP(), []int{7, 0}
+}
+
 // TrustBundle is the set of roots that peers' certificates must chain to.
 // One resource, named after its trust domain.
 type TrustBundle struct {
@@ -188,6 +348,411 @@ func (x *SessionAffinity) GetClientIpTimeoutSeconds() uint32 {
 	return 0
 }
 
+// MutualTLS is an Extension of a Workload, named `ambit.mesh/mutual-tls`: how
+// strictly the node of that workload keeps its plaintext in and out. Without it
+// the workload is permissive. It tells the workload's own node what its guard
+// has to hold; who may connect is said by Authorizations alone, so that a data
+// plane that ignores this message lets nobody in whom another would refuse.
+type MutualTLS struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// That of the workload as a whole, whatever single ports may do.
+	Mode          MutualTLS_Mode `protobuf:"varint,1,opt,name=mode,proto3,enum=ambit.mesh.MutualTLS_Mode" json:"mode,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MutualTLS) Reset() {
+	*x = MutualTLS{}
+	mi := &file_mesh_mesh_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MutualTLS) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MutualTLS) ProtoMessage() {}
+
+func (x *MutualTLS) ProtoReflect() protoreflect.Message {
+	mi := &file_mesh_mesh_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MutualTLS.ProtoReflect.Descriptor instead.
+func (*MutualTLS) Descriptor() ([]byte, []int) {
+	return file_mesh_mesh_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *MutualTLS) GetMode() MutualTLS_Mode {
+	if x != nil {
+		return x.Mode
+	}
+	return MutualTLS_MODE_UNSPECIFIED
+}
+
+// EgressPolicies is an Extension of a Workload, named `ambit.mesh/egress-policies`:
+// the EgressPolicies that decide on its way out of the mesh, those of its
+// namespace and of the mesh included. A data plane that lacks one of them lets
+// nothing of this workload out until it has it.
+type EgressPolicies struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// namespace/name, sorted.
+	Names         []string `protobuf:"bytes,1,rep,name=names,proto3" json:"names,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EgressPolicies) Reset() {
+	*x = EgressPolicies{}
+	mi := &file_mesh_mesh_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EgressPolicies) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EgressPolicies) ProtoMessage() {}
+
+func (x *EgressPolicies) ProtoReflect() protoreflect.Message {
+	mi := &file_mesh_mesh_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EgressPolicies.ProtoReflect.Descriptor instead.
+func (*EgressPolicies) Descriptor() ([]byte, []int) {
+	return file_mesh_mesh_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *EgressPolicies) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+// EgressPolicy decides what workloads may reach outside the mesh. One resource
+// each, named `namespace/name`; to whom it applies is said by the workloads. Of
+// several that apply to one workload, each DENY refuses what none of them excepts.
+type EgressPolicy struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Name       string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Namespace  string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Action     EgressPolicy_Action    `protobuf:"varint,3,opt,name=action,proto3,enum=ambit.mesh.EgressPolicy_Action" json:"action,omitempty"`
+	Exceptions []*EgressException     `protobuf:"bytes,4,rep,name=exceptions,proto3" json:"exceptions,omitempty"`
+	// What it would refuse is counted and logged, and let pass.
+	DryRun        bool `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EgressPolicy) Reset() {
+	*x = EgressPolicy{}
+	mi := &file_mesh_mesh_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EgressPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EgressPolicy) ProtoMessage() {}
+
+func (x *EgressPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_mesh_mesh_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EgressPolicy.ProtoReflect.Descriptor instead.
+func (*EgressPolicy) Descriptor() ([]byte, []int) {
+	return file_mesh_mesh_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *EgressPolicy) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EgressPolicy) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *EgressPolicy) GetAction() EgressPolicy_Action {
+	if x != nil {
+		return x.Action
+	}
+	return EgressPolicy_ACTION_UNSPECIFIED
+}
+
+func (x *EgressPolicy) GetExceptions() []*EgressException {
+	if x != nil {
+		return x.Exceptions
+	}
+	return nil
+}
+
+func (x *EgressPolicy) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+// EgressException is something that a DENY lets pass. It excepts nothing if it
+// has neither a destination nor ports: such a one is refused.
+type EgressException struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Absent: any destination.
+	//
+	// Types that are valid to be assigned to Destination:
+	//
+	//	*EgressException_Cidr
+	//	*EgressException_DnsName
+	Destination isEgressException_Destination `protobuf_oneof:"destination"`
+	// None: every port of every protocol, ICMP and others included.
+	Ports         []*EgressPort `protobuf:"bytes,3,rep,name=ports,proto3" json:"ports,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EgressException) Reset() {
+	*x = EgressException{}
+	mi := &file_mesh_mesh_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EgressException) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EgressException) ProtoMessage() {}
+
+func (x *EgressException) ProtoReflect() protoreflect.Message {
+	mi := &file_mesh_mesh_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EgressException.ProtoReflect.Descriptor instead.
+func (*EgressException) Descriptor() ([]byte, []int) {
+	return file_mesh_mesh_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *EgressException) GetDestination() isEgressException_Destination {
+	if x != nil {
+		return x.Destination
+	}
+	return nil
+}
+
+func (x *EgressException) GetCidr() string {
+	if x != nil {
+		if x, ok := x.Destination.(*EgressException_Cidr); ok {
+			return x.Cidr
+		}
+	}
+	return ""
+}
+
+func (x *EgressException) GetDnsName() string {
+	if x != nil {
+		if x, ok := x.Destination.(*EgressException_DnsName); ok {
+			return x.DnsName
+		}
+	}
+	return ""
+}
+
+func (x *EgressException) GetPorts() []*EgressPort {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+type isEgressException_Destination interface {
+	isEgressException_Destination()
+}
+
+type EgressException_Cidr struct {
+	// A range of addresses, such as 203.0.113.0/24 or 2001:db8::/32.
+	Cidr string `protobuf:"bytes,1,opt,name=cidr,proto3,oneof"`
+}
+
+type EgressException_DnsName struct {
+	// A name in lower case without a trailing dot. `*.example.com` stands for
+	// every name that ends in `.example.com`, of any depth, not for
+	// `example.com` itself.
+	DnsName string `protobuf:"bytes,2,opt,name=dns_name,json=dnsName,proto3,oneof"`
+}
+
+func (*EgressException_Cidr) isEgressException_Destination() {}
+
+func (*EgressException_DnsName) isEgressException_Destination() {}
+
+type EgressPort struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Protocol EgressPort_Protocol    `protobuf:"varint,1,opt,name=protocol,proto3,enum=ambit.mesh.EgressPort_Protocol" json:"protocol,omitempty"`
+	Port     uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
+	// The last of a range that begins with port; 0 for the one port.
+	EndPort       uint32 `protobuf:"varint,3,opt,name=end_port,json=endPort,proto3" json:"end_port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EgressPort) Reset() {
+	*x = EgressPort{}
+	mi := &file_mesh_mesh_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EgressPort) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EgressPort) ProtoMessage() {}
+
+func (x *EgressPort) ProtoReflect() protoreflect.Message {
+	mi := &file_mesh_mesh_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EgressPort.ProtoReflect.Descriptor instead.
+func (*EgressPort) Descriptor() ([]byte, []int) {
+	return file_mesh_mesh_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *EgressPort) GetProtocol() EgressPort_Protocol {
+	if x != nil {
+		return x.Protocol
+	}
+	return EgressPort_PROTOCOL_UNSPECIFIED
+}
+
+func (x *EgressPort) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *EgressPort) GetEndPort() uint32 {
+	if x != nil {
+		return x.EndPort
+	}
+	return 0
+}
+
+// Namespace is what a pod of a namespace is held to while its Workload is not
+// known yet, so that nothing escapes in the meantime. One resource for each
+// namespace that has something to say, named after it; without one a pod that
+// is not known is permissive and may leave.
+type Namespace struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The strictest mode that a workload of it may be in; MODE_UNSPECIFIED is refused.
+	MutualTls MutualTLS_Mode `protobuf:"varint,2,opt,name=mutual_tls,json=mutualTls,proto3,enum=ambit.mesh.MutualTLS_Mode" json:"mutual_tls,omitempty"`
+	// A workload of it may be subject to an EgressPolicy that denies.
+	EgressDenied  bool `protobuf:"varint,3,opt,name=egress_denied,json=egressDenied,proto3" json:"egress_denied,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Namespace) Reset() {
+	*x = Namespace{}
+	mi := &file_mesh_mesh_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Namespace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Namespace) ProtoMessage() {}
+
+func (x *Namespace) ProtoReflect() protoreflect.Message {
+	mi := &file_mesh_mesh_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Namespace.ProtoReflect.Descriptor instead.
+func (*Namespace) Descriptor() ([]byte, []int) {
+	return file_mesh_mesh_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Namespace) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Namespace) GetMutualTls() MutualTLS_Mode {
+	if x != nil {
+		return x.MutualTls
+	}
+	return MutualTLS_MODE_UNSPECIFIED
+}
+
+func (x *Namespace) GetEgressDenied() bool {
+	if x != nil {
+		return x.EgressDenied
+	}
+	return false
+}
+
 var File_mesh_mesh_proto protoreflect.FileDescriptor
 
 const file_mesh_mesh_proto_rawDesc = "" +
@@ -204,7 +769,50 @@ const file_mesh_mesh_proto_rawDesc = "" +
 	"\n" +
 	"pod_ranges\x18\x03 \x03(\tR\tpodRanges\"L\n" +
 	"\x0fSessionAffinity\x129\n" +
-	"\x19client_ip_timeout_seconds\x18\x01 \x01(\rR\x16clientIpTimeoutSecondsB&Z$github.com/ambit-mesh/ambit/api/meshb\x06proto3"
+	"\x19client_ip_timeout_seconds\x18\x01 \x01(\rR\x16clientIpTimeoutSeconds\"\x82\x01\n" +
+	"\tMutualTLS\x12.\n" +
+	"\x04mode\x18\x01 \x01(\x0e2\x1a.ambit.mesh.MutualTLS.ModeR\x04mode\"E\n" +
+	"\x04Mode\x12\x14\n" +
+	"\x10MODE_UNSPECIFIED\x10\x00\x12\x0e\n" +
+	"\n" +
+	"PERMISSIVE\x10\x01\x12\n" +
+	"\n" +
+	"\x06STRICT\x10\x02\x12\v\n" +
+	"\aDISABLE\x10\x03\"&\n" +
+	"\x0eEgressPolicies\x12\x14\n" +
+	"\x05names\x18\x01 \x03(\tR\x05names\"\x86\x02\n" +
+	"\fEgressPolicy\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x127\n" +
+	"\x06action\x18\x03 \x01(\x0e2\x1f.ambit.mesh.EgressPolicy.ActionR\x06action\x12;\n" +
+	"\n" +
+	"exceptions\x18\x04 \x03(\v2\x1b.ambit.mesh.EgressExceptionR\n" +
+	"exceptions\x12\x17\n" +
+	"\adry_run\x18\x05 \x01(\bR\x06dryRun\"5\n" +
+	"\x06Action\x12\x16\n" +
+	"\x12ACTION_UNSPECIFIED\x10\x00\x12\t\n" +
+	"\x05ALLOW\x10\x01\x12\b\n" +
+	"\x04DENY\x10\x02\"\x81\x01\n" +
+	"\x0fEgressException\x12\x14\n" +
+	"\x04cidr\x18\x01 \x01(\tH\x00R\x04cidr\x12\x1b\n" +
+	"\bdns_name\x18\x02 \x01(\tH\x00R\adnsName\x12,\n" +
+	"\x05ports\x18\x03 \x03(\v2\x16.ambit.mesh.EgressPortR\x05portsB\r\n" +
+	"\vdestination\"\xb9\x01\n" +
+	"\n" +
+	"EgressPort\x12;\n" +
+	"\bprotocol\x18\x01 \x01(\x0e2\x1f.ambit.mesh.EgressPort.ProtocolR\bprotocol\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\rR\x04port\x12\x19\n" +
+	"\bend_port\x18\x03 \x01(\rR\aendPort\"?\n" +
+	"\bProtocol\x12\x18\n" +
+	"\x14PROTOCOL_UNSPECIFIED\x10\x00\x12\a\n" +
+	"\x03ANY\x10\x01\x12\a\n" +
+	"\x03TCP\x10\x02\x12\a\n" +
+	"\x03UDP\x10\x03\"\x7f\n" +
+	"\tNamespace\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x129\n" +
+	"\n" +
+	"mutual_tls\x18\x02 \x01(\x0e2\x1a.ambit.mesh.MutualTLS.ModeR\tmutualTls\x12#\n" +
+	"\regress_denied\x18\x03 \x01(\bR\fegressDeniedB&Z$github.com/ambit-mesh/ambit/api/meshb\x06proto3"
 
 var (
 	file_mesh_mesh_proto_rawDescOnce sync.Once
@@ -218,18 +826,34 @@ func file_mesh_mesh_proto_rawDescGZIP() []byte {
 	return file_mesh_mesh_proto_rawDescData
 }
 
-var file_mesh_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_mesh_mesh_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_mesh_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_mesh_mesh_proto_goTypes = []any{
-	(*TrustBundle)(nil),     // 0: ambit.mesh.TrustBundle
-	(*Config)(nil),          // 1: ambit.mesh.Config
-	(*SessionAffinity)(nil), // 2: ambit.mesh.SessionAffinity
+	(MutualTLS_Mode)(0),      // 0: ambit.mesh.MutualTLS.Mode
+	(EgressPolicy_Action)(0), // 1: ambit.mesh.EgressPolicy.Action
+	(EgressPort_Protocol)(0), // 2: ambit.mesh.EgressPort.Protocol
+	(*TrustBundle)(nil),      // 3: ambit.mesh.TrustBundle
+	(*Config)(nil),           // 4: ambit.mesh.Config
+	(*SessionAffinity)(nil),  // 5: ambit.mesh.SessionAffinity
+	(*MutualTLS)(nil),        // 6: ambit.mesh.MutualTLS
+	(*EgressPolicies)(nil),   // 7: ambit.mesh.EgressPolicies
+	(*EgressPolicy)(nil),     // 8: ambit.mesh.EgressPolicy
+	(*EgressException)(nil),  // 9: ambit.mesh.EgressException
+	(*EgressPort)(nil),       // 10: ambit.mesh.EgressPort
+	(*Namespace)(nil),        // 11: ambit.mesh.Namespace
 }
 var file_mesh_mesh_proto_depIdxs = []int32{
-	0, // [0:0] is the sub-list for method output_type
-	0, // [0:0] is the sub-list for method input_type
-	0, // [0:0] is the sub-list for extension type_name
-	0, // [0:0] is the sub-list for extension extendee
-	0, // [0:0] is the sub-list for field type_name
+	0,  // 0: ambit.mesh.MutualTLS.mode:type_name -> ambit.mesh.MutualTLS.Mode
+	1,  // 1: ambit.mesh.EgressPolicy.action:type_name -> ambit.mesh.EgressPolicy.Action
+	9,  // 2: ambit.mesh.EgressPolicy.exceptions:type_name -> ambit.mesh.EgressException
+	10, // 3: ambit.mesh.EgressException.ports:type_name -> ambit.mesh.EgressPort
+	2,  // 4: ambit.mesh.EgressPort.protocol:type_name -> ambit.mesh.EgressPort.Protocol
+	0,  // 5: ambit.mesh.Namespace.mutual_tls:type_name -> ambit.mesh.MutualTLS.Mode
+	6,  // [6:6] is the sub-list for method output_type
+	6,  // [6:6] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_mesh_mesh_proto_init() }
@@ -237,18 +861,23 @@ func file_mesh_mesh_proto_init() {
 	if File_mesh_mesh_proto != nil {
 		return
 	}
+	file_mesh_mesh_proto_msgTypes[6].OneofWrappers = []any{
+		(*EgressException_Cidr)(nil),
+		(*EgressException_DnsName)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mesh_mesh_proto_rawDesc), len(file_mesh_mesh_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   3,
+			NumEnums:      3,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
 		GoTypes:           file_mesh_mesh_proto_goTypes,
 		DependencyIndexes: file_mesh_mesh_proto_depIdxs,
+		EnumInfos:         file_mesh_mesh_proto_enumTypes,
 		MessageInfos:      file_mesh_mesh_proto_msgTypes,
 	}.Build()
 	File_mesh_mesh_proto = out.File

@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	// maxTypes that one proxy may subscribe to; we publish four.
+	// maxTypes that one proxy may subscribe to; we publish six.
 	maxTypes = 16
 	// defaultStreamAge makes a proxy show its token again: it was proven when the
 	// stream began.

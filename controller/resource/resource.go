@@ -24,6 +24,8 @@ const (
 	Authorization = "type.googleapis.com/istio.security.Authorization"
 	TrustBundle   = "type.googleapis.com/ambit.mesh.TrustBundle"
 	Config        = "type.googleapis.com/ambit.mesh.Config"
+	Namespace     = "type.googleapis.com/ambit.mesh.Namespace"
+	EgressPolicy  = "type.googleapis.com/ambit.mesh.EgressPolicy"
 )
 
 // versionBytes of the content hash are kept: enough that two contents of one

@@ -117,9 +117,7 @@ func TestSavingIsDebounced(t *testing.T) {
 		if _, err := os.Stat(path); err == nil {
 			t.Error("an incomplete state was saved")
 		}
-		for _, typeURL := range []string{workload.AuthorizationType, workload.TrustBundleType} {
-			s.push(typeURL, nil)
-		}
+		s.pushNothing(workload.TrustBundleType, workload.NamespaceType, workload.AuthorizationType, workload.EgressPolicyType)
 		s.push(workload.ConfigType, nil, meshConfig)
 		time.Sleep(900 * time.Millisecond)
 		if _, err := os.Stat(path); err == nil {
@@ -282,8 +280,7 @@ func TestLostFileIsMadeAnew(t *testing.T) {
 					}
 				}
 				s.push(workload.ConfigType, nil, meshConfig)
-				s.push(workload.TrustBundleType, nil)
-				s.push(workload.AuthorizationType, nil)
+				s.pushNothing(workload.TrustBundleType, workload.NamespaceType, workload.AuthorizationType, workload.EgressPolicyType)
 				time.Sleep(2 * time.Second)
 				if content, err := os.ReadFile(path); err == nil && len(content) != 100 {
 					t.Error("an incomplete state was saved")

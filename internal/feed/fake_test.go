@@ -220,6 +220,14 @@ func (s *stream) push(typeURL string, removed []string, messages ...proto.Messag
 	return ack
 }
 
+// pushNothing says that there is nothing of these types.
+func (s *stream) pushNothing(typeURLs ...string) {
+	s.t.Helper()
+	for _, t := range typeURLs {
+		s.push(t, nil)
+	}
+}
+
 // serve answers the first request of every type with the messages.
 func (s *stream) serve(messages ...proto.Message) map[string]*discovery.DeltaDiscoveryRequest {
 	s.t.Helper()

@@ -235,14 +235,16 @@ func TestOnDemand(t *testing.T) {
 		s := c.accept()
 		first := s.first()
 		subscribes(t, first[workload.AddressType], []string{"*"}, []string{"*"})
-		for _, typeURL := range []string{workload.ConfigType, workload.TrustBundleType, workload.AuthorizationType} {
+		for _, typeURL := range workload.Types {
+			if typeURL == workload.AddressType {
+				continue
+			}
 			if r := first[typeURL]; len(r.GetResourceNamesSubscribe()) != 0 {
 				t.Errorf("%s is on demand too: %v", typeURL, r)
 			}
 		}
 		s.push(workload.ConfigType, nil, meshConfig)
-		s.push(workload.TrustBundleType, nil)
-		s.push(workload.AuthorizationType, nil)
+		s.pushNothing(workload.TrustBundleType, workload.NamespaceType, workload.AuthorizationType, workload.EgressPolicyType)
 		if !isSynced(f) || !f.Connected() {
 			t.Error("not synced, though addresses come on demand")
 		}

@@ -23,7 +23,16 @@ type Incoming struct {
 	Authority string
 	Header    http.Header
 
-	st *stream
+	st   *stream
+	kept bool
+	over func()
+}
+
+// Keep is called by a handler that returns before its stream is done with. The
+// stream is left when the result is called, once, and not when the handler returns.
+func (in *Incoming) Keep() (leave func()) {
+	in.kept = true
+	return in.over
 }
 
 // Accept answers 200. It fails if the peer has given up meanwhile.
@@ -101,12 +110,13 @@ func (st *stream) statusLocked(code int, reason string, end bool) error {
 
 // Serve answers the requests of one tunnel over conn, an established TLS
 // connection that it takes over: h runs in a goroutine for each. A stream that
-// h leaves without having closed it in order is reset.
+// h leaves without having closed it in order is reset: it leaves by returning, or
+// later, see [Incoming.Keep].
 //
 // When ctx ends, the tunnel drains: the peer is told to open no more streams,
 // and those that are open may finish until opts.DrainTimeout has passed. The
 // context of h does not end with ctx, but when the tunnel does, or when the peer
-// gives up a request that is not yet answered. Serve returns after every h has:
+// gives up a request that is not yet answered. Serve returns after every stream was left:
 // with nil unless streams were cut short, or rules broken.
 func Serve(ctx context.Context, conn net.Conn, opts Options, h func(context.Context, *Incoming)) error {
 	tunnelCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -116,11 +126,18 @@ func Serve(ctx context.Context, conn net.Conn, opts Options, h func(context.Cont
 		in := &Incoming{Authority: b.pseudo["authority"], Header: b.header, st: st}
 		ctx, cancel := context.WithCancelCause(tunnelCtx)
 		st.gaveUp = cancel
-		running.Go(func() {
-			defer cancel(nil)
-			h(ctx, in)
+		running.Add(1)
+		in.over = func() {
+			cancel(nil)
 			st.left()
-		})
+			running.Done()
+		}
+		go func() {
+			h(ctx, in)
+			if !in.kept {
+				in.over()
+			}
+		}()
 	})
 	if err != nil {
 		conn.Close()

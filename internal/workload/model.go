@@ -1,9 +1,9 @@
 // Package workload is the mesh as a data plane sees it: workloads, services and
 // what goes with them, parsed once from the wire and kept in immutable snapshots.
 //
-//	model.go               the structs: addresses as netip, identities as spiffe.ID
+//	model.go policy.go     the structs: addresses as netip, identities as spiffe.ID
 //	parse*.go              one resource of the wire -> one struct, or an error that names the field
-//	store.go addresses.go  apply deltas, publish a Snapshot
+//	store.go addresses.go  apply deltas, publish a Snapshot; named.go: what is found by name alone
 //	snapshot.go            what readers ask
 //	table.go index.go      maps whose copy costs as much as what changed, not as what they hold
 //	digest.go              the version of the whole, from the versions of its parts
@@ -30,17 +30,23 @@ const (
 	AuthorizationType = "type.googleapis.com/istio.security.Authorization"
 	TrustBundleType   = "type.googleapis.com/ambit.mesh.TrustBundle"
 	ConfigType        = "type.googleapis.com/ambit.mesh.Config"
+	NamespaceType     = "type.googleapis.com/ambit.mesh.Namespace"
+	EgressPolicyType  = "type.googleapis.com/ambit.mesh.EgressPolicy"
 )
 
 // Types lists all of them, in the order in which a client asks for them: what
 // other types are judged by comes first.
-var Types = [...]string{ConfigType, TrustBundleType, AuthorizationType, AddressType}
+var Types = [...]string{ConfigType, TrustBundleType, NamespaceType, AuthorizationType, EgressPolicyType, AddressType}
 
 const (
 	// ConfigName is the name of the one Config resource.
 	ConfigName = "mesh"
 	// SessionAffinityExtension is the name of the Extension with a SessionAffinity.
 	SessionAffinityExtension = "ambit.mesh/session-affinity"
+	// MutualTLSExtension is the name of the Extension with a MutualTLS.
+	MutualTLSExtension = "ambit.mesh/mutual-tls"
+	// EgressPoliciesExtension is the name of the Extension with EgressPolicies.
+	EgressPoliciesExtension = "ambit.mesh/egress-policies"
 	// DefaultTrustDomain stands for a trust domain that was left out.
 	DefaultTrustDomain = "cluster.local"
 	// DefaultServiceAccount stands for a service account that was left out.
@@ -119,6 +125,11 @@ type Workload struct {
 	Waypoint *Gateway
 	// Authorizations names the selector policies that apply to it.
 	Authorizations []string
+	// MutualTLS is how strictly its node keeps plaintext away from it.
+	MutualTLS MutualTLSMode
+	// EgressPolicies names the policies that decide on its way out of the mesh,
+	// sorted: see Snapshot.EgressPolicies.
+	EgressPolicies []string
 
 	// Canonical name and revision, Kind and Owner are for metrics and logs.
 	CanonicalName     string

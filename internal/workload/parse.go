@@ -60,6 +60,7 @@ func parseWorkload(name string, w *api.Workload, others endpointPorts) (*Workloa
 		out.setEnums(w),
 		out.setServices(w.GetServices(), others),
 		out.setWaypoint(w.GetWaypoint()),
+		out.setExtensions(w.GetExtensions()),
 	)
 }
 

@@ -24,6 +24,8 @@ type Snapshot struct {
 
 	authorizations map[string]authorization
 	bundles        map[string]bundle
+	namespaces     map[string]named[Namespace]
+	egress         map[string]named[*EgressPolicy]
 	config         meshConfig
 
 	rejected map[string]Rejection
@@ -192,6 +194,10 @@ func (s *Snapshot) Count(typeURL string) int {
 		return len(s.authorizations)
 	case TrustBundleType:
 		return len(s.bundles)
+	case NamespaceType:
+		return len(s.namespaces)
+	case EgressPolicyType:
+		return len(s.egress)
 	case ConfigType:
 		if s.Configured() {
 			return 1

@@ -82,6 +82,10 @@ func (s *Store) Apply(d Delta) (rejected []Rejection) {
 			rejected = e.applyAuthorizations(d)
 		case TrustBundleType:
 			rejected = e.applyBundles(d)
+		case NamespaceType:
+			next.namespaces, rejected = applyNamed(&e, d, next.namespaces, func() *mesh.Namespace { return &mesh.Namespace{} }, parseNamespace)
+		case EgressPolicyType:
+			next.egress, rejected = applyNamed(&e, d, next.egress, func() *mesh.EgressPolicy { return &mesh.EgressPolicy{} }, parseEgressPolicy)
 		case ConfigType:
 			rejected = e.applyConfig(d)
 		default:
@@ -126,9 +130,12 @@ func (e *edit) replaced(old, next digest) bool {
 	return true
 }
 
+// rejectionKey tells resources apart that could not be read.
+func rejectionKey(typeURL, name string) string { return typeURL + "/" + name }
+
 // settle notes the outcome of reading a resource.
 func (e *edit) settle(r Resource, typeURL string, addrs []netip.Addr, err error) []Rejection {
-	key := typeURL + "/" + r.Name
+	key := rejectionKey(typeURL, r.Name)
 	if err == nil {
 		if _, ok := e.rejected[key]; ok {
 			delete(e.rejected, key)

@@ -19,12 +19,19 @@ import (
 type node struct {
 	t                *testing.T
 	image, bin, conf string
+	now              time.Time
 	*Installer
+}
+
+// once is one look, long after the last: nothing is held back.
+func (n *node) once() {
+	n.now = n.now.Add(contestWindow)
+	n.Installer.once(n.now)
 }
 
 func newNode(t *testing.T) *node {
 	t.Helper()
-	n := &node{t: t, image: t.TempDir(), bin: t.TempDir(), conf: t.TempDir()}
+	n := &node{t: t, now: time.Now(), image: t.TempDir(), bin: t.TempDir(), conf: t.TempDir()}
 	n.write(filepath.Join(n.image, "plugin"), "the plugin")
 	n.Installer = New(Config{
 		Plugin: filepath.Join(n.image, "plugin"), BinDir: n.bin, ConfDir: n.conf, Entry: entry, Logger: slog.New(slog.DiscardHandler),

@@ -26,6 +26,9 @@ func RemoveEntries(confDir string) (changed []string, err error) {
 	var errs []error
 	for _, entry := range entries {
 		path := filepath.Join(confDir, entry.Name())
+		if strings.HasSuffix(path, restoredSuffix) {
+			errs = append(errs, removeIfThere(path)) // the configuration stays: it is the only one
+		}
 		if entry.IsDir() || filepath.Ext(path) != ".conflist" {
 			continue
 		}

@@ -7,7 +7,7 @@
 //	local.go      what a pod of the same node opens, handed over in the process
 //	admit.go      is it for this pod, does policy admit it -> the application
 //	loop.go       what comes back to where it came from
-//	relay.Copy    both ways, until both halves close
+//	relay         both ways, until both halves close
 //
 // Invariants: all three ways pass the same admission, each with the identity
 // that was proven on it or none; a tunnel's 200 means that the application has
@@ -31,6 +31,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
 	"github.com/ambit-mesh/ambit/ztunnel/listen"
+	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
 
 // App connects the pod's application as if client did.
@@ -68,6 +69,7 @@ type Config struct {
 	Snapshot func() *workload.Snapshot
 	Policy   Policy
 	Conns    *conns.Registry
+	Relay    *relay.Relay
 	Logger   *slog.Logger
 	// DrainTimeout is how long connections may live on after Run's context ended.
 	DrainTimeout time.Duration

@@ -28,7 +28,8 @@ type tunnel struct {
 }
 
 // serveTunnel serves one tunnel for as long as it lives.
-func (l *Listener) serveTunnel(draining, cut context.Context, raw *net.TCPConn) {
+func (l *Listener) serveTunnel(draining, cut context.Context, raw *net.TCPConn, over func()) {
+	defer over()
 	t := tunnel{remote: addrPort(raw.RemoteAddr()), local: addrPort(raw.LocalAddr())}
 	started := time.Now()
 	stop := context.AfterFunc(cut, func() { raw.Close() })
@@ -125,8 +126,11 @@ func (l *Listener) serveRequest(alive, cut context.Context, t tunnel, in *hbone.
 	}
 	conn := l.cfg.Conns.Open(cut, attempt)
 	stop := context.AfterFunc(alive, func() { conn.Cut(conns.TunnelLost, context.Cause(alive)) })
-	defer stop()
-	l.carry(conn, stream, app)
+	leave := in.Keep()
+	l.carry(conn, stream, app, func() {
+		stop()
+		leave()
+	})
 }
 
 // targetOf reads the address that a peer wants. It must be the one that its

@@ -10,7 +10,7 @@
 //	endpoint.go   what a connection tells of its endpoint: there, failed, over
 //	tunnel.go     a stream in a tunnel from the pod's pool
 //	header.go     what a tunnel's request says about the connection
-//	relay.Copy    both ways, until both halves close
+//	relay         both ways, until both halves close
 //
 // Invariants: where the decision is a tunnel or the short way to a pod of this
 // node, that pod is reached in no other way, and another endpoint only as it is
@@ -36,6 +36,7 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
 	"github.com/ambit-mesh/ambit/ztunnel/listen"
 	"github.com/ambit-mesh/ambit/ztunnel/pool"
+	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
 
 // Dialer connects from within the pod, from its own address, past the capture.
@@ -87,6 +88,7 @@ type Config struct {
 	Lookup func(ctx context.Context, addr netip.Addr) (found bool, err error)
 	Local  Local
 	Conns  *conns.Registry
+	Relay  *relay.Relay
 	// Endpoints is what the node knows of endpoints, for all its pods.
 	Endpoints   *endpoints.Registry
 	PoolMetrics *pool.Metrics

@@ -26,6 +26,7 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 	"github.com/ambit-mesh/ambit/ztunnel/outbound"
 	"github.com/ambit-mesh/ambit/ztunnel/pool"
+	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
 
 const trustDomain = "cluster.local"
@@ -36,6 +37,7 @@ type Mesh struct {
 	Certs *certs.Store
 	Store *workload.Store
 	Conns *conns.Registry
+	Relay *relay.Relay
 	// Endpoints is what the pods know together, as if they were on one node. Its
 	// time goes on only with Advance.
 	Endpoints *endpoints.Registry
@@ -83,6 +85,11 @@ func New(t testing.TB) *Mesh {
 	}
 	m.log = slog.New(slog.NewJSONHandler(&m.lines, nil))
 	m.Conns = conns.New(conns.Config{Logger: m.log, Registerer: m.Metrics})
+	var err error
+	if m.Relay, err = relay.New(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { m.Relay.Close() })
 	began := time.Now()
 	m.Endpoints = endpoints.New(endpoints.Config{
 		Logger: m.log, Registerer: m.Metrics,

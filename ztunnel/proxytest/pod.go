@@ -104,6 +104,7 @@ func (p *Pod) StartInbound() {
 		Snapshot:     p.mesh.Store.Snapshot,
 		Policy:       p.mesh,
 		Conns:        p.mesh.Conns,
+		Relay:        p.mesh.Relay,
 		Logger:       p.mesh.log,
 		DrainTimeout: p.mesh.DrainTimeout,
 	})
@@ -130,6 +131,7 @@ func (p *Pod) StartOutbound() {
 		Lookup:       p.mesh.Lookup,
 		Local:        p.mesh,
 		Conns:        p.mesh.Conns,
+		Relay:        p.mesh.Relay,
 		Endpoints:    p.mesh.Endpoints,
 		PoolMetrics:  p.mesh.poolMetrics,
 		Logger:       p.mesh.log,

@@ -119,8 +119,8 @@ func attachFilter(netns *podns.NetNS, pin string, device int, program *ebpf.Prog
 	return f, nil
 }
 
-// filterPriority orders the filters of an interface: what turns round is not for those that come after.
-var filterPriority = map[string]uint16{holdPin: 1, dnsPin: 1}
+// filterPriority orders the filters of an interface: the guard is first, at 1.
+var filterPriority = map[string]uint16{holdPin: 1, dnsPin: 2}
 
 // Detach leaves clsact itself, which does nothing.
 func (f *filter) Detach() error {

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"os"
 	"time"
 
 	"github.com/cilium/ebpf/link"
@@ -35,7 +36,10 @@ type Capture struct {
 	slot     uint32
 	ports    bpf.Ports // that the listeners are bound to
 	steer    link.Link
-	dns      []attachment
+	dns      dnsPrograms
+
+	devices *os.File // tells of changes
+	guard   guard
 
 	hold *hold // guarded by redirect.mu; nil if connections are not held
 }
@@ -71,6 +75,9 @@ func (c *Capture) closeListeners() error {
 
 // StopOutbound lets what the pod connects to from now on go directly. Connections to the pod still come to the listeners.
 func (c *Capture) StopOutbound() error {
+	if err := c.redirect.node.RemoveGuard(c.pod.NetNS.Cookie()); err != nil {
+		return fmt.Errorf("let go of what leaves pod %s: %w", c.pod.UID, err)
+	}
 	if err := c.redirect.node.Withdraw(c.pod.NetNS.Cookie()); err != nil {
 		return fmt.Errorf("let go of what pod %s connects to: %w", c.pod.UID, err)
 	}
@@ -144,7 +151,7 @@ func (c *Capture) forget() error {
 	r := c.redirect
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	errs := []error{c.closeListeners(), c.steer.Close(), c.closeHoldLocked(), c.stopDNS()}
+	errs := []error{c.closeListeners(), c.steer.Close(), c.closeHoldLocked(), c.devices.Close(), c.unguard(), c.stopDNS()}
 	for _, ip := range valid(c.ip4, c.ip6) {
 		errs = append(errs, r.node.RemovePod(ip, c.pod.NetNS.Cookie()))
 	}

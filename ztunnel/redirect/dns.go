@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
@@ -28,19 +29,71 @@ type Datagrams struct {
 	clients []netip.Addr
 }
 
-// attachDNS has what the pod asks DNS servers come to the listeners, from when it is enrolled.
+// dnsPrograms are those that bring questions, by the number of their device.
+type dnsPrograms struct {
+	mu sync.Mutex
+	// Guarded by mu.
+	attached map[int]attachment
+	missing  error // why a device has none
+	running  bool  // between beginDNS and endDNS
+}
+
+// beginDNS is attachDNS for the first time. A pod whose kernel lacks what it takes has its names resolved all the same, past
+// ztunnel.
+func (c *Capture) beginDNS() error {
+	c.dns.mu.Lock()
+	c.dns.running = c.pod.DNS
+	c.dns.mu.Unlock()
+	err := c.attachDNS()
+	if errors.Is(err, errNoEgress) {
+		c.redirect.logger.Error("what the pod asks DNS servers is not captured", "pod_uid", c.pod.UID, "error", err)
+		return nil
+	}
+	return err
+}
+
+func (c *Capture) dnsProblem() error {
+	c.dns.mu.Lock()
+	defer c.dns.mu.Unlock()
+	return c.dns.missing
+}
+
+// attachDNS has what the pod asks DNS servers come to the listeners, from when it is enrolled: at each device where that is not
+// so yet.
 func (c *Capture) attachDNS() error {
-	devices, err := c.devices()
+	c.dns.mu.Lock()
+	defer c.dns.mu.Unlock()
+	if !c.dns.running {
+		return nil
+	}
+	c.dns.missing = c.attachDNSLocked()
+	return c.dns.missing
+}
+
+func (c *Capture) attachDNSLocked() error {
+	devices, err := devicesOf(c.pod.NetNS)
 	if err != nil {
 		return err
 	}
+	there := map[int]bool{}
 	for _, device := range devices {
-		err := c.attachDNSTo(device.Attrs())
-		if errors.Is(err, errNoEgress) {
-			// The pod's names are resolved all the same, past ztunnel.
-			c.redirect.logger.Warn("what the pod asks DNS servers by UDP is not captured", "pod_uid", c.pod.UID, "interface", device.Attrs().Name, "error", err)
-		} else if err != nil {
+		index := device.Attrs().Index
+		if there[index] = true; c.dns.attached[index] != nil {
+			continue
+		}
+		l, err := c.attachDNSTo(device.Attrs())
+		if err != nil {
 			return err
+		}
+		if c.dns.attached == nil {
+			c.dns.attached = map[int]attachment{}
+		}
+		c.dns.attached[index] = l
+	}
+	for index, l := range c.dns.attached {
+		if !there[index] { // with its device
+			l.Close()
+			delete(c.dns.attached, index)
 		}
 	}
 	return nil
@@ -86,56 +139,27 @@ func (c *Capture) listenDatagrams() (err error) {
 	return nil
 }
 
-// devices are the interfaces of the pod's namespace but lo.
-func (c *Capture) devices() (found []netlink.Link, err error) {
-	err = c.pod.NetNS.Do(func() error {
-		handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-		if err != nil {
-			return err
-		}
-		defer handle.Close()
-		found, err = handle.LinkList()
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("list interfaces: %w", err)
-	}
-	return slices.DeleteFunc(found, func(l netlink.Link) bool { return l.Attrs().Index == loopback }), nil
-}
-
-func (c *Capture) attachDNSTo(device *netlink.LinkAttrs) error {
-	// Interfaces without Ethernet's addresses, such as tunnels, hand packets down as they are.
+func (c *Capture) attachDNSTo(device *netlink.LinkAttrs) (attachment, error) {
+	// Devices without Ethernet's addresses, such as tunnels, hand packets down as they are.
 	program, err := c.redirect.node.LoadDNS(c.steering(), c.pod.NetNS.Cookie(), device.EncapType == "ether")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer program.Close() // its link holds it
 	l, err := c.attachEgress(dnsPin, device.Index, program)
 	if err != nil {
-		return fmt.Errorf("attach dns to %s of pod %s: %w", device.Name, c.pod.UID, err)
+		return nil, fmt.Errorf("attach dns to %s of pod %s: %w", device.Name, c.pod.UID, err)
 	}
-	c.dns = append(c.dns, l)
-	return nil
+	return l, nil
 }
 
 // closeDNS lets go of the programs, which go on.
-func (c *Capture) closeDNS() error {
-	var errs []error
-	for _, l := range c.dns {
-		errs = append(errs, l.Close())
-	}
-	c.dns = nil
-	return errors.Join(errs...)
-}
+func (c *Capture) closeDNS() error { return c.endDNS(attachment.Close) }
 
-// stopDNS ends the programs, whoever attached them: those of an earlier process are known by their pins. Without clsact's
-// filters of an earlier process there is none to end that does anything.
+// stopDNS ends the programs, whoever attached them: those of an earlier process are known by their pins. A filter of an earlier
+// process does nothing any more.
 func (c *Capture) stopDNS() error {
-	var errs []error
-	for _, l := range c.dns {
-		errs = append(errs, l.Detach(), l.Close())
-	}
-	c.dns = nil
+	errs := []error{c.endDNS(func(l attachment) error { return errors.Join(l.Detach(), l.Close()) })}
 	dir := c.redirect.pins.pod(c.pod.UID)
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -146,6 +170,18 @@ func (c *Capture) stopDNS() error {
 			errs = append(errs, detachPin(filepath.Join(dir, e.Name())))
 		}
 	}
+	return errors.Join(errs...)
+}
+
+func (c *Capture) endDNS(end func(attachment) error) error {
+	c.dns.mu.Lock()
+	defer c.dns.mu.Unlock()
+	var errs []error
+	for _, l := range c.dns.attached {
+		errs = append(errs, end(l))
+	}
+	clear(c.dns.attached)
+	c.dns.running, c.dns.missing = false, nil
 	return errors.Join(errs...)
 }
 
@@ -211,7 +247,7 @@ func (d *Datagrams) Write(b []byte, client, server netip.AddrPort) error {
 	if socket == nil || client.Addr().BitLen() != server.Addr().BitLen() || len(b) > maxDatagram {
 		return fmt.Errorf("answer %s for %s: %d bytes cannot be sent", client, server, len(b))
 	}
-	if err := sendRaw(socket, datagram(server, client, b)); err != nil {
+	if err := sendBy(socket, datagram(server, client, b)); err != nil {
 		return fmt.Errorf("answer %s for %s: %w", client, server, err)
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/bpf"
@@ -277,6 +278,45 @@ func TestQuestionsWaitForTheNextProcess(t *testing.T) {
 	if _, err := app.AskUDP(to); err != nil {
 		t.Errorf("after everything was removed: %v", err)
 	}
+}
+
+// A device that the pod gets later is no way round.
+func TestLaterDevicesAreCaptured(t *testing.T) {
+	network := netnstest.New(t, "a", "b")
+	a := openNode(t, network.Node("a"))
+	pod, far := a.Pod("pod"), network.Node("b").Pod("far")
+	app := pod.Start()
+	r := a.captureDNS(t, pod)
+	if err := pod.Do(func() error {
+		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "second"}, PeerName: "third"}); err != nil {
+			return err
+		}
+		second, err := netlink.LinkByName("second")
+		if err != nil {
+			return err
+		}
+		third, err := netlink.LinkByName("third")
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(netlink.LinkSetUp(second), netlink.LinkSetUp(third)); err != nil {
+			return err
+		}
+		if err := netlink.NeighAdd(&netlink.Neigh{ // where nobody answers
+			LinkIndex: second.Attrs().Index, State: netlink.NUD_PERMANENT, IP: far.IPv4.AsSlice(), HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 99},
+		}); err != nil {
+			return err
+		}
+		return netlink.RouteReplace(&netlink.Route{
+			LinkIndex: second.Attrs().Index, Src: pod.IPv4.AsSlice(), Dst: &net.IPNet{IP: far.IPv4.AsSlice(), Mask: net.CIDRMask(32, 32)},
+		})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is captured there too", func() bool {
+		_, err := app.AskUDPWith(netip.AddrPortFrom(far.IPv4, dnsPort), netnstest.DialOptions{Timeout: 50 * time.Millisecond})
+		return err == nil && len(r.take()) > 0
+	})
 }
 
 // A question in pieces is nobody's.

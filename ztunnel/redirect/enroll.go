@@ -24,6 +24,9 @@ type Pod struct {
 	IPs []netip.Addr
 	// DNS says that what the pod asks other hosts' DNS servers is captured too.
 	DNS bool
+	// Strict is for a pod whose applications have not started: it is guarded from the first moment. Without it a pod starts as an
+	// earlier process left it, and else permissive.
+	Strict bool
 }
 
 // addresses returns the pod's address of each family, the zero Addr for none.
@@ -93,7 +96,7 @@ func (r *Redirect) Enroll(ctx context.Context, pod Pod) (*Capture, error) {
 	if slot < 0 {
 		return nil, fmt.Errorf("pod %s: %d pods are captured already", pod.UID, bpf.MaxPods)
 	}
-	c := &Capture{redirect: r, pod: pod, ip4: ip4, ip6: ip6, slot: uint32(slot)}
+	c := &Capture{redirect: r, pod: pod, ip4: ip4, ip6: ip6, slot: uint32(slot), guard: newGuard()}
 	if err := c.captureLocked(); err != nil {
 		return nil, fmt.Errorf("capture pod %s: %w", pod.UID, explain("The kernel does not let ztunnel capture a pod.", err))
 	}
@@ -131,7 +134,13 @@ func (c *Capture) captureLocked() (err error) {
 			return err
 		}
 	}
-	return c.flipLocked(steer)
+	if err := c.raiseGuard(); err != nil {
+		return err
+	}
+	if err := c.flipLocked(steer); err != nil {
+		return errors.Join(err, c.lowerGuard())
+	}
+	return nil
 }
 
 func (c *Capture) steering() bpf.Steering {
@@ -157,10 +166,7 @@ func (c *Capture) flipLocked(steer *ebpf.Program) (err error) {
 	if c.steer, adopted, err = r.pins.attachPod(c.pod.UID, c.pod.NetNS, steer); err != nil {
 		return err
 	}
-	if c.pod.DNS {
-		err = c.attachDNS()
-	}
-	if err == nil {
+	if err = c.beginDNS(); err == nil {
 		err = r.node.Enrol(cookie, bpf.Enrolment{UID: c.pod.UID, IPv4: c.ip4, IPv6: c.ip6})
 	}
 	if err != nil {

@@ -230,11 +230,11 @@ func (s syn) refusal(errno unix.Errno) []byte {
 
 // send puts a packet, in answer to s or s itself, on its way within the pod.
 func (h *hold) send(s syn, packet []byte) error {
-	return sendRaw(h.sockets[s.is4()], packet)
+	return sendBy(h.sockets[s.is4()], packet)
 }
 
-// sendRaw sends a packet by a raw socket of its family.
-func sendRaw(socket *os.File, packet []byte) error {
+// sendBy sends a packet by a raw socket of its family.
+func sendBy(socket *os.File, packet []byte) error {
 	to := packetDestination(packet)
 	raw, err := socket.SyscallConn()
 	if err != nil {

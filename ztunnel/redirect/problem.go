@@ -18,6 +18,8 @@ const (
 	PinsUnusable      Code = "PinsUnusable"
 	// HoldMissing: pods are captured, and see in connect(2) what ztunnel's listener says.
 	HoldMissing Code = "HoldMissing"
+	// GuardMissing: a strict pod can send past ztunnel where the guard is not.
+	GuardMissing Code = "GuardMissing"
 )
 
 // A Problem is why this node cannot redirect, for the person who can mend it.

@@ -20,7 +20,7 @@ import (
 )
 
 // Resource of a message: *api.Workload, *api.Service, *mesh.Config,
-// *mesh.TrustBundle or *security.Authorization. Its version is a hash of its contents.
+// *mesh.TrustBundle, *mesh.Namespace, *mesh.EgressPolicy or *security.Authorization. Its version is a hash of its contents.
 func Resource(t testing.TB, message proto.Message) workload.Resource {
 	t.Helper()
 	var (
@@ -45,6 +45,10 @@ func Resource(t testing.TB, message proto.Message) workload.Resource {
 		name = workload.ConfigName
 	case *mesh.TrustBundle:
 		name = m.GetTrustDomain()
+	case *mesh.Namespace:
+		name = m.GetName()
+	case *mesh.EgressPolicy:
+		name = m.GetNamespace() + "/" + m.GetName()
 	case *security.Authorization:
 		name = m.GetNamespace() + "/" + m.GetName()
 	default:
