@@ -16,6 +16,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
+	"github.com/ambit-mesh/ambit/ztunnel/dns"
 	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
 	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 	"github.com/ambit-mesh/ambit/ztunnel/outbound"
@@ -51,6 +52,8 @@ type dataplane struct {
 	relay       *relay.Relay
 	endpoints   *endpoints.Registry
 	pools       *pool.Metrics
+	resolver    *dns.Resolver
+	dnsMetrics  *dns.Metrics
 	policy      inbound.Policy
 	logger      *slog.Logger
 
@@ -85,7 +88,7 @@ func (d *dataplane) Start(ctx context.Context, target pods.Target) (pods.Running
 			return nil, errors.Join(err, netns.Close())
 		}
 	}
-	captured, err := opened.Enroll(ctx, redirect.Pod{UID: target.UID, NetNS: netns, IPs: target.Sandbox.IPs})
+	captured, err := opened.Enroll(ctx, redirect.Pod{UID: target.UID, NetNS: netns, IPs: target.Sandbox.IPs, DNS: target.DNS})
 	if err != nil {
 		d.certs.Forget(id)
 		return nil, errors.Join(withCode(err, "CaptureFailed"), netns.Close())
@@ -125,6 +128,9 @@ func (d *dataplane) serve(target pods.Target, id spiffe.ID, netns *podns.NetNS, 
 			TLS: d.certs.ServerConfig(id), Target: workloadNow, Snapshot: d.store.Snapshot,
 			Policy: d.policy, Conns: d.conns, Relay: d.relay, Logger: logger, DrainTimeout: releasedBound,
 		}),
+	}
+	if captured.DNS != nil {
+		c.dns = d.answer(captured, workloadNow, logger)
 	}
 	var ctx context.Context
 	ctx, c.stop = context.WithCancel(context.Background())

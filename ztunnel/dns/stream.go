@@ -10,7 +10,8 @@ import (
 
 // serveStream answers the questions of one connection, some at a time and in any order (RFC 7766 section 6.2.1.1), until the
 // client has no more, or says nothing for idleTimeout. While draining, no new question is read.
-func (p *Proxy) serveStream(draining, cut context.Context, conn *net.TCPConn) {
+func (p *Proxy) serveStream(draining, cut context.Context, conn *net.TCPConn, over func()) {
+	defer over()
 	var group sync.WaitGroup
 	defer conn.Close()
 	defer group.Wait()

@@ -151,7 +151,9 @@ func (c *Capture) forget() error {
 	r := c.redirect
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	errs := []error{c.closeListeners(), c.steer.Close(), c.closeHoldLocked(), c.devices.Close(), c.unguard(), c.stopDNS()}
+	errs := []error{c.steer.Close(), c.closeHoldLocked(), c.devices.Close(), c.unguard(), c.stopDNS()}
+	// Who serves them ends with them, and may close the namespace then.
+	errs = append(errs, c.closeListeners())
 	for _, ip := range valid(c.ip4, c.ip6) {
 		errs = append(errs, r.node.RemovePod(ip, c.pod.NetNS.Cookie()))
 	}
