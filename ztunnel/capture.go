@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ambit-mesh/ambit/internal/quota"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/ztunnel/dns"
 	"github.com/ambit-mesh/ambit/ztunnel/inbound"
@@ -27,6 +28,7 @@ type capture struct {
 	id        spiffe.ID
 	netns     *podns.NetNS
 	redirect  *redirect.Capture
+	share     *quota.Share
 	outbound  *outbound.Listener
 	inbound   *inbound.Listener
 	dns       *dns.Proxy         // nil: what the pod asks DNS servers is not captured
@@ -36,6 +38,9 @@ type capture struct {
 
 	// Owned by the pod's worker.
 	released bool
+
+	// Owned by dataplane.followStrictness: what was last said; nil for nothing.
+	strict *bool
 }
 
 // run serves until the capture is stopped and its last connection over.
@@ -55,6 +60,7 @@ func (c *capture) run(ctx context.Context) {
 	}
 	group.Wait()
 	c.forget()
+	c.share.Leave()
 	c.dataplane.certs.Forget(c.id)
 	if err := c.netns.Close(); err != nil {
 		c.logger.Warn("network namespace not closed", "error", err)

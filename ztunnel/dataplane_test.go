@@ -21,11 +21,13 @@ import (
 	"github.com/ambit-mesh/ambit/internal/certs/certstest"
 	"github.com/ambit-mesh/ambit/internal/feed"
 	"github.com/ambit-mesh/ambit/internal/netnstest"
+	"github.com/ambit-mesh/ambit/internal/quota"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/internal/workload/workloadtest"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
 	"github.com/ambit-mesh/ambit/ztunnel/dns"
 	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
+	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 	"github.com/ambit-mesh/ambit/ztunnel/pods"
 	"github.com/ambit-mesh/ambit/ztunnel/pool"
 	"github.com/ambit-mesh/ambit/ztunnel/redirect"
@@ -104,7 +106,8 @@ func (b *bed) startProcess() {
 		relay:     carrier,
 		endpoints: endpoints.New(endpoints.Config{Logger: logger, Registerer: prometheus.NewRegistry()}),
 		resolver:  dns.NewResolver(func() []netip.AddrPort { return b.resolvers }, dnsMetrics), dnsMetrics: dnsMetrics,
-		pools: pool.NewMetrics(prometheus.NewRegistry()), policy: permissive{}, logger: logger, captures: map[string]*capture{},
+		pools: pool.NewMetrics(prometheus.NewRegistry()), policy: permissive{}, quotas: inbound.NewQuotas(inbound.Limits{}), shares: quota.NewShares(1 << 20),
+		synced: func() bool { return true }, started: make(chan struct{}, 1), logger: logger, captures: map[string]*capture{},
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/ztunnel/cniproto"
+	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 )
 
 // settings are what the environment says.
@@ -28,6 +29,11 @@ type settings struct {
 	NeverHeld []string
 	// Grace is what Kubernetes gives this process between SIGTERM and SIGKILL.
 	Grace time.Duration
+	// StrictGrace is what connections get that are older than a pod's capture, when it turns strict.
+	StrictGrace time.Duration
+
+	// Limits of what one peer may hold.
+	Limits inbound.Limits
 
 	folders
 }
@@ -107,7 +113,14 @@ func readSettings(get func(string) string) (settings, error) {
 		OnDemand:     e.truth("XDS_ON_DEMAND"),
 		NeverHeld:    neverHeld(get("EXCLUDED_NAMESPACES")),
 		Grace:        e.seconds("TERMINATION_GRACE_PERIOD_SECONDS", 30*time.Second),
-		folders:      readFolders(e),
+		StrictGrace:  e.seconds("STRICT_GRACE_SECONDS", defaultGrace),
+		Limits: inbound.Limits{
+			TunnelsPerAddress:      e.limit("MAX_TUNNELS_PER_ADDRESS"),
+			TunnelsPerIdentity:     e.limit("MAX_TUNNELS_PER_IDENTITY"),
+			ConnectionsPerAddress:  e.limit("MAX_CONNECTIONS_PER_ADDRESS"),
+			ConnectionsPerIdentity: e.limit("MAX_CONNECTIONS_PER_IDENTITY"),
+		},
+		folders: readFolders(e),
 	}
 	ip, err := netip.ParseAddr(e.required("POD_IP"))
 	if err != nil && get("POD_IP") != "" {
@@ -157,6 +170,19 @@ func (e *environment) seconds(name string, otherwise time.Duration) time.Duratio
 		e.wrong(name, "%q is not a number of seconds", text)
 	}
 	return time.Duration(n) * time.Second
+}
+
+// limit is a number of at least 1; 0, the default, if nothing is said.
+func (e *environment) limit(name string) int {
+	text := e.get(name)
+	if text == "" {
+		return 0
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		e.wrong(name, "%q is not a number of at least 1", text)
+	}
+	return n
 }
 
 func neverHeld(configured string) []string {

@@ -37,10 +37,19 @@ func (l *Listener) servePlaintext(_, cut context.Context, client *net.TCPConn, o
 		refuse(conns.Fail(conns.Loop, errors.New("the tunnel's own connection to the application came back")))
 		return
 	}
-	app, err := l.admit(cut, &attempt)
-	if err != nil {
+	s := seat{client: from.Addr()}
+	if err := l.enter(s); err != nil {
 		refuse(err)
 		return
 	}
-	l.carry(l.cfg.Conns.Open(cut, attempt), client, app, done)
+	app, err := l.admit(cut, &attempt)
+	if err != nil {
+		l.leave(s)
+		refuse(err)
+		return
+	}
+	l.carry(l.cfg.Conns.Open(cut, attempt), client, app, func() {
+		l.leave(s)
+		done()
+	})
 }

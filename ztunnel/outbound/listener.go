@@ -44,25 +44,21 @@ func (l *Listener) attempt(client, dst netip.AddrPort) *conns.Attempt {
 func (l *Listener) serve(_, cut context.Context, app *net.TCPConn, over func()) {
 	key := ends{addrPort(app.RemoteAddr()), addrPort(app.LocalAddr())}
 	attempt, up, err := l.upstream(cut, key)
-	over = l.releasing(key, over)
 	if err != nil {
 		relay.Reset(app)
+		l.preparations.release(key)
 		over()
 		return
 	}
-	l.carry(cut, attempt, app, up, over)
-}
-
-// releasing is over, and before that the release of key.
-func (l *Listener) releasing(key ends, over func()) func() {
-	return func() {
+	l.carry(cut, attempt, app, up, func() {
 		l.preparations.release(key)
+		l.cfg.Share.Give()
 		over()
-	}
+	})
 }
 
-// upstream of an accepted connection: the one that was prepared while it was held, or one that is established now. Its error
-// has been recorded.
+// upstream of an accepted connection: the one that was prepared while it was held, or one that is established now. It has its
+// part of the pod's share. An error has been recorded.
 func (l *Listener) upstream(cut context.Context, key ends) (*conns.Attempt, upstream, error) {
 	if prepared := l.preparations.claim(key); prepared != nil {
 		// If holding ends, it may not be there yet.
@@ -72,8 +68,13 @@ func (l *Listener) upstream(cut context.Context, key ends) (*conns.Attempt, upst
 		return prepared.attempt, prepared.upstream, prepared.err
 	}
 	attempt := l.attempt(key.client, key.dst)
+	if !l.cfg.Share.Take() {
+		l.cfg.Conns.Fail(*attempt, conns.Overloaded, errOverloaded)
+		return attempt, upstream{}, errOverloaded
+	}
 	up, err := l.connect(cut, attempt.Source.Workload, key.dst, attempt)
 	if err != nil {
+		l.cfg.Share.Give()
 		l.cfg.Conns.Fail(*attempt, reasonOf(err), err)
 	}
 	return attempt, up, err

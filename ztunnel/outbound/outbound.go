@@ -30,6 +30,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/ambit-mesh/ambit/internal/quota"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
@@ -92,7 +93,9 @@ type Config struct {
 	// Endpoints is what the node knows of endpoints, for all its pods.
 	Endpoints   *endpoints.Registry
 	PoolMetrics *pool.Metrics
-	Logger      *slog.Logger
+	// Share is the pod's in what all carry.
+	Share  *quota.Share
+	Logger *slog.Logger
 	// DrainTimeout is how long connections may live on after Run's context ended.
 	DrainTimeout time.Duration
 }

@@ -294,6 +294,7 @@ func (w *worker) end() bool {
 		return false
 	}
 	delete(w.pods.workers, w.uid)
+	w.pods.requestSave()
 	w.status.State = StateGone
 	close(w.waiters)
 	w.waiters = nil

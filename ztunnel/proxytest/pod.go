@@ -105,6 +105,8 @@ func (p *Pod) StartInbound() {
 		Policy:       p.mesh,
 		Conns:        p.mesh.Conns,
 		Relay:        p.mesh.Relay,
+		Quotas:       p.mesh.quotas(),
+		Share:        p.mesh.shares().Join(),
 		Logger:       p.mesh.log,
 		DrainTimeout: p.mesh.DrainTimeout,
 	})
@@ -134,6 +136,7 @@ func (p *Pod) StartOutbound() {
 		Relay:        p.mesh.Relay,
 		Endpoints:    p.mesh.Endpoints,
 		PoolMetrics:  p.mesh.poolMetrics,
+		Share:        p.mesh.shares().Join(),
 		Logger:       p.mesh.log,
 		DrainTimeout: p.mesh.DrainTimeout,
 	})

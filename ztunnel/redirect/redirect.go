@@ -308,8 +308,14 @@ func (r *Redirect) Verdicts() (map[string]uint64, error) { return r.node.Verdict
 // Close ends the process's part: its listeners close, what is pinned stays and refuses. Captures must not be used
 // afterwards.
 func (r *Redirect) Close() error {
-	close(r.closing)
 	r.mu.Lock()
+	select {
+	case <-r.closing: // a second time: nothing is left to do
+		r.mu.Unlock()
+		return nil
+	default:
+		close(r.closing)
+	}
 	var errs []error
 	for _, c := range r.captures {
 		errs = append(errs, c.closeListeners(), c.steer.Close(), c.closeHoldLocked(), c.devices.Close(), c.closeDNS())
