@@ -154,6 +154,37 @@ static __always_inline int not_enrolled(struct bpf_sock_addr *ctx, __u64 cookie,
 	return end(VERDICT_CONNECT_CLASSIFIED, ALLOW);
 }
 
+/* Tells whether the SYN, which the mark brings to the pod's own lo, would be taken by a socket that is not ztunnel's: without
+ * steer, whose link goes with its last holder, an application of the pod that listens at any address would pass for the
+ * destination. That nobody takes it is all right: it is refused. */
+static __always_inline bool would_go_astray(struct bpf_sock_addr *ctx, const struct addr *self, const struct addr *destination)
+{
+	struct bpf_sock_tuple tuple = {};
+	struct bpf_sock *found;
+	enum own *own;
+	bool astray;
+	__u32 size;
+
+	if (addr_is4(destination)) {
+		tuple.ipv4.saddr = self->word[3];
+		tuple.ipv4.daddr = destination->word[3];
+		tuple.ipv4.dport = (__u16)ctx->user_port;
+		size = sizeof(tuple.ipv4);
+	} else {
+		__builtin_memcpy(tuple.ipv6.saddr, self, sizeof(tuple.ipv6.saddr));
+		__builtin_memcpy(tuple.ipv6.daddr, destination, sizeof(tuple.ipv6.daddr));
+		tuple.ipv6.dport = (__u16)ctx->user_port;
+		size = sizeof(tuple.ipv6);
+	}
+	found = bpf_sk_lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	if (!found)
+		return false;
+	own = bpf_sk_storage_get(&mesh_own, found, 0, 0);
+	astray = !own || *own != OWN_TUNNEL;
+	bpf_sk_release(found);
+	return astray;
+}
+
 static __always_inline int connect_decide(struct bpf_sock_addr *ctx, const struct addr *destination)
 {
 	__u64 cookie = bpf_get_netns_cookie(ctx);
@@ -189,6 +220,8 @@ static __always_inline int connect_decide(struct bpf_sock_addr *ctx, const struc
 	/* steer knows an outbound connection by its source: any other would not reach ztunnel. */
 	if (source_is_foreign(sk, self))
 		return end(VERDICT_CONNECT_DENIED_FOREIGN_SOURCE, DENY);
+	if (would_go_astray(ctx, self, destination))
+		return end(VERDICT_CONNECT_DENIED_NOT_STEERED, DENY);
 	/* A socket bound to a device ignores the route that the mark selects. */
 	if (sk->bound_dev_if && bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTODEVICE, no_device, sizeof(no_device)))
 		return end(VERDICT_CONNECT_DENIED_UNBIND, DENY);

@@ -171,7 +171,8 @@ const (
 	connectVerdictVERDICT_CONNECT_CLASSIFIED            connectVerdict = 62
 	connectVerdictVERDICT_CONNECT_DENIED_UNCLASSIFIED   connectVerdict = 63
 	connectVerdictVERDICT_CONNECT_DENIED_NO_NODE        connectVerdict = 64
-	connectVerdictVERDICT_COUNT                         connectVerdict = 65
+	connectVerdictVERDICT_CONNECT_DENIED_NOT_STEERED    connectVerdict = 65
+	connectVerdictVERDICT_COUNT                         connectVerdict = 66
 )
 
 // Names of all BPF objects in the ELF.

@@ -157,7 +157,8 @@ enum verdict {
 	VERDICT_CONNECT_CLASSIFIED = 62,
 	VERDICT_CONNECT_DENIED_UNCLASSIFIED = 63,
 	VERDICT_CONNECT_DENIED_NO_NODE = 64,
-	VERDICT_COUNT = 65,
+	VERDICT_CONNECT_DENIED_NOT_STEERED = 65,
+	VERDICT_COUNT = 66,
 };
 
 /* An IPv6 address, or an IPv4 one as ::ffff:a.b.c.d, in network byte order. All zero: no address. */

@@ -58,7 +58,7 @@ func newBed(t testing.TB) *bed {
 		Logger:     slog.New(slog.DiscardHandler),
 	}
 	t.Cleanup(func() {
-		if err := redirect.Remove(b.config.PinDir); err != nil {
+		if err := redirect.Remove(b.config); err != nil {
 			t.Error(err)
 		}
 	})

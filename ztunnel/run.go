@@ -101,7 +101,9 @@ func compose(s settings, logger *slog.Logger, level *slog.LevelVar) (*ztunnel, e
 		admin: daemon.NewAdmin(logger, level), metrics: daemon.NewMetrics(), readiness: daemon.NewReadiness(),
 	}
 	z.node = newNode(func() (*redirect.Redirect, error) {
-		return redirect.Open(redirect.Config{PinDir: s.pins(), CgroupPath: s.Cgroup2, Procfs: s.HostProc, Logger: logger})
+		config := s.redirection()
+		config.KubeletPort, config.Logger = s.KubeletPort, logger
+		return redirect.Open(config)
 	}, logger)
 	z.store = workload.NewStore()
 	z.roots = newRoots(s.rootCert(), z.store, logger)

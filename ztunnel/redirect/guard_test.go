@@ -83,7 +83,7 @@ func testStrictPods(t *testing.T, withoutTCX bool) {
 	a, b := openNode(t, network.Node("a")), openNode(t, network.Node("b"))
 	a.withoutTCX, b.withoutTCX = withoutTCX, withoutTCX
 	client, near, far := a.Pod("client"), a.Pod("near"), b.Pod("far")
-	app, kubelet := client.Start(), a.Start()
+	app, kubelet := client.Start(), a.kubelet(t)
 	var ports []*netnstest.Sniffer
 	for pod, node := range map[*netnstest.Pod]*testNode{client: a, near: a, far: b} {
 		node.captureStrict(t, pod)
@@ -124,7 +124,7 @@ func testStrictPods(t *testing.T, withoutTCX bool) {
 		}
 	}
 	after := verdicts(t, a)
-	if after["guard_node"] == 0 || after["guard_own"] == 0 || after["guard_handshake"] == 0 || after["guard_not_tcp"] == 0 {
+	if after["guard_kubelet"] == 0 || after["guard_own"] == 0 || after["guard_handshake"] == 0 || after["guard_not_tcp"] == 0 {
 		t.Errorf("verdicts: %v", after)
 	}
 }
