@@ -64,12 +64,14 @@ func (p *publisher) publish() {
 		p.logger.Error("list objects", "error", err)
 		return
 	}
-	resources, err := translate.Translate(translate.Input{
-		Pods: objects.Pods, Services: objects.Services, Slices: objects.Slices, Nodes: objects.Nodes,
-		Captured: captured, Roots: p.roots, Config: p.config,
+	result, err := translate.Translate(translate.Input{
+		Pods: objects.Pods, Services: objects.Services, Slices: objects.Slices, Nodes: objects.Nodes, Namespaces: objects.Namespaces,
+		PeerAuthentications: objects.PeerAuthentications, AuthorizationPolicies: objects.AuthorizationPolicies,
+		EgressPolicies: objects.EgressPolicies,
+		Captured:       captured, Roots: p.roots, Config: p.config,
 	})
 	p.complain(err)
-	publication := p.server.Publish(resources)
+	publication := p.server.Publish(result.Resources)
 	p.captures.Published(captured.Generation(), publication)
 	p.seconds.Observe(time.Since(began).Seconds())
 	p.logger.Debug("published", "publication", publication, "captured_generation", captured.Generation(),

@@ -26,6 +26,7 @@ import (
 	"github.com/ambit-mesh/ambit/controller/resource"
 	"github.com/ambit-mesh/ambit/controller/translate"
 	"github.com/ambit-mesh/ambit/controller/watch"
+	"github.com/ambit-mesh/ambit/controller/watch/watchtest"
 )
 
 // From a change in Kubernetes, or in what nodes report, to what a proxy holds.
@@ -87,10 +88,11 @@ func TestWithdrawalLearnsItsPublication(t *testing.T) {
 
 // controller is a publisher with everything around it, on a fake cluster.
 type controller struct {
-	server  *push.Server
-	reports *report.Registry
-	told    *told
-	address *bufconn.Listener
+	server   *push.Server
+	reports  *report.Registry
+	told     *told
+	address  *bufconn.Listener
+	policies *watchtest.Policies
 }
 
 // told passes on to the registry what the publisher tells, and remembers it.
@@ -130,17 +132,19 @@ func (anybody) Authenticate(context.Context) (push.Peer, error) {
 func startController(t *testing.T, cluster *fake.Clientset) *controller {
 	t.Helper()
 	logger, changes := slog.New(slog.DiscardHandler), watch.NewTrigger()
-	sources, err := watch.New(cluster, changes.Changed)
+	policies := watchtest.New()
+	t.Cleanup(policies.Close)
+	sources, err := watch.New(cluster, policies.Sources(), changes.Changed)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &controller{address: bufconn.Listen(1 << 16)}
+	c := &controller{policies: policies, address: bufconn.Listen(1 << 16)}
 	c.server = push.New(push.Config{Authenticator: anybody{}, Namespace: "ambit-system", ServiceAccount: "ztunnel", Logger: logger})
 	c.reports = report.NewRegistry(report.RegistryConfig{Acks: acks{c.server}, Logger: logger})
 	c.reports.OnCaptured(func(types.NamespacedName) { changes.Changed() })
 	c.told = &told{Registry: c.reports, publications: make(map[uint64]uint64)}
 	publisher := newPublisher(sources, c.told, c.server, changes, translate.Config{
-		TrustDomain: "cluster.local", ClusterID: "Kubernetes", ClusterDomain: "cluster.local",
+		TrustDomain: "cluster.local", ClusterID: "Kubernetes", ClusterDomain: "cluster.local", SystemNamespace: "ambit-system",
 	}, logger, prometheus.NewRegistry())
 
 	grpcServer := grpc.NewServer()

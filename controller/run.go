@@ -13,6 +13,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/ambit-mesh/ambit/controller/ca"
+	"github.com/ambit-mesh/ambit/controller/policy"
 	"github.com/ambit-mesh/ambit/controller/push"
 	"github.com/ambit-mesh/ambit/controller/report"
 	"github.com/ambit-mesh/ambit/controller/status"
@@ -112,7 +113,11 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 		return nil, err
 	}
 	p := &parts{settings: s, logger: logger, registry: registry, client: client, changes: watch.NewTrigger()}
-	if p.sources, err = watch.New(client, p.changes.Changed); err != nil {
+	policies, err := policy.NewClient(config)
+	if err != nil {
+		return nil, err
+	}
+	if p.sources, err = watch.New(client, policies.Sources(), p.changes.Changed); err != nil {
 		return nil, err
 	}
 	if p.pods, err = ca.NewPods(p.sources.Pods()); err != nil {
@@ -145,6 +150,7 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 	}
 	p.publisher = newPublisher(p.sources, p.reports, p.push, p.changes, translate.Config{
 		TrustDomain: s.trustDomain, ClusterID: s.clusterID, ClusterDomain: s.clusterDomain, PodRanges: s.podRanges,
+		SystemNamespace: s.namespace,
 	}, logger, registry)
 	return p, nil
 }

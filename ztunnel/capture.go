@@ -36,6 +36,9 @@ type capture struct {
 
 	// Owned by the pod's worker.
 	released bool
+
+	// Owned by dataplane.followStrictness: what was last said; nil for nothing.
+	strict *bool
 }
 
 // run serves until the capture is stopped and its last connection over.

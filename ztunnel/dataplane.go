@@ -53,6 +53,9 @@ type dataplane struct {
 	endpoints   *endpoints.Registry
 	pools       *pool.Metrics
 	policy      inbound.Policy
+	grace       time.Duration // of connections older than a pod's capture, once it is strict
+	synced      func() bool   // whether the store can be worked with
+	started     chan struct{} // has an element when a pod was captured
 	quotas      *inbound.Quotas
 	shares      *quota.Shares
 	logger      *slog.Logger
@@ -88,7 +91,9 @@ func (d *dataplane) Start(ctx context.Context, target pods.Target) (pods.Running
 			return nil, errors.Join(err, netns.Close())
 		}
 	}
-	captured, err := opened.Enroll(ctx, redirect.Pod{UID: target.UID, NetNS: netns, IPs: target.Sandbox.IPs})
+	captured, err := opened.Enroll(ctx, redirect.Pod{
+		UID: target.UID, NetNS: netns, IPs: target.Sandbox.IPs, Strict: d.startsStrict(target),
+	})
 	if err != nil {
 		d.certs.Forget(id)
 		return nil, errors.Join(withCode(err, "CaptureFailed"), netns.Close())
@@ -135,6 +140,7 @@ func (d *dataplane) serve(target pods.Target, id spiffe.ID, netns *podns.NetNS, 
 	d.mu.Lock()
 	d.captures[c.uid] = c
 	d.mu.Unlock()
+	d.signalStarted()
 	go c.run(ctx)
 	return c
 }

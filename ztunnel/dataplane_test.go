@@ -101,7 +101,8 @@ func (b *bed) startProcess() {
 		conns:     conns.New(conns.Config{Logger: logger, Registerer: prometheus.NewRegistry()}),
 		relay:     carrier,
 		endpoints: endpoints.New(endpoints.Config{Logger: logger, Registerer: prometheus.NewRegistry()}),
-		pools:     pool.NewMetrics(prometheus.NewRegistry()), policy: permissive{}, quotas: inbound.NewQuotas(inbound.Limits{}), shares: quota.NewShares(1 << 20), logger: logger, captures: map[string]*capture{},
+		pools:     pool.NewMetrics(prometheus.NewRegistry()), policy: permissive{}, quotas: inbound.NewQuotas(inbound.Limits{}), shares: quota.NewShares(1 << 20),
+		synced: func() bool { return true }, started: make(chan struct{}, 1), logger: logger, captures: map[string]*capture{},
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/ambit-mesh/ambit/api/report"
+	"github.com/ambit-mesh/ambit/internal/atomicfile"
 	"github.com/ambit-mesh/ambit/internal/certs"
 	"github.com/ambit-mesh/ambit/internal/daemon"
 	"github.com/ambit-mesh/ambit/internal/feed"
@@ -85,6 +86,9 @@ func compose(s settings, logger *slog.Logger, level *slog.LevelVar) (*ztunnel, e
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, fmt.Errorf("make folder: %w", err)
 		}
+	}
+	if err := atomicfile.Sweep(s.StateDir); err != nil {
+		logger.Warn("what a killed process was writing stays", "error", err)
 	}
 	client, err := kubernetesClient()
 	if err != nil {
@@ -163,7 +167,8 @@ func (z *ztunnel) composePods() error {
 	z.dataplane = &dataplane{
 		node: z.node, trustDomain: s.TrustDomain, clusterID: s.ClusterID, nodeName: s.NodeName,
 		certs: z.certs, store: z.store, feed: z.feed, conns: z.conns, relay: z.relay, endpoints: z.endpoints, pools: pool.NewMetrics(z.metrics.Registry),
-		policy: permissive{}, quotas: inbound.NewQuotas(s.Limits), shares: z.shares(), logger: z.logger, captures: make(map[string]*capture),
+		policy: permissive{}, grace: s.StrictGrace, synced: func() bool { return closed(z.feed.Synced()) }, started: make(chan struct{}, 1),
+		quotas: inbound.NewQuotas(s.Limits), shares: z.shares(), logger: z.logger, captures: make(map[string]*capture),
 	}
 	z.pods = pods.New(pods.Config{
 		Node: s.NodeName, NeverHeld: s.NeverHeld, Client: z.client, Dataplane: z.dataplane,
@@ -184,7 +189,7 @@ func (z *ztunnel) composeReport() error {
 	z.observed = &observedPods{
 		pods: z.pods, expires: z.certs.Expires, snapshot: z.store.Snapshot,
 		trustDomain: z.settings.TrustDomain, clusterID: z.settings.ClusterID,
-		sources: []func() []string{z.node.problems, z.dataplane.problems, z.cni.Problems, z.pods.Problems, z.roots.problems, z.locker.Problems},
+		sources: []func() []string{z.node.problems, z.dataplane.problems, z.cni.Problems, z.pods.Problems, z.roots.problems, z.locker.Problems, z.feed.Problems},
 	}
 	z.reporter.observed, z.reporter.release = z.observed, z.pods.Release
 	z.dumps()
@@ -217,6 +222,7 @@ func (z *ztunnel) run(running, force context.Context) error {
 		group.Go(func() { z.node.run(ctx, z.pods.Retry) })
 	}
 	part("pods", z.pods.Run)
+	part("guards", z.dataplane.followStrictness)
 	part("CNI socket", func(ctx context.Context) error { return z.pods.ServeCNI(ctx, z.settings.cniSocket()) })
 	part("report", z.reporter.run)
 	z.followBundle(ctx, &group)
@@ -241,6 +247,15 @@ func (z *ztunnel) run(running, force context.Context) error {
 	defer stop()
 	z.pods.Drain(drained)
 	return errors.Join(cause, z.relay.Close(), z.node.close())
+}
+
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
 }
 
 // gates opens readiness as its conditions come true.

@@ -29,6 +29,8 @@ type settings struct {
 	NeverHeld []string
 	// Grace is what Kubernetes gives this process between SIGTERM and SIGKILL.
 	Grace time.Duration
+	// StrictGrace is what connections get that are older than a pod's capture, when it turns strict.
+	StrictGrace time.Duration
 
 	// Limits of what one peer may hold.
 	Limits inbound.Limits
@@ -109,6 +111,7 @@ func readSettings(get func(string) string) (settings, error) {
 		OnDemand:     e.truth("XDS_ON_DEMAND"),
 		NeverHeld:    neverHeld(get("EXCLUDED_NAMESPACES")),
 		Grace:        e.seconds("TERMINATION_GRACE_PERIOD_SECONDS", 30*time.Second),
+		StrictGrace:  e.seconds("STRICT_GRACE_SECONDS", defaultGrace),
 		Limits: inbound.Limits{
 			TunnelsPerAddress:      e.limit("MAX_TUNNELS_PER_ADDRESS"),
 			TunnelsPerIdentity:     e.limit("MAX_TUNNELS_PER_IDENTITY"),

@@ -177,8 +177,11 @@ func (a *App) DialWith(to netip.AddrPort, options DialOptions) (*AppConn, error)
 }
 
 // Echo sends text and demands it back.
-func (c *AppConn) Echo(text string) error {
-	r, err := c.app.ask(request{Op: opEcho, ID: c.id, Text: text})
+func (c *AppConn) Echo(text string) error { return c.EchoWithin(text, 0) }
+
+// EchoWithin is Echo with a timeout other than 3 s.
+func (c *AppConn) EchoWithin(text string, timeout time.Duration) error {
+	r, err := c.app.ask(request{Op: opEcho, ID: c.id, Text: text, Options: DialOptions{Timeout: timeout}})
 	if err == nil && r.Text != text {
 		return fmt.Errorf("sent %q, got %q", text, r.Text)
 	}

@@ -88,7 +88,7 @@ func (a *app) serve(q request) (reply, error) {
 	case opDial:
 		return a.dial(q.Address, q.Options)
 	case opEcho:
-		return a.echo(a.conns[q.ID], q.Text)
+		return a.echo(a.conns[q.ID], q.Text, q.Options.timeout())
 	case opClose:
 		return reply{}, a.conns[q.ID].Close()
 	}
@@ -235,8 +235,8 @@ func sockaddr(a netip.AddrPort, family int) unix.Sockaddr {
 	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
 }
 
-func (a *app) echo(c *appConn, text string) (reply, error) {
-	c.SetDeadline(time.Now().Add(defaultTimeout))
+func (a *app) echo(c *appConn, text string, timeout time.Duration) (reply, error) {
+	c.SetDeadline(time.Now().Add(timeout))
 	if _, err := io.WriteString(c, text); err != nil {
 		return reply{}, err
 	}

@@ -13,7 +13,7 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/ambit-mesh/ambit/ztunnel/statefile"
+	"github.com/ambit-mesh/ambit/internal/statefile"
 )
 
 // kind of file. A secret is a key and a chain of certificates, a few KiB.

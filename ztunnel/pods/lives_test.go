@@ -62,7 +62,7 @@ func (p *player) play(command string, args []string) {
 		"stale-release": func(a []string) { p.pods.Release(uid(a[0]), p.since(uid(a[0])).Add(-time.Second)) },
 		"break":         p.doBreak, "hang": p.doHang, "retry": func([]string) { p.pods.Retry() },
 		"expect": p.doExpect, "never": p.doNever, "captured": p.doCaptured, "calls": p.doCalls, "pinned": p.doPinned,
-		"ready": p.doReady, "gate": p.doGate, "lose": p.doLose,
+		"ready": p.doReady, "gate": p.doGate, "lose": p.doLose, "damage": p.doDamage,
 	}
 	do, ok := commands[command]
 	if !ok {
@@ -174,6 +174,18 @@ func (p *player) doRemoveNetNS(args []string) { p.namespaces.remove("/run/netns/
 
 // api up|down
 func (p *player) doAPI(args []string) { p.apiDown.Store(args[0] == "down") }
+
+// damage FILE: a bit of a file of the state folder is another.
+func (p *player) doDamage(args []string) {
+	content, err := os.ReadFile(p.file(args[0]))
+	if err != nil {
+		p.t.Fatalf("%s: %v", p.at, err)
+	}
+	content[len(content)-3] ^= 1
+	if err := os.WriteFile(p.file(args[0]), content, 0o600); err != nil {
+		p.t.Fatalf("%s: %v", p.at, err)
+	}
+}
 
 // lose FILE: a file of the state folder is gone.
 func (p *player) doLose(args []string) {
@@ -327,7 +339,7 @@ func (p *player) doReady(args []string) {
 func (p *player) doGate(args []string) {
 	p.t.Helper()
 	p.eventually(p.at, func() bool {
-		content, err := os.ReadFile(p.file("enrolment.json"))
+		content, err := cniproto.EnrolmentKind.Read(p.file("enrolment.json"))
 		if err != nil {
 			return false
 		}

@@ -290,6 +290,7 @@ func (w *worker) end() bool {
 		return false
 	}
 	delete(w.pods.workers, w.uid)
+	w.pods.requestSave()
 	w.status.State = StateGone
 	close(w.waiters)
 	w.waiters = nil

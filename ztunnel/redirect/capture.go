@@ -35,6 +35,7 @@ type Capture struct {
 
 	devices *os.File // tells of changes
 	guard   guard
+	older   precapture
 
 	hold *hold // guarded by redirect.mu; nil if connections are not held
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/bpf"
 	"github.com/ambit-mesh/ambit/ztunnel/podns"
+	"github.com/ambit-mesh/ambit/ztunnel/sockdiag"
 )
 
 // A Pod is what is to be captured.
@@ -94,12 +95,15 @@ func (r *Redirect) Enroll(ctx context.Context, pod Pod) (*Capture, error) {
 	if slot < 0 {
 		return nil, fmt.Errorf("pod %s: %d pods are captured already", pod.UID, bpf.MaxPods)
 	}
-	c := &Capture{redirect: r, pod: pod, ip4: ip4, ip6: ip6, slot: uint32(slot), guard: newGuard()}
+	c := &Capture{redirect: r, pod: pod, ip4: ip4, ip6: ip6, slot: uint32(slot), guard: newGuard(), older: precapture{sockets: map[uint64]sockdiag.Socket{}}}
 	if err := c.captureLocked(); err != nil {
 		return nil, fmt.Errorf("capture pod %s: %w", pod.UID, explain("The kernel does not let ztunnel capture a pod.", err))
 	}
 	r.slots[slot] = true
 	r.captures[pod.UID] = c
+	if err := c.listPrecapture(); err != nil {
+		r.logger.Error("connections older than the capture are not known: should the pod turn strict, they end without grace", "pod_uid", pod.UID, "error", err)
+	}
 	if err := r.supersedeLocked(pod); err != nil {
 		r.logger.Warn("pins of an earlier capture remain", "pod_uid", pod.UID, "error", err)
 	}

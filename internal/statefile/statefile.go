@@ -22,7 +22,7 @@ import (
 	"os"
 	"syscall"
 
-	"github.com/ambit-mesh/ambit/ztunnel/atomicfile"
+	"github.com/ambit-mesh/ambit/internal/atomicfile"
 )
 
 // mode of every state file: what a node knows of its pods is not for its users.
