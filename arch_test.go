@@ -62,7 +62,7 @@ var rules = []rule{
 		reason: "translation is a pure function: Kubernetes objects in, resources out",
 	},
 	{
-		from: []string{"ztunnel/outbound", "ztunnel/inbound"}, to: []string{"ztunnel/redirect", "ztunnel/podns", "ztunnel/pods", "bpf"},
+		from: []string{"ztunnel/outbound", "ztunnel/inbound", "ztunnel/dns"}, to: []string{"ztunnel/redirect", "ztunnel/podns", "ztunnel/pods", "bpf"},
 		reason: "the data path takes sockets through small interfaces: it must be testable without a kernel",
 	},
 	{

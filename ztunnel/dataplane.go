@@ -17,6 +17,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
+	"github.com/ambit-mesh/ambit/ztunnel/dns"
 	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
 	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 	"github.com/ambit-mesh/ambit/ztunnel/outbound"
@@ -52,6 +53,8 @@ type dataplane struct {
 	relay       *relay.Relay
 	endpoints   *endpoints.Registry
 	pools       *pool.Metrics
+	resolver    *dns.Resolver
+	dnsMetrics  *dns.Metrics
 	policy      inbound.Policy
 	grace       time.Duration // of connections older than a pod's capture, once it is strict
 	synced      func() bool   // whether the store can be worked with
@@ -92,7 +95,7 @@ func (d *dataplane) Start(ctx context.Context, target pods.Target) (pods.Running
 		}
 	}
 	captured, err := opened.Enroll(ctx, redirect.Pod{
-		UID: target.UID, NetNS: netns, IPs: target.Sandbox.IPs, Strict: d.startsStrict(target),
+		UID: target.UID, NetNS: netns, IPs: target.Sandbox.IPs, DNS: target.DNS, Strict: d.startsStrict(target),
 	})
 	if err != nil {
 		d.certs.Forget(id)
@@ -134,6 +137,9 @@ func (d *dataplane) serve(target pods.Target, id spiffe.ID, netns *podns.NetNS, 
 			TLS: d.certs.ServerConfig(id), Target: workloadNow, Snapshot: d.store.Snapshot,
 			Policy: d.policy, Conns: d.conns, Relay: d.relay, Quotas: d.quotas, Share: share, Logger: logger, DrainTimeout: releasedBound,
 		}),
+	}
+	if captured.DNS != nil {
+		c.dns = d.answer(captured, workloadNow, logger)
 	}
 	var ctx context.Context
 	ctx, c.stop = context.WithCancel(context.Background())

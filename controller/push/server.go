@@ -35,6 +35,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/ambit-mesh/ambit/controller/resource"
+	"github.com/ambit-mesh/ambit/internal/quota"
 )
 
 // MaxRequestBytes is what a gRPC server has to accept for a proxy to resume with
@@ -87,6 +88,7 @@ type Server struct {
 	metrics *metrics
 	closed  chan struct{}
 	close   func()
+	streams *quota.Counter[ProxyKey]
 
 	world atomic.Pointer[world]
 
@@ -103,6 +105,7 @@ func New(config Config) *Server {
 		logger:      config.Logger,
 		metrics:     newMetrics(config.Registerer),
 		closed:      make(chan struct{}),
+		streams:     quota.NewCounter[ProxyKey](streamsPerProxy),
 		connections: make(map[*connection]struct{}),
 	}
 	s.close = sync.OnceFunc(func() { close(s.closed) })

@@ -52,12 +52,16 @@ func (r *Redirect) snapshot() []*Capture {
 	return all
 }
 
-// check has the guard attached wherever it is not. What cannot be stays a problem of the node.
+// check has the guard attached wherever it is not, and what captures DNS. What cannot be stays a problem of the node.
 func (c *Capture) check() {
 	before := c.guardProblem()
 	err := c.guardNow()
 	if err != nil && before == nil && c.held() {
 		c.redirect.logger.Error("pod is not guarded everywhere", "pod_uid", c.pod.UID, "error", err)
+	}
+	hadDNS := c.dnsProblem() == nil
+	if err := c.attachDNS(); err != nil && hadDNS && c.held() {
+		c.redirect.logger.Error("what a pod asks DNS servers is not captured everywhere", "pod_uid", c.pod.UID, "error", err)
 	}
 }
 
