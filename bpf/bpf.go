@@ -6,6 +6,7 @@
 //	permit.c   which connections may pass a pod's listeners  a cgroup, once a node
 //	steer.c    which listener takes a new connection         a network namespace, once a pod
 //	hold.c     which SYN waits until its upstream stands     a namespace's lo, once a pod
+//	dns.c      which datagram asks a DNS server              a pod's interface
 //	guard.c    what may leave a pod                          each link of a pod, at both ends
 //
 // They meet in the maps of maps.h. [Load] creates these, or takes those that an earlier process pinned, and loads what a
@@ -31,7 +32,8 @@ import (
 //go:generate bpf2go -no-global-types -type held hold hold.c
 //go:generate bpf2go -no-global-types permit permit.c
 //go:generate bpf2go -no-global-types steer steer.c
-//go:generate sh -c "sha256sum connect.c guard.c hold.c maps.h mesh.h permit.c steer.c > sources.sha256"
+//go:generate bpf2go -no-global-types dns dns.c
+//go:generate sh -c "sha256sum connect.c dns.c guard.c hold.c maps.h mesh.h permit.c steer.c > sources.sha256"
 
 // Numbers that the programs and their users share.
 const (
@@ -54,6 +56,11 @@ const (
 	Outbound  = Listener(connectListenerLISTENER_OUTBOUND)
 	Plaintext = Listener(connectListenerLISTENER_PLAINTEXT)
 	HBONE     = Listener(connectListenerLISTENER_HBONE)
+	// DNS takes datagrams, DNSStream the connections to DNS servers.
+	DNS       = Listener(connectListenerLISTENER_DNS)
+	DNSStream = Listener(connectListenerLISTENER_DNS_STREAM)
+
+	listenerCount = connectListenerLISTENER_DNS_STREAM + 1
 )
 
 // An Own says what ztunnel made a socket for.
@@ -77,9 +84,14 @@ type Steering struct {
 	IPv4, IPv6 netip.Addr
 	// Slot is the pod's place among the listeners: below MaxPods, one pod at a time.
 	Slot uint32
-	// Ports are what the pod's listeners are bound to, by Listener. Nobody gets to them by asking for these ports.
-	Ports [3]uint16
+	// Ports are what the pod's listeners are bound to. Nobody gets to them by asking for these ports.
+	Ports Ports
+	// DNS says that what the pod asks DNS servers comes to the listeners for it.
+	DNS bool
 }
+
+// Ports are ports of listeners, by Listener; zero: there is none.
+type Ports [listenerCount]uint16
 
 func (s Steering) check() error {
 	if s.Slot >= uint32(MaxPods) {
@@ -95,6 +107,7 @@ type Node struct {
 	maps     map[string]*ebpf.Map
 	steer    *ebpf.CollectionSpec
 	hold     *ebpf.CollectionSpec
+	dns      *ebpf.CollectionSpec
 	guard    *ebpf.CollectionSpec
 	guardsID ebpf.MapID
 	verdicts []string // by number
@@ -126,6 +139,10 @@ func Load(pins string, host Host) (_ *Node, err error) {
 	if err != nil {
 		return nil, err
 	}
+	dns, err := loadDns()
+	if err != nil {
+		return nil, err
+	}
 	guard, err := loadGuard()
 	if err != nil {
 		return nil, err
@@ -138,7 +155,7 @@ func Load(pins string, host Host) (_ *Node, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("load maps: %w", err)
 	}
-	n := &Node{maps: maps, steer: steer, hold: hold, guard: guard, verdicts: verdicts}
+	n := &Node{maps: maps, steer: steer, hold: hold, guard: guard, dns: dns, verdicts: verdicts}
 	defer func() {
 		if err != nil {
 			n.Close()
@@ -242,10 +259,11 @@ func (n *Node) LoadSteer(s Steering) (*ebpf.Program, error) {
 		return nil, err
 	}
 	err := n.loadPod(n.steer, &programs, map[string]any{
-		steerVarSelf4:    addrOf(s.IPv4),
-		steerVarSelf6:    addrOf(s.IPv6),
-		steerVarSlot:     s.Slot,
-		steerVarOwnPorts: ports,
+		steerVarSelf4:       addrOf(s.IPv4),
+		steerVarSelf6:       addrOf(s.IPv6),
+		steerVarSlot:        s.Slot,
+		steerVarOwnPorts:    ports,
+		steerVarCapturesDns: s.DNS,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("load steer: %w", err)
@@ -260,14 +278,35 @@ func (n *Node) LoadHold(s Steering) (*ebpf.Program, error) {
 		return nil, err
 	}
 	err := n.loadPod(n.hold, &programs, map[string]any{
-		holdVarSelf4: addrOf(s.IPv4),
-		holdVarSelf6: addrOf(s.IPv6),
-		holdVarSlot:  s.Slot,
+		holdVarSelf4:       addrOf(s.IPv4),
+		holdVarSelf6:       addrOf(s.IPv6),
+		holdVarSlot:        s.Slot,
+		holdVarCapturesDns: s.DNS,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("load hold: %w", err)
 	}
 	return programs.HoldEgress, nil
+}
+
+// LoadDNS loads the program for an interface of the pod whose namespace has this cookie. mac: its packets begin with an
+// Ethernet header. The caller closes it. Ports are not looked at.
+func (n *Node) LoadDNS(s Steering, cookie uint64, mac bool) (*ebpf.Program, error) {
+	var programs dnsPrograms
+	if err := s.check(); err != nil {
+		return nil, err
+	}
+	err := n.loadPod(n.dns, &programs, map[string]any{
+		dnsVarSelf4:  addrOf(s.IPv4),
+		dnsVarSelf6:  addrOf(s.IPv6),
+		dnsVarSlot:   s.Slot,
+		dnsVarCookie: cookie,
+		dnsVarHasMac: mac,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("load dns: %w", err)
+	}
+	return programs.DnsEgress, nil
 }
 
 // loadPod loads a program of one pod with its constants.

@@ -43,9 +43,11 @@ type connectGuard struct {
 type connectListener uint32
 
 const (
-	connectListenerLISTENER_OUTBOUND  connectListener = 0
-	connectListenerLISTENER_PLAINTEXT connectListener = 1
-	connectListenerLISTENER_HBONE     connectListener = 2
+	connectListenerLISTENER_OUTBOUND   connectListener = 0
+	connectListenerLISTENER_PLAINTEXT  connectListener = 1
+	connectListenerLISTENER_HBONE      connectListener = 2
+	connectListenerLISTENER_DNS        connectListener = 3
+	connectListenerLISTENER_DNS_STREAM connectListener = 4
 )
 
 type connectNumber uint32
@@ -53,8 +55,9 @@ type connectNumber uint32
 const (
 	connectNumberMARK            connectNumber = 1337
 	connectNumberPORT_HBONE      connectNumber = 15008
+	connectNumberPORT_DNS        connectNumber = 53
 	connectNumberMAX_PODS        connectNumber = 1024
-	connectNumberSLOT_SIZE       connectNumber = 4
+	connectNumberSLOT_SIZE       connectNumber = 8
 	connectNumberMAX_POD_CGROUPS connectNumber = 4
 	connectNumberUID_SIZE        connectNumber = 64
 	connectNumberSYN_SIZE        connectNumber = 120
@@ -134,7 +137,16 @@ const (
 	connectVerdictVERDICT_GUARD_DROPPED_FRAGMENT        connectVerdict = 50
 	connectVerdictVERDICT_GUARD_DROPPED_PROTOCOL        connectVerdict = 51
 	connectVerdictVERDICT_GUARD_DROPPED_ETHERTYPE       connectVerdict = 52
-	connectVerdictVERDICT_COUNT                         connectVerdict = 53
+	connectVerdictVERDICT_HOLD_DNS                      connectVerdict = 53
+	connectVerdictVERDICT_STEER_DNS                     connectVerdict = 54
+	connectVerdictVERDICT_DNS_NOT_DNS                   connectVerdict = 55
+	connectVerdictVERDICT_DNS_NOT_ENROLLED              connectVerdict = 56
+	connectVerdictVERDICT_DNS_FOREIGN                   connectVerdict = 57
+	connectVerdictVERDICT_DNS_CAPTURED                  connectVerdict = 58
+	connectVerdictVERDICT_DNS_DROPPED_FRAGMENT          connectVerdict = 59
+	connectVerdictVERDICT_DNS_DROPPED_NO_LISTENER       connectVerdict = 60
+	connectVerdictVERDICT_DNS_DROPPED_REWRITE           connectVerdict = 61
+	connectVerdictVERDICT_COUNT                         connectVerdict = 62
 )
 
 // Names of all BPF objects in the ELF.

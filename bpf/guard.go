@@ -93,6 +93,9 @@ func (n *Node) RemoveGuard(cookie uint64) error {
 	return ignoreMissing(n.maps[guardMapMeshGuards].Delete(cookie))
 }
 
+// TagsFD is the file descriptor of the map that Tag writes, which stays the Node's.
+func (n *Node) TagsFD() int { return n.maps[guardMapMeshOwn].FD() }
+
 // AddPrecapture lists a socket, by its cookie, as connected before the pod of this namespace was captured.
 func (n *Node) AddPrecapture(socket, cookie uint64) error {
 	return n.maps[guardMapMeshPrecapture].Put(socket, cookie)

@@ -34,6 +34,7 @@ const (
 	holdMapMeshPrecapture = "mesh_precapture"
 	holdMapMeshVerdicts   = "mesh_verdicts"
 	holdProgHoldEgress    = "hold_egress"
+	holdVarCapturesDns    = "captures_dns"
 	holdVarHeldInBtf      = "held_in_btf"
 	holdVarSelf4          = "self4"
 	holdVarSelf6          = "self6"
@@ -104,10 +105,11 @@ type holdMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type holdVariableSpecs struct {
-	HeldInBtf *ebpf.VariableSpec `ebpf:"held_in_btf"`
-	Self4     *ebpf.VariableSpec `ebpf:"self4"`
-	Self6     *ebpf.VariableSpec `ebpf:"self6"`
-	Slot      *ebpf.VariableSpec `ebpf:"slot"`
+	CapturesDns *ebpf.VariableSpec `ebpf:"captures_dns"`
+	HeldInBtf   *ebpf.VariableSpec `ebpf:"held_in_btf"`
+	Self4       *ebpf.VariableSpec `ebpf:"self4"`
+	Self6       *ebpf.VariableSpec `ebpf:"self6"`
+	Slot        *ebpf.VariableSpec `ebpf:"slot"`
 }
 
 // holdObjects contains all objects after they have been loaded into the kernel.
@@ -159,10 +161,11 @@ func (m *holdMaps) Close() error {
 //
 // It can be passed to loadHoldObjects or ebpf.CollectionSpec.LoadAndAssign.
 type holdVariables struct {
-	HeldInBtf *ebpf.Variable `ebpf:"held_in_btf"`
-	Self4     *ebpf.Variable `ebpf:"self4"`
-	Self6     *ebpf.Variable `ebpf:"self6"`
-	Slot      *ebpf.Variable `ebpf:"slot"`
+	CapturesDns *ebpf.Variable `ebpf:"captures_dns"`
+	HeldInBtf   *ebpf.Variable `ebpf:"held_in_btf"`
+	Self4       *ebpf.Variable `ebpf:"self4"`
+	Self6       *ebpf.Variable `ebpf:"self6"`
+	Slot        *ebpf.Variable `ebpf:"slot"`
 }
 
 // holdPrograms contains all programs after they have been loaded into the kernel.

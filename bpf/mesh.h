@@ -22,10 +22,12 @@ enum number {
 	MARK = 0x539,
 	/* Where other ztunnels connect. */
 	PORT_HBONE = 15008,
+	/* Where applications ask DNS servers. */
+	PORT_DNS = 53,
 	/* Pods of one node: Kubernetes recommends 110, the largest installations run 500. */
 	MAX_PODS = 1024,
-	/* Listeners of one pod in mesh_listeners: enum listener, and one to spare. */
-	SLOT_SIZE = 4,
+	/* Listeners of one pod in mesh_listeners: enum listener, and some to spare. */
+	SLOT_SIZE = 8,
 	/* Cgroups that hold all pods: one, or two where a kubelet was set up anew. */
 	MAX_POD_CGROUPS = 4,
 	/* Longest pod UID that is remembered, its terminating zero included. */
@@ -41,6 +43,8 @@ enum listener {
 	LISTENER_OUTBOUND = 0,
 	LISTENER_PLAINTEXT = 1,
 	LISTENER_HBONE = 2,
+	LISTENER_DNS = 3,	  /* of datagrams: the only one that is not TCP's */
+	LISTENER_DNS_STREAM = 4,
 };
 
 /* Value in mesh_permits: whose the connection is. */
@@ -125,7 +129,16 @@ enum verdict {
 	VERDICT_GUARD_DROPPED_FRAGMENT = 50,
 	VERDICT_GUARD_DROPPED_PROTOCOL = 51,
 	VERDICT_GUARD_DROPPED_ETHERTYPE = 52,
-	VERDICT_COUNT = 53,
+	VERDICT_HOLD_DNS = 53,
+	VERDICT_STEER_DNS = 54,
+	VERDICT_DNS_NOT_DNS = 55,
+	VERDICT_DNS_NOT_ENROLLED = 56,
+	VERDICT_DNS_FOREIGN = 57,
+	VERDICT_DNS_CAPTURED = 58,
+	VERDICT_DNS_DROPPED_FRAGMENT = 59,
+	VERDICT_DNS_DROPPED_NO_LISTENER = 60,
+	VERDICT_DNS_DROPPED_REWRITE = 61,
+	VERDICT_COUNT = 62,
 };
 
 /* An IPv6 address, or an IPv4 one as ::ffff:a.b.c.d, in network byte order. All zero: no address. */

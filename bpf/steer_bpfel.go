@@ -26,6 +26,7 @@ const (
 	steerMapMeshPrecapture = "mesh_precapture"
 	steerMapMeshVerdicts   = "mesh_verdicts"
 	steerProgSteerSkLookup = "steer_sk_lookup"
+	steerVarCapturesDns    = "captures_dns"
 	steerVarOwnPorts       = "own_ports"
 	steerVarSelf4          = "self4"
 	steerVarSelf6          = "self6"
@@ -96,10 +97,11 @@ type steerMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type steerVariableSpecs struct {
-	OwnPorts *ebpf.VariableSpec `ebpf:"own_ports"`
-	Self4    *ebpf.VariableSpec `ebpf:"self4"`
-	Self6    *ebpf.VariableSpec `ebpf:"self6"`
-	Slot     *ebpf.VariableSpec `ebpf:"slot"`
+	CapturesDns *ebpf.VariableSpec `ebpf:"captures_dns"`
+	OwnPorts    *ebpf.VariableSpec `ebpf:"own_ports"`
+	Self4       *ebpf.VariableSpec `ebpf:"self4"`
+	Self6       *ebpf.VariableSpec `ebpf:"self6"`
+	Slot        *ebpf.VariableSpec `ebpf:"slot"`
 }
 
 // steerObjects contains all objects after they have been loaded into the kernel.
@@ -151,10 +153,11 @@ func (m *steerMaps) Close() error {
 //
 // It can be passed to loadSteerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type steerVariables struct {
-	OwnPorts *ebpf.Variable `ebpf:"own_ports"`
-	Self4    *ebpf.Variable `ebpf:"self4"`
-	Self6    *ebpf.Variable `ebpf:"self6"`
-	Slot     *ebpf.Variable `ebpf:"slot"`
+	CapturesDns *ebpf.Variable `ebpf:"captures_dns"`
+	OwnPorts    *ebpf.Variable `ebpf:"own_ports"`
+	Self4       *ebpf.Variable `ebpf:"self4"`
+	Self6       *ebpf.Variable `ebpf:"self6"`
+	Slot        *ebpf.Variable `ebpf:"slot"`
 }
 
 // steerPrograms contains all programs after they have been loaded into the kernel.

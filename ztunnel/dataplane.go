@@ -17,6 +17,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
+	"github.com/ambit-mesh/ambit/ztunnel/dns"
 	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
 	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 	"github.com/ambit-mesh/ambit/ztunnel/outbound"
@@ -52,7 +53,12 @@ type dataplane struct {
 	relay       *relay.Relay
 	endpoints   *endpoints.Registry
 	pools       *pool.Metrics
+	resolver    *dns.Resolver
+	dnsMetrics  *dns.Metrics
 	policy      inbound.Policy
+	grace       time.Duration // of connections older than a pod's capture, once it is strict
+	synced      func() bool   // whether the store can be worked with
+	started     chan struct{} // has an element when a pod was captured
 	quotas      *inbound.Quotas
 	shares      *quota.Shares
 	logger      *slog.Logger
@@ -88,7 +94,9 @@ func (d *dataplane) Start(ctx context.Context, target pods.Target) (pods.Running
 			return nil, errors.Join(err, netns.Close())
 		}
 	}
-	captured, err := opened.Enroll(ctx, redirect.Pod{UID: target.UID, NetNS: netns, IPs: target.Sandbox.IPs})
+	captured, err := opened.Enroll(ctx, redirect.Pod{
+		UID: target.UID, NetNS: netns, IPs: target.Sandbox.IPs, DNS: target.DNS, Strict: d.startsStrict(target),
+	})
 	if err != nil {
 		d.certs.Forget(id)
 		return nil, errors.Join(withCode(err, "CaptureFailed"), netns.Close())
@@ -130,11 +138,15 @@ func (d *dataplane) serve(target pods.Target, id spiffe.ID, netns *podns.NetNS, 
 			Policy: d.policy, Conns: d.conns, Relay: d.relay, Quotas: d.quotas, Share: share, Logger: logger, DrainTimeout: releasedBound,
 		}),
 	}
+	if captured.DNS != nil {
+		c.dns = d.answer(captured, workloadNow, logger)
+	}
 	var ctx context.Context
 	ctx, c.stop = context.WithCancel(context.Background())
 	d.mu.Lock()
 	d.captures[c.uid] = c
 	d.mu.Unlock()
+	d.signalStarted()
 	go c.run(ctx)
 	return c
 }

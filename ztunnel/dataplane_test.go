@@ -25,6 +25,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/internal/workload/workloadtest"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
+	"github.com/ambit-mesh/ambit/ztunnel/dns"
 	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
 	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 	"github.com/ambit-mesh/ambit/ztunnel/pods"
@@ -43,6 +44,8 @@ type bed struct {
 	config  redirect.Config
 	ca      *certstest.CA
 	made    int // pods of paths
+
+	resolvers []netip.AddrPort // of the node
 	*dataplane
 }
 
@@ -95,13 +98,16 @@ func (b *bed) startProcess() {
 		cancel()
 		group.Wait()
 	})
+	dnsMetrics := dns.NewMetrics(prometheus.NewRegistry())
 	b.dataplane = &dataplane{
 		node: n, trustDomain: "cluster.local", clusterID: "Kubernetes", nodeName: "a",
 		certs: held, store: store, feed: client,
 		conns:     conns.New(conns.Config{Logger: logger, Registerer: prometheus.NewRegistry()}),
 		relay:     carrier,
 		endpoints: endpoints.New(endpoints.Config{Logger: logger, Registerer: prometheus.NewRegistry()}),
-		pools:     pool.NewMetrics(prometheus.NewRegistry()), policy: permissive{}, quotas: inbound.NewQuotas(inbound.Limits{}), shares: quota.NewShares(1 << 20), logger: logger, captures: map[string]*capture{},
+		resolver:  dns.NewResolver(func() []netip.AddrPort { return b.resolvers }, dnsMetrics), dnsMetrics: dnsMetrics,
+		pools: pool.NewMetrics(prometheus.NewRegistry()), policy: permissive{}, quotas: inbound.NewQuotas(inbound.Limits{}), shares: quota.NewShares(1 << 20),
+		synced: func() bool { return true }, started: make(chan struct{}, 1), logger: logger, captures: map[string]*capture{},
 	}
 }
 
@@ -114,6 +120,7 @@ func (b *bed) target(pod *netnstest.Pod) pods.Target {
 	}
 	return pods.Target{
 		UID: "uid-" + pod.Name, Namespace: "shop", Name: pod.Name, ServiceAccount: pod.Name,
+		DNS:     true,
 		Sandbox: pods.Sandbox{Path: pod.Path(), Inode: inode, IPs: []netip.Addr{pod.IPv4, pod.IPv6}},
 	}
 }

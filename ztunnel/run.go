@@ -22,6 +22,7 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/cniinstall"
 	"github.com/ambit-mesh/ambit/ztunnel/cniproto"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
+	"github.com/ambit-mesh/ambit/ztunnel/dns"
 	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
 	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 	"github.com/ambit-mesh/ambit/ztunnel/kube"
@@ -61,6 +62,7 @@ type ztunnel struct {
 	conns     *conns.Registry
 	relay     *relay.Relay
 	endpoints *endpoints.Registry
+	resolvers *dns.File
 	dataplane *dataplane
 	pods      *pods.Pods
 	cni       *cniinstall.Installer
@@ -163,11 +165,15 @@ func (z *ztunnel) composePods() error {
 		return err
 	}
 	z.conns = conns.New(conns.Config{Logger: z.logger, Registerer: z.metrics.Registry})
+	z.resolvers = dns.NewFile(s.ResolvConf, z.logger)
+	dnsMetrics := dns.NewMetrics(z.metrics.Registry)
 	z.endpoints = endpoints.New(endpoints.Config{Logger: z.logger, Registerer: z.metrics.Registry})
 	z.dataplane = &dataplane{
 		node: z.node, trustDomain: s.TrustDomain, clusterID: s.ClusterID, nodeName: s.NodeName,
 		certs: z.certs, store: z.store, feed: z.feed, conns: z.conns, relay: z.relay, endpoints: z.endpoints, pools: pool.NewMetrics(z.metrics.Registry),
-		policy: permissive{}, quotas: inbound.NewQuotas(s.Limits), shares: z.shares(), logger: z.logger, captures: make(map[string]*capture),
+		resolver: dns.NewResolver(z.resolvers.Servers, dnsMetrics), dnsMetrics: dnsMetrics,
+		policy: permissive{}, grace: s.StrictGrace, synced: func() bool { return closed(z.feed.Synced()) }, started: make(chan struct{}, 1),
+		quotas: inbound.NewQuotas(s.Limits), shares: z.shares(), logger: z.logger, captures: make(map[string]*capture),
 	}
 	z.pods = pods.New(pods.Config{
 		Node: s.NodeName, NeverHeld: s.NeverHeld, Client: z.client, Dataplane: z.dataplane,
@@ -188,7 +194,7 @@ func (z *ztunnel) composeReport() error {
 	z.observed = &observedPods{
 		pods: z.pods, expires: z.certs.Expires, snapshot: z.store.Snapshot,
 		trustDomain: z.settings.TrustDomain, clusterID: z.settings.ClusterID,
-		sources: []func() []string{z.node.problems, z.dataplane.problems, z.cni.Problems, z.pods.Problems, z.roots.problems, z.locker.Problems, z.feed.Problems},
+		sources: []func() []string{z.node.problems, z.dataplane.problems, z.cni.Problems, z.pods.Problems, z.roots.problems, z.locker.Problems, z.feed.Problems, z.resolverProblems},
 	}
 	z.reporter.observed, z.reporter.release = z.observed, z.pods.Release
 	z.dumps()
@@ -221,6 +227,7 @@ func (z *ztunnel) run(running, force context.Context) error {
 		group.Go(func() { z.node.run(ctx, z.pods.Retry) })
 	}
 	part("pods", z.pods.Run)
+	part("guards", z.dataplane.followStrictness)
 	part("CNI socket", func(ctx context.Context) error { return z.pods.ServeCNI(ctx, z.settings.cniSocket()) })
 	part("report", z.reporter.run)
 	z.followBundle(ctx, &group)
@@ -245,6 +252,15 @@ func (z *ztunnel) run(running, force context.Context) error {
 	defer stop()
 	z.pods.Drain(drained)
 	return errors.Join(cause, z.relay.Close(), z.node.close())
+}
+
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
 }
 
 // gates opens readiness as its conditions come true.

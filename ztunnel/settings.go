@@ -29,6 +29,8 @@ type settings struct {
 	NeverHeld []string
 	// Grace is what Kubernetes gives this process between SIGTERM and SIGKILL.
 	Grace time.Duration
+	// StrictGrace is what connections get that are older than a pod's capture, when it turns strict.
+	StrictGrace time.Duration
 
 	// Limits of what one peer may hold.
 	Limits inbound.Limits
@@ -44,6 +46,8 @@ type folders struct {
 	StateDir, RunDir     string
 	NetNSDir             string
 	CNIPlugin            string // in the image
+	// ResolvConf names the resolvers that answer what captured pods ask DNS servers.
+	ResolvConf string
 }
 
 func (f folders) pins() string         { return filepath.Join(f.BPFFS, "ambit") }
@@ -109,6 +113,7 @@ func readSettings(get func(string) string) (settings, error) {
 		OnDemand:     e.truth("XDS_ON_DEMAND"),
 		NeverHeld:    neverHeld(get("EXCLUDED_NAMESPACES")),
 		Grace:        e.seconds("TERMINATION_GRACE_PERIOD_SECONDS", 30*time.Second),
+		StrictGrace:  e.seconds("STRICT_GRACE_SECONDS", defaultGrace),
 		Limits: inbound.Limits{
 			TunnelsPerAddress:      e.limit("MAX_TUNNELS_PER_ADDRESS"),
 			TunnelsPerIdentity:     e.limit("MAX_TUNNELS_PER_IDENTITY"),
@@ -127,15 +132,16 @@ func readSettings(get func(string) string) (settings, error) {
 
 func readFolders(e *environment) folders {
 	return folders{
-		HostProc:  e.folder("HOST_PROC", "/host/proc"),
-		BPFFS:     e.folder("BPFFS", "/sys/fs/bpf"),
-		Cgroup2:   e.folder("CGROUP2", ""),
-		CNIBinDir: e.folder("CNI_BIN_DIR", "/host/opt/cni/bin"),
-		CNIConfig: e.folder("CNI_CONF_DIR", "/host/etc/cni/net.d"),
-		StateDir:  e.folder("STATE_DIR", "/var/lib/ambit"),
-		RunDir:    e.folder("RUN_DIR", "/run/ambit"),
-		NetNSDir:  e.folder("NETNS_DIR", "/run/netns"),
-		CNIPlugin: e.folder("CNI_PLUGIN", "/opt/ambit/ambit-cni"),
+		HostProc:   e.folder("HOST_PROC", "/host/proc"),
+		BPFFS:      e.folder("BPFFS", "/sys/fs/bpf"),
+		Cgroup2:    e.folder("CGROUP2", ""),
+		CNIBinDir:  e.folder("CNI_BIN_DIR", "/host/opt/cni/bin"),
+		CNIConfig:  e.folder("CNI_CONF_DIR", "/host/etc/cni/net.d"),
+		StateDir:   e.folder("STATE_DIR", "/var/lib/ambit"),
+		RunDir:     e.folder("RUN_DIR", "/run/ambit"),
+		NetNSDir:   e.folder("NETNS_DIR", "/run/netns"),
+		CNIPlugin:  e.folder("CNI_PLUGIN", "/opt/ambit/ambit-cni"),
+		ResolvConf: e.folder("RESOLV_CONF", "/etc/resolv.conf"),
 	}
 }
 

@@ -20,6 +20,8 @@ import (
 const (
 	// maxTypes that one proxy may subscribe to; we publish six.
 	maxTypes = 16
+	// streamsPerProxy: one, and some whose end has not been noticed yet.
+	streamsPerProxy = 8
 	// defaultStreamAge makes a proxy show its token again: it was proven when the
 	// stream began.
 	defaultStreamAge = 30 * time.Minute
@@ -48,6 +50,12 @@ func (s *Server) DeltaAggregatedResources(stream stream) error {
 	if err != nil {
 		return err
 	}
+	key := ProxyKey{Node: peer.Node, Pod: peer.PodName}
+	if !s.streams.Take(key) {
+		s.metrics.refused.WithLabelValues("too_many").Inc()
+		return status.Errorf(codes.ResourceExhausted, "%s has %d streams open", peer.PodName, streamsPerProxy)
+	}
+	defer s.streams.Give(key)
 	c := &connection{
 		server:        s,
 		stream:        stream,

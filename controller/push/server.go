@@ -36,6 +36,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/ambit-mesh/ambit/controller/resource"
+	"github.com/ambit-mesh/ambit/internal/quota"
 )
 
 // MaxRequestBytes is what a gRPC server has to accept for a proxy to resume with
@@ -91,6 +92,7 @@ type Server struct {
 	metrics *metrics
 	closed  chan struct{}
 	close   func()
+	streams *quota.Counter[ProxyKey]
 
 	world atomic.Pointer[world]
 
@@ -107,6 +109,7 @@ func New(config Config) *Server {
 		logger:      config.Logger,
 		metrics:     newMetrics(config.Registerer),
 		closed:      make(chan struct{}),
+		streams:     quota.NewCounter[ProxyKey](streamsPerProxy),
 		connections: make(map[*connection]struct{}),
 	}
 	s.close = sync.OnceFunc(func() { close(s.closed) })

@@ -61,7 +61,7 @@ func (p *player) play(command string, args []string) {
 		"add": p.doAdd, "del": p.doDel, "release": func(a []string) { p.pods.Release(uid(a[0]), p.since(uid(a[0]))) },
 		"stale-release": func(a []string) { p.pods.Release(uid(a[0]), p.since(uid(a[0])).Add(-time.Second)) },
 		"break":         p.doBreak, "hang": p.doHang, "retry": func([]string) { p.pods.Retry() },
-		"expect": p.doExpect, "never": p.doNever, "captured": p.doCaptured, "calls": p.doCalls, "pinned": p.doPinned,
+		"expect": p.doExpect, "never": p.doNever, "captured": p.doCaptured, "dns": p.doDNS, "calls": p.doCalls, "pinned": p.doPinned,
 		"ready": p.doReady, "gate": p.doGate, "lose": p.doLose, "damage": p.doDamage,
 	}
 	do, ok := commands[command]
@@ -101,7 +101,7 @@ func (p *player) doNamespace(args []string) {
 	p.label(args[0], strings.Join(args[1:], ""))
 }
 
-// pod NS/NAME [ip=IP,IP] [mode=MODE] [phase=PHASE] [node=NODE] [seen=AGO] [hostnetwork] [deleting]
+// pod NS/NAME [ip=IP,IP] [mode=MODE] [dns=CAPTURE] [phase=PHASE] [node=NODE] [seen=AGO] [hostnetwork] [deleting]
 func (p *player) doPod(args []string) {
 	plain, named := options(args)
 	namespace, name, _ := strings.Cut(plain[0], "/")
@@ -126,6 +126,8 @@ func (p *player) doPod(args []string) {
 			}
 		case "mode":
 			pod.Labels = map[string]string{DataplaneModeLabel: value}
+		case "dns":
+			pod.Annotations = map[string]string{DNSCaptureAnnotation: value}
 		case "phase":
 			pod.Status.Phase = corev1.PodPhase(value)
 		case "node":
@@ -302,6 +304,17 @@ func (p *player) doCaptured(args []string) {
 		want = ""
 	}
 	p.eventually(p.at, func() bool { return p.dataplane.sandboxOf(uid(args[0])) == want })
+}
+
+// dns NS/NAME yes|no: whether a captured pod's DNS is.
+func (p *player) doDNS(args []string) {
+	p.t.Helper()
+	p.dataplane.mu.Lock()
+	defer p.dataplane.mu.Unlock()
+	running := p.dataplane.running[uid(args[0])]
+	if running == nil || running.target.DNS != (args[1] == "yes") {
+		p.t.Fatalf("%s: captured %v", p.at, running != nil)
+	}
 }
 
 // calls CALL;CALL: all calls of the data plane so far, in order.

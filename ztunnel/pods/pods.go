@@ -42,6 +42,8 @@ type Running interface {
 type Target struct {
 	UID, Namespace, Name, ServiceAccount string
 	Sandbox                              Sandbox
+	// DNS says that what it asks DNS servers is captured too.
+	DNS bool
 	// Serving: its applications run already, outside the mesh. What they do now
 	// works, so they are not captured before the mesh can carry it. A pod that is
 	// only starting, or was captured by an earlier process, cannot wait for that.
@@ -311,6 +313,7 @@ type facts struct {
 	mode                            Mode
 	reason                          string
 	ips                             []netip.Addr
+	dnsCapture                      string // the annotation's value
 	lastSeen                        time.Time
 	// sandbox by the CNI plugin's word or the last process's.
 	sandbox *Sandbox

@@ -28,6 +28,8 @@ type saved struct {
 	NetNS       string       `json:"netns,omitempty"`
 	Inode       uint64       `json:"inode,omitempty"`
 	ContainerID string       `json:"containerID,omitempty"`
+	// DNSCapture is the annotation's value.
+	DNSCapture string `json:"dnsCapture,omitempty"`
 }
 
 type savedFile struct {
@@ -62,7 +64,7 @@ func (p *Pods) adoptSaved() {
 		p.mu.Lock()
 		if w := p.ensureLocked(pod.UID); w != nil {
 			w.facts.namespace, w.facts.name, w.facts.serviceAccount = pod.Namespace, pod.Name, pod.ServiceAccount
-			w.facts.alive, w.facts.remembered = true, true
+			w.facts.alive, w.facts.remembered, w.facts.dnsCapture = true, true, pod.DNSCapture
 			if goesOn {
 				w.facts.sandbox, w.facts.ips, w.facts.told = &sandbox, pod.IPs, time.Now()
 			}
@@ -117,7 +119,7 @@ func (p *Pods) writeSaved() error {
 	var file savedFile
 	p.mu.Lock()
 	for uid, w := range p.workers {
-		pod := saved{UID: uid, Namespace: w.facts.namespace, Name: w.facts.name, ServiceAccount: w.facts.serviceAccount}
+		pod := saved{UID: uid, Namespace: w.facts.namespace, Name: w.facts.name, ServiceAccount: w.facts.serviceAccount, DNSCapture: w.facts.dnsCapture}
 		switch {
 		case w.running != nil:
 			pod.IPs, pod.NetNS, pod.Inode, pod.ContainerID = w.sandbox.IPs, w.sandbox.Path, w.sandbox.Inode, w.sandbox.ContainerID

@@ -215,6 +215,7 @@ func (p *Pods) learn(pod *corev1.Pod, namespace *corev1.Namespace) *worker {
 	f.alive, f.remembered = alive, false
 	f.lastSeen = lastSeen(pod)
 	f.ips = podIPs(pod)
+	f.dnsCapture = pod.Annotations[DNSCaptureAnnotation]
 	f.mode, f.reason = p.enrolmentOf(pod, namespace)
 	if before.alive != f.alive || before.mode != f.mode || before.reason != f.reason || before.lastSeen != f.lastSeen || len(before.ips) != len(f.ips) || before.name != f.name {
 		w.wake()

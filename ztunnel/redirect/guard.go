@@ -3,6 +3,7 @@ package redirect
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,8 +24,8 @@ type guard struct {
 	// Guarded by mu.
 	sites    map[guardSite]*ebpf.Program // attached
 	oneSided []string                    // devices whose other end is not in the node's namespace
-	missing  error                       // why a site has none
-	restored int                         // how often it was found missing where it had been
+	missing  *Problem                    // why a site has none
+	restored time.Time                   // when it was last found missing where it had been
 	ended    bool
 
 	fresh bool // fixed by raiseGuard: no earlier process had said anything
@@ -40,9 +41,12 @@ func newGuard() guard { return guard{sites: map[guardSite]*ebpf.Program{}} }
 // raiseGuard attaches the guard of a pod that is being captured, which changes nothing unless the pod is strict. Only a strict
 // pod that is new waits for that: one that lives is not better off uncaptured.
 func (c *Capture) raiseGuard() error {
-	_, known, err := c.redirect.node.Guard(c.pod.NetNS.Cookie())
+	before, known, err := c.redirect.node.Guard(c.pod.NetNS.Cookie())
 	if err != nil {
 		return fmt.Errorf("read guard: %w", err)
+	}
+	if before.Strict {
+		c.older.deadline = time.Now().Add(before.Grace - endingTime)
 	}
 	if !known {
 		if err := c.redirect.node.SetGuard(c.pod.NetNS.Cookie(), bpf.Guard{Strict: c.pod.Strict}); err != nil {
@@ -73,17 +77,38 @@ func (c *Capture) lowerGuard() error {
 
 // SetStrict says whether TCP leaves the pod from ztunnel's sockets alone, and in answer to the node. It holds from the moment at
 // which SetStrict returns until it is called again or the pod is released, whatever becomes of the process. Connections that were
-// there when the pod was captured may go on for grace. To say the same again changes nothing but the grace.
+// there when the pod was captured may go on for grace; then they are ended. To say the same again changes nothing, the end of the
+// grace included.
 func (c *Capture) SetStrict(strict bool, grace time.Duration) error {
-	cookie := c.pod.NetNS.Cookie()
-	// First: what is attached shall not wait for what cannot be.
-	if err := c.redirect.node.SetGuard(cookie, bpf.Guard{Strict: strict, Grace: grace}); err != nil {
-		return fmt.Errorf("guard pod %s: %w", c.pod.UID, err)
+	is, err := c.Strict()
+	if err != nil {
+		return err
+	}
+	if is != strict {
+		// First: what is attached shall not wait for what cannot be.
+		if err := c.turn(strict, grace); err != nil {
+			return fmt.Errorf("guard pod %s: %w", c.pod.UID, err)
+		}
 	}
 	if !strict {
 		return nil
 	}
+	c.endOlder()
 	return c.guardNow()
+}
+
+func (c *Capture) turn(strict bool, grace time.Duration) error {
+	c.older.mu.Lock()
+	defer c.older.mu.Unlock()
+	g, deadline := bpf.Guard{Strict: strict}, time.Time{}
+	if strict {
+		g.Grace, deadline = grace+endingTime, time.Now().Add(grace)
+	}
+	if err := c.redirect.node.SetGuard(c.pod.NetNS.Cookie(), g); err != nil {
+		return err
+	}
+	c.older.deadline = deadline
+	return nil
 }
 
 // Strict tells what SetStrict said last, of whatever process.
@@ -103,16 +128,24 @@ func (c *Capture) guardNow() error {
 		return nil
 	}
 	err := c.guardLocked()
-	c.guard.missing = err
-	if err != nil {
-		return &Problem{
+	if c.guard.missing = nil; err != nil {
+		c.guard.missing = &Problem{
 			Code:   GuardMissing,
 			Detail: fmt.Sprintf("What leaves pod %s is not guarded everywhere.", c.pod.UID),
 			Fix:    "Run this node on Linux 6.6 or newer, or with the kernel modules sch_ingress and cls_bpf; look for programs that others attach to the pod's devices.",
 			Err:    err,
 		}
+		return c.guard.missing
 	}
 	return nil
+}
+
+// OneSided returns the names of the pod's devices whose other end is not in the node's namespace: there the pod's end alone is
+// guarded.
+func (c *Capture) OneSided() []string {
+	c.guard.mu.Lock()
+	defer c.guard.mu.Unlock()
+	return slices.Clone(c.guard.oneSided)
 }
 
 func (c *Capture) guardLocked() error {
@@ -240,7 +273,7 @@ func (c *Capture) putGuard(at guardSite, device netlink.Link) error {
 	}
 	c.guard.sites[at] = program
 	if attached && changed {
-		c.guard.restored++
+		c.guard.restored = time.Now()
 		c.redirect.logger.Warn("guard of a pod was taken off, and is there again",
 			"pod_uid", c.pod.UID, "device", device.Attrs().Name, "on_node", at.onNode)
 	}
@@ -272,7 +305,7 @@ func (c *Capture) loadGuard(at guardSite, device netlink.Link) (*ebpf.Program, e
 func (c *Capture) unguard() error {
 	c.guard.mu.Lock()
 	defer c.guard.mu.Unlock()
-	errs := []error{c.redirect.node.RemoveGuard(c.pod.NetNS.Cookie())}
+	errs := []error{c.redirect.node.RemoveGuard(c.pod.NetNS.Cookie()), c.forgetOlder()}
 	for at, program := range c.guard.sites {
 		errs = append(errs, c.site(at).clear(bpf.GuardName, c.redirect.node.GuardsID()), program.Close())
 	}

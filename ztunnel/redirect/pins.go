@@ -25,11 +25,12 @@ const enrolledMap = "mesh_enrolled"
 // guardsMap is the map of what may leave pods, by the same key, in the layouts that have it.
 const guardsMap = "mesh_guards"
 
-// What is pinned of a pod: the link of steer, and that of hold, whose name goes on with the cookie of the pod's namespace: such
-// a link knows its device's number, which is that of every lo.
+// What is pinned of a pod: the link of steer, and those of hold and of DNS, whose names go on with the cookie of the pod's
+// namespace: such a link knows its device's number, which is no namespace's own. That of DNS goes on with this number.
 const (
 	steerPin = "steer"
 	holdPin  = "hold-"
+	dnsPin   = "dns-"
 )
 
 // pins is the folder of one layout:

@@ -20,6 +20,8 @@ const (
 	HoldMissing Code = "HoldMissing"
 	// GuardMissing: a strict pod can send past ztunnel where the guard is not.
 	GuardMissing Code = "GuardMissing"
+	// GuardRemoved: somebody took a guard off; it is there again.
+	GuardRemoved Code = "GuardRemoved"
 )
 
 // A Problem is why this node cannot redirect, for the person who can mend it.

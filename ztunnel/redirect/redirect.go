@@ -4,9 +4,10 @@
 //
 //	check     the namespace bears the pod's addresses and is not the node's
 //	route     what bears the mark goes to lo, with the pod's address as source
-//	listen    three listeners in the namespace: outbound, plaintext, HBONE
+//	listen    listeners in the namespace: outbound, plaintext, HBONE, and two for DNS
 //	load      the pod's steer program and its addresses
 //	guard     attach to the pod's links: everything passes until the pod is strict
+//	dns       attach: does nothing before the last step
 //	steer     attach: what connects to the pod comes to the listeners    (one step)
 //	enrol     what the pod connects to bears the mark from here on       (one step)
 //
@@ -29,7 +30,8 @@
 //
 // Past the listeners go only connections that ztunnel delivers, and those of the node's own processes: of its network
 // namespace, whether the kubelet's or another's, but not those of pods that use the node's network. Which these are is known
-// by their cgroup: where only cgroup version 1 has the pods' cgroups, they pass too. UDP and other protocols are left alone, and so are link-local IPv6 addresses and
+// by their cgroup: where only cgroup version 1 has the pods' cgroups, they pass too. UDP and other protocols are left alone but for questions to DNS
+// servers, and so are link-local IPv6 addresses and
 // networks other than the pod's first.
 //
 // Which pod is captured when, and whose a namespace is, is the pods package's job; what happens on a connection is
@@ -316,7 +318,7 @@ func (r *Redirect) Close() error {
 	}
 	var errs []error
 	for _, c := range r.captures {
-		errs = append(errs, c.closeListeners(), c.steer.Close(), c.closeHoldLocked(), c.devices.Close())
+		errs = append(errs, c.closeListeners(), c.steer.Close(), c.closeHoldLocked(), c.devices.Close(), c.closeDNS())
 	}
 	captures := r.captures
 	r.captures = map[string]*Capture{}

@@ -14,7 +14,7 @@ import (
 const (
 	// guardCheck is how soon a guard is there again that was taken off a strict pod without a word.
 	guardCheck = 500 * time.Millisecond
-	// Where nothing is held back yet it is looked for less often: every so many times.
+	// Where nothing is held back yet it is looked for less often, and so for what has ended: every so many times.
 	permissiveChecks = 10
 )
 
@@ -29,10 +29,14 @@ func (r *Redirect) watch() {
 		case <-ticker.C:
 		}
 		for _, c := range r.snapshot() {
-			if strict, err := c.Strict(); err == nil && !strict && round%permissiveChecks != 0 {
-				continue
+			c.endOlder()
+			seldom := round%permissiveChecks == 0
+			if strict, err := c.Strict(); err != nil || strict || seldom {
+				c.check()
 			}
-			c.check()
+			if seldom {
+				c.prune()
+			}
 		}
 	}
 }
@@ -48,19 +52,47 @@ func (r *Redirect) snapshot() []*Capture {
 	return all
 }
 
-// check has the guard attached wherever it is not. What cannot be stays a problem of the node.
+// check has the guard attached wherever it is not, and what captures DNS. What cannot be stays a problem of the node.
 func (c *Capture) check() {
 	before := c.guardProblem()
 	err := c.guardNow()
 	if err != nil && before == nil && c.held() {
 		c.redirect.logger.Error("pod is not guarded everywhere", "pod_uid", c.pod.UID, "error", err)
 	}
+	hadDNS := c.dnsProblem() == nil
+	if err := c.attachDNS(); err != nil && hadDNS && c.held() {
+		c.redirect.logger.Error("what a pod asks DNS servers is not captured everywhere", "pod_uid", c.pod.UID, "error", err)
+	}
 }
 
-func (c *Capture) guardProblem() error {
+func (c *Capture) guardProblem() *Problem {
 	c.guard.mu.Lock()
 	defer c.guard.mu.Unlock()
 	return c.guard.missing
+}
+
+// removalMemory is how long it is a problem of the node that somebody took a guard off.
+const removalMemory = 10 * time.Minute
+
+// Problems are those of a node that redirects all the same.
+func (r *Redirect) Problems() []*Problem {
+	var all []*Problem
+	for _, c := range r.snapshot() {
+		if p := c.guardProblem(); p != nil {
+			all = append(all, p)
+		}
+		c.guard.mu.Lock()
+		restored := c.guard.restored
+		c.guard.mu.Unlock()
+		if !restored.IsZero() && time.Since(restored) < removalMemory {
+			all = append(all, &Problem{
+				Code:   GuardRemoved,
+				Detail: fmt.Sprintf("The guard of pod %s was taken off at %s, and is there again.", c.pod.UID, restored.UTC().Format(time.RFC3339)),
+				Fix:    "Find out who on the node, or which application with CAP_NET_ADMIN, detaches programs.",
+			})
+		}
+	}
+	return all
 }
 
 // watchDevices checks the guard at each change of the pod's devices, and of the filters at them, until the socket is closed.
