@@ -155,7 +155,9 @@ func TestStatusIsKept(t *testing.T) {
 	s.do(func() { s.seen = s.deny.DeepCopy() })
 	k.Published([]*translate.Policy{deny(), strict, out})
 	await(t, "all three are written", func() (ok bool) {
-		s.do(func() { ok = s.deny.Status.InForce == "0/2" && s.strict.Status.InForce == "0/2" && s.out.Status.InForce == "0/2" })
+		s.do(func() {
+			ok = s.deny.Status.InForce == "0/2" && s.strict.Status.InForce == "0/2" && s.out.Status.InForce == "0/2"
+		})
 		return ok
 	})
 	k.Changed()
