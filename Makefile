@@ -63,7 +63,7 @@ test-envoy: setup $(ENVOY) ## The tunnel against Envoy, as server and as client
 	go test -tags envoy -count=1 -run Envoy ./e2e/conformance
 
 test-e2e: cluster images-load bin/ambit ## End to end, on the cluster
-	go test -tags e2e -count=1 -timeout 40m ./e2e
+	go test -tags e2e -count=1 -timeout 40m -parallel 4 ./e2e
 
 test-cluster: setup ## The test bed's own life cycle: up, reboot, crash half-way, down
 	cd e2e/cluster && go test -tags cluster -count=1 -timeout 30m ./...

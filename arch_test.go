@@ -54,11 +54,15 @@ var rules = []rule{
 		reason: "routing is a pure function of a snapshot: no I/O, no clock, no lock",
 	},
 	{
+		from: []string{"internal/authz"}, to: []string{"net", "os", "time", "sync", "internal/workload", "internal/feed", "internal/hbone", "internal/certs"},
+		reason: "a policy decision is a pure function: no I/O, no clock, no lock, and no model of the mesh",
+	},
+	{
 		from: []string{"controller/translate"}, to: []string{"os", "net", "sync", "k8s.io/client-go"},
 		reason: "translation is a pure function: Kubernetes objects in, resources out",
 	},
 	{
-		from: []string{"ztunnel/outbound", "ztunnel/inbound"}, to: []string{"ztunnel/redirect", "ztunnel/podns", "ztunnel/pods", "bpf"},
+		from: []string{"ztunnel/outbound", "ztunnel/inbound", "ztunnel/dns"}, to: []string{"ztunnel/redirect", "ztunnel/podns", "ztunnel/pods", "bpf"},
 		reason: "the data path takes sockets through small interfaces: it must be testable without a kernel",
 	},
 	{

@@ -6,6 +6,8 @@
 //	permit.c   which connections may pass a pod's listeners  a cgroup, once a node
 //	steer.c    which listener takes a new connection         a network namespace, once a pod
 //	hold.c     which SYN waits until its upstream stands     a namespace's lo, once a pod
+//	dns.c      which datagram asks a DNS server              a pod's interface
+//	guard.c    what may leave a pod                          each link of a pod, at both ends
 //
 // They meet in the maps of maps.h. [Load] creates these, or takes those that an earlier process pinned, and loads what a
 // node needs once; [Node.LoadSteer] loads a pod's program. Every run of a program ends in a verdict, which
@@ -26,10 +28,12 @@ import (
 
 //go:generate -command bpf2go go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -cflags "-Wall -Wextra -Werror -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu"
 //go:generate bpf2go -type number -type listener -type own -type verdict -type addr -type enrolment -type flow connect connect.c
+//go:generate bpf2go -no-global-types -type guard -type guard_flag guard guard.c
 //go:generate bpf2go -no-global-types -type held hold hold.c
 //go:generate bpf2go -no-global-types permit permit.c
 //go:generate bpf2go -no-global-types steer steer.c
-//go:generate sh -c "sha256sum connect.c hold.c maps.h mesh.h permit.c steer.c > sources.sha256"
+//go:generate bpf2go -no-global-types dns dns.c
+//go:generate sh -c "sha256sum connect.c dns.c guard.c hold.c maps.h mesh.h permit.c steer.c > sources.sha256"
 
 // Numbers that the programs and their users share.
 const (
@@ -52,6 +56,11 @@ const (
 	Outbound  = Listener(connectListenerLISTENER_OUTBOUND)
 	Plaintext = Listener(connectListenerLISTENER_PLAINTEXT)
 	HBONE     = Listener(connectListenerLISTENER_HBONE)
+	// DNS takes datagrams, DNSStream the connections to DNS servers.
+	DNS       = Listener(connectListenerLISTENER_DNS)
+	DNSStream = Listener(connectListenerLISTENER_DNS_STREAM)
+
+	listenerCount = connectListenerLISTENER_DNS_STREAM + 1
 )
 
 // An Own says what ztunnel made a socket for.
@@ -75,8 +84,20 @@ type Steering struct {
 	IPv4, IPv6 netip.Addr
 	// Slot is the pod's place among the listeners: below MaxPods, one pod at a time.
 	Slot uint32
-	// Ports are what the pod's listeners are bound to, by Listener. Nobody gets to them by asking for these ports.
-	Ports [3]uint16
+	// Ports are what the pod's listeners are bound to. Nobody gets to them by asking for these ports.
+	Ports Ports
+	// DNS says that what the pod asks DNS servers comes to the listeners for it.
+	DNS bool
+}
+
+// Ports are ports of listeners, by Listener; zero: there is none.
+type Ports [listenerCount]uint16
+
+func (s Steering) check() error {
+	if s.Slot >= uint32(MaxPods) {
+		return fmt.Errorf("slot %d of %d", s.Slot, MaxPods)
+	}
+	return nil
 }
 
 // A Node is what all captured pods of a node share. Its methods may be called concurrently.
@@ -86,6 +107,9 @@ type Node struct {
 	maps     map[string]*ebpf.Map
 	steer    *ebpf.CollectionSpec
 	hold     *ebpf.CollectionSpec
+	dns      *ebpf.CollectionSpec
+	guard    *ebpf.CollectionSpec
+	guardsID ebpf.MapID
 	verdicts []string // by number
 }
 
@@ -115,20 +139,31 @@ func Load(pins string, host Host) (_ *Node, err error) {
 	if err != nil {
 		return nil, err
 	}
+	dns, err := loadDns()
+	if err != nil {
+		return nil, err
+	}
+	guard, err := loadGuard()
+	if err != nil {
+		return nil, err
+	}
 	verdicts, err := verdictNames(connect.Types)
 	if err != nil {
 		return nil, err
 	}
-	maps, err := loadMaps(connect, pins)
+	maps, err := loadMaps(guard, pins)
 	if err != nil {
 		return nil, fmt.Errorf("load maps: %w", err)
 	}
-	n := &Node{maps: maps, steer: steer, hold: hold, verdicts: verdicts}
+	n := &Node{maps: maps, steer: steer, hold: hold, guard: guard, dns: dns, verdicts: verdicts}
 	defer func() {
 		if err != nil {
 			n.Close()
 		}
 	}()
+	if n.guardsID, err = idOf(maps[guardMapMeshGuards]); err != nil {
+		return nil, err
+	}
 	if err := setHost(host, connect, permit); err != nil {
 		return nil, err
 	}
@@ -175,8 +210,8 @@ func setHost(host Host, connect, permit *ebpf.CollectionSpec) error {
 func loadMaps(spec *ebpf.CollectionSpec, pins string) (map[string]*ebpf.Map, error) {
 	maps := &ebpf.CollectionSpec{Maps: map[string]*ebpf.MapSpec{}, ByteOrder: spec.ByteOrder}
 	for _, name := range []string{
-		connectMapMeshEnrolled, connectMapMeshHeld, connectMapMeshListeners, connectMapMeshOwn,
-		connectMapMeshPermits, connectMapMeshPods, connectMapMeshVerdicts,
+		guardMapMeshEnrolled, guardMapMeshGuards, guardMapMeshHeld, guardMapMeshListeners, guardMapMeshOwn,
+		guardMapMeshPermits, guardMapMeshPods, guardMapMeshPrecapture, guardMapMeshVerdicts,
 	} {
 		m := spec.Maps[name].Copy()
 		if name != connectMapMeshListeners && name != connectMapMeshHeld {
@@ -189,6 +224,18 @@ func loadMaps(spec *ebpf.CollectionSpec, pins string) (map[string]*ebpf.Map, err
 		return nil, err
 	}
 	return c.Maps, nil
+}
+
+func idOf(m *ebpf.Map) (ebpf.MapID, error) {
+	about, err := m.Info()
+	if err != nil {
+		return 0, fmt.Errorf("read map: %w", err)
+	}
+	id, ok := about.ID()
+	if !ok {
+		return 0, errors.New("read map: the kernel tells no id")
+	}
+	return id, nil
 }
 
 // Close lets go of the programs and maps. What is attached or pinned stays.
@@ -208,11 +255,15 @@ func (n *Node) LoadSteer(s Steering) (*ebpf.Program, error) {
 	var ports [connectNumberSLOT_SIZE]uint16
 	copy(ports[:], s.Ports[:])
 	var programs steerPrograms
-	err := n.loadPod(n.steer, &programs, s.Slot, map[string]any{
-		steerVarSelf4:    addrOf(s.IPv4),
-		steerVarSelf6:    addrOf(s.IPv6),
-		steerVarSlot:     s.Slot,
-		steerVarOwnPorts: ports,
+	if err := s.check(); err != nil {
+		return nil, err
+	}
+	err := n.loadPod(n.steer, &programs, map[string]any{
+		steerVarSelf4:       addrOf(s.IPv4),
+		steerVarSelf6:       addrOf(s.IPv6),
+		steerVarSlot:        s.Slot,
+		steerVarOwnPorts:    ports,
+		steerVarCapturesDns: s.DNS,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("load steer: %w", err)
@@ -223,10 +274,14 @@ func (n *Node) LoadSteer(s Steering) (*ebpf.Program, error) {
 // LoadHold loads a pod's hold program. The caller closes it. Ports are not looked at.
 func (n *Node) LoadHold(s Steering) (*ebpf.Program, error) {
 	var programs holdPrograms
-	err := n.loadPod(n.hold, &programs, s.Slot, map[string]any{
-		holdVarSelf4: addrOf(s.IPv4),
-		holdVarSelf6: addrOf(s.IPv6),
-		holdVarSlot:  s.Slot,
+	if err := s.check(); err != nil {
+		return nil, err
+	}
+	err := n.loadPod(n.hold, &programs, map[string]any{
+		holdVarSelf4:       addrOf(s.IPv4),
+		holdVarSelf6:       addrOf(s.IPv6),
+		holdVarSlot:        s.Slot,
+		holdVarCapturesDns: s.DNS,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("load hold: %w", err)
@@ -234,11 +289,28 @@ func (n *Node) LoadHold(s Steering) (*ebpf.Program, error) {
 	return programs.HoldEgress, nil
 }
 
-// loadPod loads a program of one pod with its constants.
-func (n *Node) loadPod(spec *ebpf.CollectionSpec, programs any, slot uint32, constants map[string]any) error {
-	if slot >= uint32(MaxPods) {
-		return fmt.Errorf("slot %d of %d", slot, MaxPods)
+// LoadDNS loads the program for an interface of the pod whose namespace has this cookie. mac: its packets begin with an
+// Ethernet header. The caller closes it. Ports are not looked at.
+func (n *Node) LoadDNS(s Steering, cookie uint64, mac bool) (*ebpf.Program, error) {
+	var programs dnsPrograms
+	if err := s.check(); err != nil {
+		return nil, err
 	}
+	err := n.loadPod(n.dns, &programs, map[string]any{
+		dnsVarSelf4:  addrOf(s.IPv4),
+		dnsVarSelf6:  addrOf(s.IPv6),
+		dnsVarSlot:   s.Slot,
+		dnsVarCookie: cookie,
+		dnsVarHasMac: mac,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("load dns: %w", err)
+	}
+	return programs.DnsEgress, nil
+}
+
+// loadPod loads a program of one pod with its constants.
+func (n *Node) loadPod(spec *ebpf.CollectionSpec, programs any, constants map[string]any) error {
 	spec = spec.Copy()
 	for name, value := range constants {
 		if err := spec.Variables[name].Set(value); err != nil {

@@ -36,7 +36,7 @@ func TestEveryVerdictHasAName(t *testing.T) {
 	}
 	for name := range verdicts {
 		decision, _, _ := strings.Cut(name, "_")
-		if name != strings.ToLower(name) || !slices.Contains([]string{"connect", "hold", "permit", "steer"}, decision) {
+		if name != strings.ToLower(name) || !slices.Contains([]string{"connect", "dns", "guard", "hold", "permit", "steer"}, decision) {
 			t.Errorf("verdict %q", name)
 		}
 	}

@@ -53,7 +53,7 @@ static __always_inline bool source_is_foreign(struct bpf_sock *sk, const struct 
 static __always_inline bool delivery_is_taken(struct bpf_sock_addr *ctx, struct bpf_sock *sk, const struct addr *destination)
 {
 	struct bpf_sock_tuple tuple = {};
-	__u64 asked = PERMIT_ASKED;
+	enum permit asked = PERMIT_ASKED;
 	struct bpf_sock *found;
 	struct flow flow = {};
 	__u32 size, state;

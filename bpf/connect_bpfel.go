@@ -33,12 +33,21 @@ type connectFlow struct {
 	DestinationPort uint16
 }
 
+type connectGuard struct {
+	_      structs.HostLayout
+	Flags  uint32
+	Unused uint32
+	Grace  uint64
+}
+
 type connectListener uint32
 
 const (
-	connectListenerLISTENER_OUTBOUND  connectListener = 0
-	connectListenerLISTENER_PLAINTEXT connectListener = 1
-	connectListenerLISTENER_HBONE     connectListener = 2
+	connectListenerLISTENER_OUTBOUND   connectListener = 0
+	connectListenerLISTENER_PLAINTEXT  connectListener = 1
+	connectListenerLISTENER_HBONE      connectListener = 2
+	connectListenerLISTENER_DNS        connectListener = 3
+	connectListenerLISTENER_DNS_STREAM connectListener = 4
 )
 
 type connectNumber uint32
@@ -46,11 +55,13 @@ type connectNumber uint32
 const (
 	connectNumberMARK            connectNumber = 1337
 	connectNumberPORT_HBONE      connectNumber = 15008
+	connectNumberPORT_DNS        connectNumber = 53
 	connectNumberMAX_PODS        connectNumber = 1024
-	connectNumberSLOT_SIZE       connectNumber = 4
+	connectNumberSLOT_SIZE       connectNumber = 8
 	connectNumberMAX_POD_CGROUPS connectNumber = 4
 	connectNumberUID_SIZE        connectNumber = 64
 	connectNumberSYN_SIZE        connectNumber = 120
+	connectNumberMAX_VERDICTS    connectNumber = 256
 )
 
 type connectOwn uint32
@@ -60,6 +71,14 @@ const (
 	connectOwnOWN_TUNNEL   connectOwn = 1
 	connectOwnOWN_DELIVERY connectOwn = 2
 	connectOwnOWN_HOST_POD connectOwn = 3
+)
+
+type connectPermit uint32
+
+const (
+	connectPermitPERMIT_ASKED    connectPermit = 0
+	connectPermitPERMIT_DELIVERY connectPermit = 1
+	connectPermitPERMIT_NODE     connectPermit = 2
 )
 
 type connectVerdict uint32
@@ -105,7 +124,29 @@ const (
 	connectVerdictVERDICT_HOLD_NO_LISTENER              connectVerdict = 37
 	connectVerdictVERDICT_HOLD_FULL                     connectVerdict = 38
 	connectVerdictVERDICT_HOLD_HELD                     connectVerdict = 39
-	connectVerdictVERDICT_COUNT                         connectVerdict = 40
+	connectVerdictVERDICT_GUARD_PERMISSIVE              connectVerdict = 40
+	connectVerdictVERDICT_GUARD_OWN                     connectVerdict = 41
+	connectVerdictVERDICT_GUARD_NODE                    connectVerdict = 42
+	connectVerdictVERDICT_GUARD_PRECAPTURE              connectVerdict = 43
+	connectVerdictVERDICT_GUARD_HANDSHAKE               connectVerdict = 44
+	connectVerdictVERDICT_GUARD_NOT_TCP                 connectVerdict = 45
+	connectVerdictVERDICT_GUARD_DROPPED_FOREIGN_SOCKET  connectVerdict = 46
+	connectVerdictVERDICT_GUARD_DROPPED_NO_SOCKET       connectVerdict = 47
+	connectVerdictVERDICT_GUARD_DROPPED_UNREADABLE      connectVerdict = 48
+	connectVerdictVERDICT_GUARD_DROPPED_OPTIONS         connectVerdict = 49
+	connectVerdictVERDICT_GUARD_DROPPED_FRAGMENT        connectVerdict = 50
+	connectVerdictVERDICT_GUARD_DROPPED_PROTOCOL        connectVerdict = 51
+	connectVerdictVERDICT_GUARD_DROPPED_ETHERTYPE       connectVerdict = 52
+	connectVerdictVERDICT_HOLD_DNS                      connectVerdict = 53
+	connectVerdictVERDICT_STEER_DNS                     connectVerdict = 54
+	connectVerdictVERDICT_DNS_NOT_DNS                   connectVerdict = 55
+	connectVerdictVERDICT_DNS_NOT_ENROLLED              connectVerdict = 56
+	connectVerdictVERDICT_DNS_FOREIGN                   connectVerdict = 57
+	connectVerdictVERDICT_DNS_CAPTURED                  connectVerdict = 58
+	connectVerdictVERDICT_DNS_DROPPED_FRAGMENT          connectVerdict = 59
+	connectVerdictVERDICT_DNS_DROPPED_NO_LISTENER       connectVerdict = 60
+	connectVerdictVERDICT_DNS_DROPPED_REWRITE           connectVerdict = 61
+	connectVerdictVERDICT_COUNT                         connectVerdict = 62
 )
 
 // Names of all BPF objects in the ELF.
@@ -113,11 +154,13 @@ const (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	connectMapMeshEnrolled     = "mesh_enrolled"
+	connectMapMeshGuards       = "mesh_guards"
 	connectMapMeshHeld         = "mesh_held"
 	connectMapMeshListeners    = "mesh_listeners"
 	connectMapMeshOwn          = "mesh_own"
 	connectMapMeshPermits      = "mesh_permits"
 	connectMapMeshPods         = "mesh_pods"
+	connectMapMeshPrecapture   = "mesh_precapture"
 	connectMapMeshVerdicts     = "mesh_verdicts"
 	connectProgConnectConnect4 = "connect_connect4"
 	connectProgConnectConnect6 = "connect_connect6"
@@ -177,13 +220,15 @@ type connectProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type connectMapSpecs struct {
-	MeshEnrolled  *ebpf.MapSpec `ebpf:"mesh_enrolled"`
-	MeshHeld      *ebpf.MapSpec `ebpf:"mesh_held"`
-	MeshListeners *ebpf.MapSpec `ebpf:"mesh_listeners"`
-	MeshOwn       *ebpf.MapSpec `ebpf:"mesh_own"`
-	MeshPermits   *ebpf.MapSpec `ebpf:"mesh_permits"`
-	MeshPods      *ebpf.MapSpec `ebpf:"mesh_pods"`
-	MeshVerdicts  *ebpf.MapSpec `ebpf:"mesh_verdicts"`
+	MeshEnrolled   *ebpf.MapSpec `ebpf:"mesh_enrolled"`
+	MeshGuards     *ebpf.MapSpec `ebpf:"mesh_guards"`
+	MeshHeld       *ebpf.MapSpec `ebpf:"mesh_held"`
+	MeshListeners  *ebpf.MapSpec `ebpf:"mesh_listeners"`
+	MeshOwn        *ebpf.MapSpec `ebpf:"mesh_own"`
+	MeshPermits    *ebpf.MapSpec `ebpf:"mesh_permits"`
+	MeshPods       *ebpf.MapSpec `ebpf:"mesh_pods"`
+	MeshPrecapture *ebpf.MapSpec `ebpf:"mesh_precapture"`
+	MeshVerdicts   *ebpf.MapSpec `ebpf:"mesh_verdicts"`
 }
 
 // connectVariableSpecs contains global variables before they are loaded into the kernel.
@@ -216,23 +261,27 @@ func (o *connectObjects) Close() error {
 //
 // It can be passed to loadConnectObjects or ebpf.CollectionSpec.LoadAndAssign.
 type connectMaps struct {
-	MeshEnrolled  *ebpf.Map `ebpf:"mesh_enrolled"`
-	MeshHeld      *ebpf.Map `ebpf:"mesh_held"`
-	MeshListeners *ebpf.Map `ebpf:"mesh_listeners"`
-	MeshOwn       *ebpf.Map `ebpf:"mesh_own"`
-	MeshPermits   *ebpf.Map `ebpf:"mesh_permits"`
-	MeshPods      *ebpf.Map `ebpf:"mesh_pods"`
-	MeshVerdicts  *ebpf.Map `ebpf:"mesh_verdicts"`
+	MeshEnrolled   *ebpf.Map `ebpf:"mesh_enrolled"`
+	MeshGuards     *ebpf.Map `ebpf:"mesh_guards"`
+	MeshHeld       *ebpf.Map `ebpf:"mesh_held"`
+	MeshListeners  *ebpf.Map `ebpf:"mesh_listeners"`
+	MeshOwn        *ebpf.Map `ebpf:"mesh_own"`
+	MeshPermits    *ebpf.Map `ebpf:"mesh_permits"`
+	MeshPods       *ebpf.Map `ebpf:"mesh_pods"`
+	MeshPrecapture *ebpf.Map `ebpf:"mesh_precapture"`
+	MeshVerdicts   *ebpf.Map `ebpf:"mesh_verdicts"`
 }
 
 func (m *connectMaps) Close() error {
 	return _ConnectClose(
 		m.MeshEnrolled,
+		m.MeshGuards,
 		m.MeshHeld,
 		m.MeshListeners,
 		m.MeshOwn,
 		m.MeshPermits,
 		m.MeshPods,
+		m.MeshPrecapture,
 		m.MeshVerdicts,
 	)
 }

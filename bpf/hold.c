@@ -23,6 +23,7 @@
 const volatile struct addr self4; /* the pod's addresses; all zero: has none */
 const volatile struct addr self6;
 const volatile __u32 slot; /* in mesh_listeners */
+const volatile bool captures_dns;
 
 static __always_inline int end(enum verdict verdict, int answer)
 {
@@ -117,6 +118,9 @@ int hold_egress(struct __sk_buff *skb)
 		return end(VERDICT_HOLD_NOT_SYN, PASS);
 	if (!is_outbound(&source, &destination))
 		return end(VERDICT_HOLD_LOCAL, PASS);
+	/* ztunnel answers it itself: there is nobody to reach first. */
+	if (captures_dns && tcp.dest == bpf_htons(PORT_DNS))
+		return end(VERDICT_HOLD_DNS, PASS);
 	/* steer says what is to become of it. */
 	if (!has_listener())
 		return end(VERDICT_HOLD_NO_LISTENER, PASS);

@@ -24,18 +24,21 @@ type holdHeld struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	holdMapMeshEnrolled  = "mesh_enrolled"
-	holdMapMeshHeld      = "mesh_held"
-	holdMapMeshListeners = "mesh_listeners"
-	holdMapMeshOwn       = "mesh_own"
-	holdMapMeshPermits   = "mesh_permits"
-	holdMapMeshPods      = "mesh_pods"
-	holdMapMeshVerdicts  = "mesh_verdicts"
-	holdProgHoldEgress   = "hold_egress"
-	holdVarHeldInBtf     = "held_in_btf"
-	holdVarSelf4         = "self4"
-	holdVarSelf6         = "self6"
-	holdVarSlot          = "slot"
+	holdMapMeshEnrolled   = "mesh_enrolled"
+	holdMapMeshGuards     = "mesh_guards"
+	holdMapMeshHeld       = "mesh_held"
+	holdMapMeshListeners  = "mesh_listeners"
+	holdMapMeshOwn        = "mesh_own"
+	holdMapMeshPermits    = "mesh_permits"
+	holdMapMeshPods       = "mesh_pods"
+	holdMapMeshPrecapture = "mesh_precapture"
+	holdMapMeshVerdicts   = "mesh_verdicts"
+	holdProgHoldEgress    = "hold_egress"
+	holdVarCapturesDns    = "captures_dns"
+	holdVarHeldInBtf      = "held_in_btf"
+	holdVarSelf4          = "self4"
+	holdVarSelf6          = "self6"
+	holdVarSlot           = "slot"
 )
 
 // loadHold returns the embedded CollectionSpec for hold.
@@ -87,23 +90,26 @@ type holdProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type holdMapSpecs struct {
-	MeshEnrolled  *ebpf.MapSpec `ebpf:"mesh_enrolled"`
-	MeshHeld      *ebpf.MapSpec `ebpf:"mesh_held"`
-	MeshListeners *ebpf.MapSpec `ebpf:"mesh_listeners"`
-	MeshOwn       *ebpf.MapSpec `ebpf:"mesh_own"`
-	MeshPermits   *ebpf.MapSpec `ebpf:"mesh_permits"`
-	MeshPods      *ebpf.MapSpec `ebpf:"mesh_pods"`
-	MeshVerdicts  *ebpf.MapSpec `ebpf:"mesh_verdicts"`
+	MeshEnrolled   *ebpf.MapSpec `ebpf:"mesh_enrolled"`
+	MeshGuards     *ebpf.MapSpec `ebpf:"mesh_guards"`
+	MeshHeld       *ebpf.MapSpec `ebpf:"mesh_held"`
+	MeshListeners  *ebpf.MapSpec `ebpf:"mesh_listeners"`
+	MeshOwn        *ebpf.MapSpec `ebpf:"mesh_own"`
+	MeshPermits    *ebpf.MapSpec `ebpf:"mesh_permits"`
+	MeshPods       *ebpf.MapSpec `ebpf:"mesh_pods"`
+	MeshPrecapture *ebpf.MapSpec `ebpf:"mesh_precapture"`
+	MeshVerdicts   *ebpf.MapSpec `ebpf:"mesh_verdicts"`
 }
 
 // holdVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type holdVariableSpecs struct {
-	HeldInBtf *ebpf.VariableSpec `ebpf:"held_in_btf"`
-	Self4     *ebpf.VariableSpec `ebpf:"self4"`
-	Self6     *ebpf.VariableSpec `ebpf:"self6"`
-	Slot      *ebpf.VariableSpec `ebpf:"slot"`
+	CapturesDns *ebpf.VariableSpec `ebpf:"captures_dns"`
+	HeldInBtf   *ebpf.VariableSpec `ebpf:"held_in_btf"`
+	Self4       *ebpf.VariableSpec `ebpf:"self4"`
+	Self6       *ebpf.VariableSpec `ebpf:"self6"`
+	Slot        *ebpf.VariableSpec `ebpf:"slot"`
 }
 
 // holdObjects contains all objects after they have been loaded into the kernel.
@@ -126,23 +132,27 @@ func (o *holdObjects) Close() error {
 //
 // It can be passed to loadHoldObjects or ebpf.CollectionSpec.LoadAndAssign.
 type holdMaps struct {
-	MeshEnrolled  *ebpf.Map `ebpf:"mesh_enrolled"`
-	MeshHeld      *ebpf.Map `ebpf:"mesh_held"`
-	MeshListeners *ebpf.Map `ebpf:"mesh_listeners"`
-	MeshOwn       *ebpf.Map `ebpf:"mesh_own"`
-	MeshPermits   *ebpf.Map `ebpf:"mesh_permits"`
-	MeshPods      *ebpf.Map `ebpf:"mesh_pods"`
-	MeshVerdicts  *ebpf.Map `ebpf:"mesh_verdicts"`
+	MeshEnrolled   *ebpf.Map `ebpf:"mesh_enrolled"`
+	MeshGuards     *ebpf.Map `ebpf:"mesh_guards"`
+	MeshHeld       *ebpf.Map `ebpf:"mesh_held"`
+	MeshListeners  *ebpf.Map `ebpf:"mesh_listeners"`
+	MeshOwn        *ebpf.Map `ebpf:"mesh_own"`
+	MeshPermits    *ebpf.Map `ebpf:"mesh_permits"`
+	MeshPods       *ebpf.Map `ebpf:"mesh_pods"`
+	MeshPrecapture *ebpf.Map `ebpf:"mesh_precapture"`
+	MeshVerdicts   *ebpf.Map `ebpf:"mesh_verdicts"`
 }
 
 func (m *holdMaps) Close() error {
 	return _HoldClose(
 		m.MeshEnrolled,
+		m.MeshGuards,
 		m.MeshHeld,
 		m.MeshListeners,
 		m.MeshOwn,
 		m.MeshPermits,
 		m.MeshPods,
+		m.MeshPrecapture,
 		m.MeshVerdicts,
 	)
 }
@@ -151,10 +161,11 @@ func (m *holdMaps) Close() error {
 //
 // It can be passed to loadHoldObjects or ebpf.CollectionSpec.LoadAndAssign.
 type holdVariables struct {
-	HeldInBtf *ebpf.Variable `ebpf:"held_in_btf"`
-	Self4     *ebpf.Variable `ebpf:"self4"`
-	Self6     *ebpf.Variable `ebpf:"self6"`
-	Slot      *ebpf.Variable `ebpf:"slot"`
+	CapturesDns *ebpf.Variable `ebpf:"captures_dns"`
+	HeldInBtf   *ebpf.Variable `ebpf:"held_in_btf"`
+	Self4       *ebpf.Variable `ebpf:"self4"`
+	Self6       *ebpf.Variable `ebpf:"self6"`
+	Slot        *ebpf.Variable `ebpf:"slot"`
 }
 
 // holdPrograms contains all programs after they have been loaded into the kernel.

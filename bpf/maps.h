@@ -31,23 +31,49 @@ struct {
 } mesh_pods SEC(".maps");
 
 /* Socket -> enum own. Written by Go on sockets it holds, which pods cannot do, and OWN_HOST_POD by connect; ends with the
- * socket. Pinned. */
+ * socket, and is passed on by a listener to what it accepts. Pinned. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
 	__type(key, int);
 	__type(value, enum own);
 } mesh_own SEC(".maps");
 
-/* Connection that may reach the application past the pod's listeners -> nanoseconds since boot at which it was
- * opened, or PERMIT_ASKED. Written by permit; by connect for as long as it asks. It matters during the handshake only, so the least recently used may go: one entry for
- * each connection of the node to its own pods. Pinned. */
+/* Connection that may reach the application past the pod's listeners -> enum permit. Written by permit; by connect for as
+ * long as it asks. steer needs it during the handshake, guard as long as the application answers: it is used then, and the
+ * least recently used may go. One entry for each connection of the node to its own pods. Pinned. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 65536);
 	__type(key, struct flow);
-	__type(value, __u64);
+	__type(value, enum permit);
 } mesh_permits SEC(".maps");
+
+/* What may leave a captured pod. */
+struct guard {
+	__u32 flags; /* enum guard_flag */
+	__u32 unused;
+	__u64 grace; /* CLOCK_MONOTONIC, nanoseconds: until then what is in mesh_precapture leaves too */
+};
+_Static_assert(sizeof(struct guard) == 16, "no padding in a pinned map");
+
+/* Network namespace cookie -> what may leave it; everything, if there is none. Written by Go. Pinned. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_PODS);
+	__type(key, __u64);
+	__type(value, struct guard);
+} mesh_guards SEC(".maps");
+
+/* Cookie of a socket that was connected before its pod was captured -> cookie of the pod's namespace. Written by Go. A
+ * socket's cookie is never given to another. Pinned. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u64);
+	__type(value, __u64);
+} mesh_precapture SEC(".maps");
 
 /* slot * SLOT_SIZE + enum listener -> listening socket. Written by Go, emptied by the kernel when a socket closes.
  * Not pinned: sockets do not outlive the process, and without them steer drops. */
@@ -68,11 +94,11 @@ struct {
 /* enum verdict -> how often. Written by every program. Pinned, and so with room for verdicts to come. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 64);
+	__uint(max_entries, MAX_VERDICTS);
 	__type(key, enum verdict);
 	__type(value, __u64);
 } mesh_verdicts SEC(".maps");
-_Static_assert(VERDICT_COUNT <= 64, "every verdict has a counter");
+_Static_assert(VERDICT_COUNT <= MAX_VERDICTS, "every verdict has a counter");
 
 static __always_inline void count(enum verdict verdict)
 {

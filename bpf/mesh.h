@@ -22,16 +22,20 @@ enum number {
 	MARK = 0x539,
 	/* Where other ztunnels connect. */
 	PORT_HBONE = 15008,
+	/* Where applications ask DNS servers. */
+	PORT_DNS = 53,
 	/* Pods of one node: Kubernetes recommends 110, the largest installations run 500. */
 	MAX_PODS = 1024,
-	/* Listeners of one pod in mesh_listeners: enum listener, and one to spare. */
-	SLOT_SIZE = 4,
+	/* Listeners of one pod in mesh_listeners: enum listener, and some to spare. */
+	SLOT_SIZE = 8,
 	/* Cgroups that hold all pods: one, or two where a kubelet was set up anew. */
 	MAX_POD_CGROUPS = 4,
 	/* Longest pod UID that is remembered, its terminating zero included. */
 	UID_SIZE = 64,
 	/* The longest headers of a SYN: 60 bytes of IPv4 and 60 of TCP. */
 	SYN_SIZE = 120,
+	/* Counters in mesh_verdicts. */
+	MAX_VERDICTS = 256,
 };
 
 /* A pod's entry in mesh_listeners is slot * SLOT_SIZE + one of these. */
@@ -39,11 +43,24 @@ enum listener {
 	LISTENER_OUTBOUND = 0,
 	LISTENER_PLAINTEXT = 1,
 	LISTENER_HBONE = 2,
+	LISTENER_DNS = 3,	  /* of datagrams: the only one that is not TCP's */
+	LISTENER_DNS_STREAM = 4,
 };
 
-/* Value in mesh_permits, if not a time: connect only asks which socket would take such a SYN. */
+/* Value in mesh_permits: whose the connection is. */
 enum permit {
+	/* Nobody's: connect only asks which socket would take such a SYN. */
 	PERMIT_ASKED = 0,
+	/* ztunnel's, to the application. What the application answers goes back to ztunnel, never to the wire. */
+	PERMIT_DELIVERY = 1,
+	/* A process's of the node: what the application answers goes to the wire. */
+	PERMIT_NODE = 2,
+};
+
+/* Bits of struct guard's flags. */
+enum guard_flag {
+	/* TCP leaves the pod from ztunnel's sockets alone, and in answer to the node's. */
+	GUARD_STRICT = 1,
 };
 
 /* Value in mesh_own: whose the socket is, if not anyone's. */
@@ -99,7 +116,29 @@ enum verdict {
 	VERDICT_HOLD_NO_LISTENER = 37,
 	VERDICT_HOLD_FULL = 38,
 	VERDICT_HOLD_HELD = 39,
-	VERDICT_COUNT = 40,
+	VERDICT_GUARD_PERMISSIVE = 40,
+	VERDICT_GUARD_OWN = 41,
+	VERDICT_GUARD_NODE = 42,
+	VERDICT_GUARD_PRECAPTURE = 43,
+	VERDICT_GUARD_HANDSHAKE = 44,
+	VERDICT_GUARD_NOT_TCP = 45,
+	VERDICT_GUARD_DROPPED_FOREIGN_SOCKET = 46,
+	VERDICT_GUARD_DROPPED_NO_SOCKET = 47,
+	VERDICT_GUARD_DROPPED_UNREADABLE = 48,
+	VERDICT_GUARD_DROPPED_OPTIONS = 49,
+	VERDICT_GUARD_DROPPED_FRAGMENT = 50,
+	VERDICT_GUARD_DROPPED_PROTOCOL = 51,
+	VERDICT_GUARD_DROPPED_ETHERTYPE = 52,
+	VERDICT_HOLD_DNS = 53,
+	VERDICT_STEER_DNS = 54,
+	VERDICT_DNS_NOT_DNS = 55,
+	VERDICT_DNS_NOT_ENROLLED = 56,
+	VERDICT_DNS_FOREIGN = 57,
+	VERDICT_DNS_CAPTURED = 58,
+	VERDICT_DNS_DROPPED_FRAGMENT = 59,
+	VERDICT_DNS_DROPPED_NO_LISTENER = 60,
+	VERDICT_DNS_DROPPED_REWRITE = 61,
+	VERDICT_COUNT = 62,
 };
 
 /* An IPv6 address, or an IPv4 one as ::ffff:a.b.c.d, in network byte order. All zero: no address. */

@@ -58,27 +58,25 @@ static __always_inline int grant(struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct flow flow = {};
-	bool delivery;
+	enum permit permit;
 	enum own *own;
-	__u64 now;
 
 	if (!sk)
 		return end(VERDICT_PERMIT_NOT_OURS);
 	own = bpf_sk_storage_get(&mesh_own, sk, 0, 0);
-	delivery = own && *own == OWN_DELIVERY;
-	if (own ? !delivery : bpf_get_netns_cookie(ctx) != host_cookie)
+	permit = own && *own == OWN_DELIVERY ? PERMIT_DELIVERY : PERMIT_NODE;
+	if (own ? permit != PERMIT_DELIVERY : bpf_get_netns_cookie(ctx) != host_cookie)
 		return end(VERDICT_PERMIT_NOT_OURS);
 	flow_of(ctx, &flow);
 	/* A delivery is to a captured pod, whatever the map says: without passage it would come back to ztunnel. */
-	if (!delivery && !bpf_map_lookup_elem(&mesh_pods, &flow.destination))
+	if (permit != PERMIT_DELIVERY && !bpf_map_lookup_elem(&mesh_pods, &flow.destination))
 		return end(VERDICT_PERMIT_NOT_ENROLLED);
 	if (flow.destination_port == bpf_htons(PORT_HBONE))
 		return end(VERDICT_PERMIT_TUNNEL_PORT);
 	/* Ask for the close first: a permit that nothing withdraws must not come to be. */
 	if (bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG))
 		return end(VERDICT_PERMIT_REFUSED);
-	now = bpf_ktime_get_ns();
-	if (bpf_map_update_elem(&mesh_permits, &flow, &now, BPF_ANY))
+	if (bpf_map_update_elem(&mesh_permits, &flow, &permit, BPF_ANY))
 		return end(VERDICT_PERMIT_REFUSED);
 	return end(VERDICT_PERMIT_GRANTED);
 }

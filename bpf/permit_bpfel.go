@@ -17,11 +17,13 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	permitMapMeshEnrolled   = "mesh_enrolled"
+	permitMapMeshGuards     = "mesh_guards"
 	permitMapMeshHeld       = "mesh_held"
 	permitMapMeshListeners  = "mesh_listeners"
 	permitMapMeshOwn        = "mesh_own"
 	permitMapMeshPermits    = "mesh_permits"
 	permitMapMeshPods       = "mesh_pods"
+	permitMapMeshPrecapture = "mesh_precapture"
 	permitMapMeshVerdicts   = "mesh_verdicts"
 	permitProgPermitSockops = "permit_sockops"
 	permitVarHostCookie     = "host_cookie"
@@ -76,13 +78,15 @@ type permitProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type permitMapSpecs struct {
-	MeshEnrolled  *ebpf.MapSpec `ebpf:"mesh_enrolled"`
-	MeshHeld      *ebpf.MapSpec `ebpf:"mesh_held"`
-	MeshListeners *ebpf.MapSpec `ebpf:"mesh_listeners"`
-	MeshOwn       *ebpf.MapSpec `ebpf:"mesh_own"`
-	MeshPermits   *ebpf.MapSpec `ebpf:"mesh_permits"`
-	MeshPods      *ebpf.MapSpec `ebpf:"mesh_pods"`
-	MeshVerdicts  *ebpf.MapSpec `ebpf:"mesh_verdicts"`
+	MeshEnrolled   *ebpf.MapSpec `ebpf:"mesh_enrolled"`
+	MeshGuards     *ebpf.MapSpec `ebpf:"mesh_guards"`
+	MeshHeld       *ebpf.MapSpec `ebpf:"mesh_held"`
+	MeshListeners  *ebpf.MapSpec `ebpf:"mesh_listeners"`
+	MeshOwn        *ebpf.MapSpec `ebpf:"mesh_own"`
+	MeshPermits    *ebpf.MapSpec `ebpf:"mesh_permits"`
+	MeshPods       *ebpf.MapSpec `ebpf:"mesh_pods"`
+	MeshPrecapture *ebpf.MapSpec `ebpf:"mesh_precapture"`
+	MeshVerdicts   *ebpf.MapSpec `ebpf:"mesh_verdicts"`
 }
 
 // permitVariableSpecs contains global variables before they are loaded into the kernel.
@@ -112,23 +116,27 @@ func (o *permitObjects) Close() error {
 //
 // It can be passed to loadPermitObjects or ebpf.CollectionSpec.LoadAndAssign.
 type permitMaps struct {
-	MeshEnrolled  *ebpf.Map `ebpf:"mesh_enrolled"`
-	MeshHeld      *ebpf.Map `ebpf:"mesh_held"`
-	MeshListeners *ebpf.Map `ebpf:"mesh_listeners"`
-	MeshOwn       *ebpf.Map `ebpf:"mesh_own"`
-	MeshPermits   *ebpf.Map `ebpf:"mesh_permits"`
-	MeshPods      *ebpf.Map `ebpf:"mesh_pods"`
-	MeshVerdicts  *ebpf.Map `ebpf:"mesh_verdicts"`
+	MeshEnrolled   *ebpf.Map `ebpf:"mesh_enrolled"`
+	MeshGuards     *ebpf.Map `ebpf:"mesh_guards"`
+	MeshHeld       *ebpf.Map `ebpf:"mesh_held"`
+	MeshListeners  *ebpf.Map `ebpf:"mesh_listeners"`
+	MeshOwn        *ebpf.Map `ebpf:"mesh_own"`
+	MeshPermits    *ebpf.Map `ebpf:"mesh_permits"`
+	MeshPods       *ebpf.Map `ebpf:"mesh_pods"`
+	MeshPrecapture *ebpf.Map `ebpf:"mesh_precapture"`
+	MeshVerdicts   *ebpf.Map `ebpf:"mesh_verdicts"`
 }
 
 func (m *permitMaps) Close() error {
 	return _PermitClose(
 		m.MeshEnrolled,
+		m.MeshGuards,
 		m.MeshHeld,
 		m.MeshListeners,
 		m.MeshOwn,
 		m.MeshPermits,
 		m.MeshPods,
+		m.MeshPrecapture,
 		m.MeshVerdicts,
 	)
 }

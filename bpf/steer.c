@@ -13,7 +13,8 @@
 const volatile struct addr self4; /* the pod's addresses; all zero: has none */
 const volatile struct addr self6;
 const volatile __u32 slot;	  /* in mesh_listeners */
-const volatile __u16 own_ports[SLOT_SIZE]; /* host byte order: what the pod's listeners are bound to */
+const volatile __u16 own_ports[SLOT_SIZE]; /* host byte order: what the pod's listeners are bound to; zero: none */
+const volatile bool captures_dns;
 
 static __always_inline int end(enum verdict verdict, int answer)
 {
@@ -40,7 +41,7 @@ static __always_inline int leave(struct bpf_sk_lookup *ctx, enum verdict verdict
 	__u32 port = ctx->local_port;
 
 	if (port == own_ports[LISTENER_OUTBOUND] || port == own_ports[LISTENER_PLAINTEXT] ||
-	    port == own_ports[LISTENER_HBONE])
+	    port == own_ports[LISTENER_HBONE] || port == own_ports[LISTENER_DNS_STREAM])
 		return drop(ctx, VERDICT_STEER_DROPPED_OWN_PORT);
 	return end(verdict, SK_PASS);
 }
@@ -83,16 +84,29 @@ static __always_inline void flow_of(volatile struct bpf_sk_lookup *ctx, struct f
 	flow->destination_port = bpf_htons((__u16)ctx->local_port);
 }
 
+/* Datagrams: only what the pod asks other hosts' DNS servers, which dns.c brought here. */
+static __always_inline int steer_datagram(struct bpf_sk_lookup *ctx, const struct flow *flow)
+{
+	if (ctx->local_port == own_ports[LISTENER_DNS])
+		return drop(ctx, VERDICT_STEER_DROPPED_OWN_PORT);
+	if (captures_dns && ctx->local_port == PORT_DNS && is_self(&flow->source) && !is_self(&flow->destination) &&
+	    !addr_is_loopback(&flow->destination) && !addr_is_link_local6(&flow->destination))
+		return hand_to(ctx, LISTENER_DNS, VERDICT_STEER_DNS);
+	return end(VERDICT_STEER_NOT_TCP, SK_PASS);
+}
+
 SEC("sk_lookup")
 int steer_sk_lookup(struct bpf_sk_lookup *ctx)
 {
 	struct flow flow = {};
 	bool from_self;
-	__u64 *permit;
+	enum permit *permit;
 
-	if (ctx->protocol != IPPROTO_TCP)
+	if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP)
 		return end(VERDICT_STEER_NOT_TCP, SK_PASS);
 	flow_of(ctx, &flow);
+	if (ctx->protocol == IPPROTO_UDP)
+		return steer_datagram(ctx, &flow);
 	from_self = is_self(&flow.source);
 
 	if (addr_is_loopback(&flow.destination) || addr_is_link_local6(&flow.destination))
@@ -100,6 +114,8 @@ int steer_sk_lookup(struct bpf_sk_lookup *ctx)
 	if (!is_self(&flow.destination)) {
 		/* To another host, by the route that the mark selects; or to an address that the mesh does not know, of a
 		 * second network, from there or from the pod itself. */
+		if (from_self && captures_dns && ctx->local_port == PORT_DNS)
+			return hand_to(ctx, LISTENER_DNS_STREAM, VERDICT_STEER_DNS);
 		if (from_self)
 			return hand_to(ctx, LISTENER_OUTBOUND, VERDICT_STEER_OUTBOUND);
 		return leave(ctx, VERDICT_STEER_FOREIGN);

@@ -17,13 +17,16 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	steerMapMeshEnrolled   = "mesh_enrolled"
+	steerMapMeshGuards     = "mesh_guards"
 	steerMapMeshHeld       = "mesh_held"
 	steerMapMeshListeners  = "mesh_listeners"
 	steerMapMeshOwn        = "mesh_own"
 	steerMapMeshPermits    = "mesh_permits"
 	steerMapMeshPods       = "mesh_pods"
+	steerMapMeshPrecapture = "mesh_precapture"
 	steerMapMeshVerdicts   = "mesh_verdicts"
 	steerProgSteerSkLookup = "steer_sk_lookup"
+	steerVarCapturesDns    = "captures_dns"
 	steerVarOwnPorts       = "own_ports"
 	steerVarSelf4          = "self4"
 	steerVarSelf6          = "self6"
@@ -79,23 +82,26 @@ type steerProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type steerMapSpecs struct {
-	MeshEnrolled  *ebpf.MapSpec `ebpf:"mesh_enrolled"`
-	MeshHeld      *ebpf.MapSpec `ebpf:"mesh_held"`
-	MeshListeners *ebpf.MapSpec `ebpf:"mesh_listeners"`
-	MeshOwn       *ebpf.MapSpec `ebpf:"mesh_own"`
-	MeshPermits   *ebpf.MapSpec `ebpf:"mesh_permits"`
-	MeshPods      *ebpf.MapSpec `ebpf:"mesh_pods"`
-	MeshVerdicts  *ebpf.MapSpec `ebpf:"mesh_verdicts"`
+	MeshEnrolled   *ebpf.MapSpec `ebpf:"mesh_enrolled"`
+	MeshGuards     *ebpf.MapSpec `ebpf:"mesh_guards"`
+	MeshHeld       *ebpf.MapSpec `ebpf:"mesh_held"`
+	MeshListeners  *ebpf.MapSpec `ebpf:"mesh_listeners"`
+	MeshOwn        *ebpf.MapSpec `ebpf:"mesh_own"`
+	MeshPermits    *ebpf.MapSpec `ebpf:"mesh_permits"`
+	MeshPods       *ebpf.MapSpec `ebpf:"mesh_pods"`
+	MeshPrecapture *ebpf.MapSpec `ebpf:"mesh_precapture"`
+	MeshVerdicts   *ebpf.MapSpec `ebpf:"mesh_verdicts"`
 }
 
 // steerVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type steerVariableSpecs struct {
-	OwnPorts *ebpf.VariableSpec `ebpf:"own_ports"`
-	Self4    *ebpf.VariableSpec `ebpf:"self4"`
-	Self6    *ebpf.VariableSpec `ebpf:"self6"`
-	Slot     *ebpf.VariableSpec `ebpf:"slot"`
+	CapturesDns *ebpf.VariableSpec `ebpf:"captures_dns"`
+	OwnPorts    *ebpf.VariableSpec `ebpf:"own_ports"`
+	Self4       *ebpf.VariableSpec `ebpf:"self4"`
+	Self6       *ebpf.VariableSpec `ebpf:"self6"`
+	Slot        *ebpf.VariableSpec `ebpf:"slot"`
 }
 
 // steerObjects contains all objects after they have been loaded into the kernel.
@@ -118,23 +124,27 @@ func (o *steerObjects) Close() error {
 //
 // It can be passed to loadSteerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type steerMaps struct {
-	MeshEnrolled  *ebpf.Map `ebpf:"mesh_enrolled"`
-	MeshHeld      *ebpf.Map `ebpf:"mesh_held"`
-	MeshListeners *ebpf.Map `ebpf:"mesh_listeners"`
-	MeshOwn       *ebpf.Map `ebpf:"mesh_own"`
-	MeshPermits   *ebpf.Map `ebpf:"mesh_permits"`
-	MeshPods      *ebpf.Map `ebpf:"mesh_pods"`
-	MeshVerdicts  *ebpf.Map `ebpf:"mesh_verdicts"`
+	MeshEnrolled   *ebpf.Map `ebpf:"mesh_enrolled"`
+	MeshGuards     *ebpf.Map `ebpf:"mesh_guards"`
+	MeshHeld       *ebpf.Map `ebpf:"mesh_held"`
+	MeshListeners  *ebpf.Map `ebpf:"mesh_listeners"`
+	MeshOwn        *ebpf.Map `ebpf:"mesh_own"`
+	MeshPermits    *ebpf.Map `ebpf:"mesh_permits"`
+	MeshPods       *ebpf.Map `ebpf:"mesh_pods"`
+	MeshPrecapture *ebpf.Map `ebpf:"mesh_precapture"`
+	MeshVerdicts   *ebpf.Map `ebpf:"mesh_verdicts"`
 }
 
 func (m *steerMaps) Close() error {
 	return _SteerClose(
 		m.MeshEnrolled,
+		m.MeshGuards,
 		m.MeshHeld,
 		m.MeshListeners,
 		m.MeshOwn,
 		m.MeshPermits,
 		m.MeshPods,
+		m.MeshPrecapture,
 		m.MeshVerdicts,
 	)
 }
@@ -143,10 +153,11 @@ func (m *steerMaps) Close() error {
 //
 // It can be passed to loadSteerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type steerVariables struct {
-	OwnPorts *ebpf.Variable `ebpf:"own_ports"`
-	Self4    *ebpf.Variable `ebpf:"self4"`
-	Self6    *ebpf.Variable `ebpf:"self6"`
-	Slot     *ebpf.Variable `ebpf:"slot"`
+	CapturesDns *ebpf.Variable `ebpf:"captures_dns"`
+	OwnPorts    *ebpf.Variable `ebpf:"own_ports"`
+	Self4       *ebpf.Variable `ebpf:"self4"`
+	Self6       *ebpf.Variable `ebpf:"self6"`
+	Slot        *ebpf.Variable `ebpf:"slot"`
 }
 
 // steerPrograms contains all programs after they have been loaded into the kernel.

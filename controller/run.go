@@ -13,6 +13,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/ambit-mesh/ambit/controller/ca"
+	"github.com/ambit-mesh/ambit/controller/policy"
 	"github.com/ambit-mesh/ambit/controller/push"
 	"github.com/ambit-mesh/ambit/controller/report"
 	"github.com/ambit-mesh/ambit/controller/status"
@@ -97,6 +98,7 @@ type parts struct {
 	push          *push.Server
 	reports       *report.Registry
 	status        *status.Reconciler
+	policies      *policy.Keeper
 	publisher     *publisher
 	leadership    leadership
 }
@@ -112,7 +114,11 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 		return nil, err
 	}
 	p := &parts{settings: s, logger: logger, registry: registry, client: client, changes: watch.NewTrigger()}
-	if p.sources, err = watch.New(client, p.changes.Changed); err != nil {
+	policies, err := policy.NewClient(config)
+	if err != nil {
+		return nil, err
+	}
+	if p.sources, err = watch.New(client, policies.Sources(), p.changes.Changed); err != nil {
 		return nil, err
 	}
 	if p.pods, err = ca.NewPods(p.sources.Pods()); err != nil {
@@ -127,7 +133,11 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 	p.push = push.New(push.Config{
 		Authenticator: pushAuthenticator{p.authenticator},
 		Namespace:     s.namespace, ServiceAccount: ca.TunnelServiceAccount,
-		Logger: logger, Registerer: registry,
+		Answered: func() { p.policies.Changed() },
+		Logger:   logger, Registerer: registry,
+	})
+	p.policies = policy.New(policy.Config{
+		Client: policies, Objects: p.sources, Proxies: proxies{p.push}, Logger: logger, Registerer: registry,
 	})
 	p.reports = report.NewRegistry(report.RegistryConfig{
 		Acks:    acks{p.push},
@@ -145,7 +155,9 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 	}
 	p.publisher = newPublisher(p.sources, p.reports, p.push, p.changes, translate.Config{
 		TrustDomain: s.trustDomain, ClusterID: s.clusterID, ClusterDomain: s.clusterDomain, PodRanges: s.podRanges,
+		SystemNamespace: s.namespace,
 	}, logger, registry)
+	p.publisher.outcomes = p.policies.Published
 	return p, nil
 }
 
@@ -208,6 +220,14 @@ func nodesOf(proxies []push.ProxyKey) []string {
 		nodes[i] = p.Node
 	}
 	return nodes
+}
+
+// proxies tells policy, which thinks in nodes, what push knows of proxies.
+type proxies struct{ server *push.Server }
+
+// Each visits every connected proxy.
+func (p proxies) Each(visit func(node string, has func(typeURL, name string) (bool, string))) {
+	p.server.EachProxy(func(h push.Holdings) { visit(h.Proxy.Node, h.Has) })
 }
 
 // pushAuthenticator has the authority's word on who calls.

@@ -5,18 +5,20 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
+	"net/netip"
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 
-	caapi "github.com/ambit-mesh/ambit/api/ca"
 	reportapi "github.com/ambit-mesh/ambit/api/report"
 	"github.com/ambit-mesh/ambit/controller/ca"
 	"github.com/ambit-mesh/ambit/controller/push"
 	"github.com/ambit-mesh/ambit/controller/report"
+	"github.com/ambit-mesh/ambit/internal/quota"
 )
 
 const (
@@ -30,6 +32,13 @@ const (
 	handshakeTimeout = 10 * time.Second
 	// streamsPerConnection: a data plane has two, and certificates on top.
 	streamsPerConnection = 256
+	// connectionsPerAddress is for a data plane with several connections, and for
+	// some others behind the same address.
+	connectionsPerAddress = 64
+	// maxHeaderBytes is several times a token and what comes with it.
+	maxHeaderBytes = 64 << 10
+	// idleTimeout ends connections that nobody calls on.
+	idleTimeout = 15 * time.Minute
 	// drainTimeout is what calls have to end after the last signal to go on.
 	drainTimeout = 5 * time.Second
 )
@@ -40,6 +49,11 @@ func (p *parts) serve(ctx, force context.Context, address string, serving func()
 	if err != nil {
 		return fmt.Errorf("serve data planes: %w", err)
 	}
+	refused := prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "ambit_grpc_connections_refused_total", Help: "Connections of addresses that have as many open as they may.",
+	})
+	p.registry.MustRegister(refused)
+	listener = quota.NewListener(listener, connectionsPerAddress, func(netip.Addr) { refused.Inc() })
 	server := p.newServer()
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(listener) }()
@@ -75,16 +89,17 @@ func (p *parts) newServer() *grpc.Server {
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.MaxRecvMsgSize(push.MaxRequestBytes),
 		grpc.MaxConcurrentStreams(streamsPerConnection),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: pingInterval, Timeout: pingTimeout}),
+		grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: pingInterval, Timeout: pingTimeout, MaxConnectionIdle: idleTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{
 			MinTime: clientPingInterval, PermitWithoutStream: true,
 		}),
 	)
 	discovery.RegisterAggregatedDiscoveryServiceServer(server, p.push)
-	caapi.RegisterIstioCertificateServiceServer(server, ca.NewServer(ca.ServerConfig{
+	ca.NewServer(ca.ServerConfig{
 		Authority: p.authority, Authenticator: p.authenticator, Pods: p.pods,
 		SystemNamespace: p.settings.namespace, Logger: p.logger, Registerer: p.registry,
-	}))
+	}).Register(server)
 	reportapi.RegisterReportServiceServer(server, report.NewServer(report.ServerConfig{
 		Registry: p.reports, Authenticator: p.authenticator, Pods: p.pods, Leading: p.leadership.held.Load,
 		SystemNamespace: p.settings.namespace, Logger: p.logger, Registerer: p.registry,

@@ -36,6 +36,9 @@ func TestEveryPartRendersItsObjects(t *testing.T) {
 	for _, want := range []string{
 		"Namespace/ambit-system",
 		"CustomResourceDefinition/workloads.ambit.mesh",
+		"CustomResourceDefinition/authorizationpolicies.ambit.mesh",
+		"CustomResourceDefinition/egresspolicies.ambit.mesh",
+		"CustomResourceDefinition/peerauthentications.ambit.mesh",
 		"Deployment/controller", "Service/controller", "ServiceAccount/controller",
 		"DaemonSet/ztunnel", "ServiceAccount/ztunnel",
 		"DaemonSet/clean-node",

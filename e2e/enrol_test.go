@@ -67,6 +67,7 @@ func (p *place) pods() []string {
 // the time, its namespace goes into the mesh and out of it: not one connection
 // breaks, and not one new one fails.
 func TestEnrolAndUnenrolUnderLoadBreaksNothing(t *testing.T) {
+	t.Parallel()
 	p := newPlace(t, "e2e-enrol")
 	p.shop()
 	pods := p.pods()
@@ -110,6 +111,7 @@ func (p *place) unharmed(before shopStats) shopStats {
 }
 
 func TestAPodCanOptOut(t *testing.T) {
+	t.Parallel()
 	p := newPlace(t, "e2e-optout", modeLabel+"=ambient")
 	p.apply(pair() + pod(podOptions{name: "out", node: "n2", role: "wires", labels: []string{modeLabel + ": none"}}))
 	p.ready("client", "server", "out")
@@ -126,6 +128,7 @@ func TestAPodCanOptOut(t *testing.T) {
 }
 
 func TestAnUnknownLabelValueIsRefusedAloud(t *testing.T) {
+	t.Parallel()
 	p := newPlace(t, "e2e-unknown", modeLabel+"=ambient")
 	p.apply(pod(podOptions{name: "odd", node: "n1", role: "wires", labels: []string{modeLabel + ": perhaps"}}))
 	p.eventually("the pod's state names the value", func() error {
@@ -138,13 +141,15 @@ func TestAnUnknownLabelValueIsRefusedAloud(t *testing.T) {
 }
 
 func TestANewPodIsCapturedBeforeItStarts(t *testing.T) {
+	t.Parallel()
 	p := newPlace(t, "e2e-new", modeLabel+"=ambient")
 	p.pair()
 	p.captured("client", "server")
-	p.assertTunnelled(func() { p.must("client", "get", "http://server:8080/whoami") })
+	p.assertTunnelled(func() { p.answers("client", "http://server:8080/whoami") })
 }
 
 func TestADeletedPodLeavesNothing(t *testing.T) {
+	t.Parallel()
 	p := newPlace(t, "e2e-delete", modeLabel+"=ambient")
 	p.pair()
 	p.captured("client", "server")

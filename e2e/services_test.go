@@ -23,6 +23,7 @@ func (p *place) served(client, url string, n int) map[string]int {
 // Traffic of enrolled pods does not pass kube-proxy, so the tunnel does what
 // kube-proxy would have done, for every kind of Service.
 func TestEveryKindOfService(t *testing.T) {
+	t.Parallel()
 	p := newPlace(t, "e2e-services")
 	p.apply(pod(podOptions{name: "client", node: "n1", role: "wires"}) +
 		pod(podOptions{name: "a", node: "n1", role: "wires", labels: []string{"group: ab"}}) +
@@ -145,6 +146,7 @@ endpoints: [{addresses: ["` + p.ip("b") + `"]}]
 }
 
 func TestStatefulSetNames(t *testing.T) {
+	t.Parallel()
 	p := newPlace(t, "e2e-stateful", modeLabel+"=ambient")
 	p.apply(pod(podOptions{name: "client", node: "n1", role: "wires"}) + `---
 apiVersion: v1

@@ -57,12 +57,13 @@ func (p *place) between(run func()) []testbed.Packet {
 // host cuts the port off tcpdump's ADDRESS.PORT.
 func host(endpoint string) string { return endpoint[:strings.LastIndex(endpoint, ".")] }
 
-// enrolledPair is a place with the captured pair.
+// enrolledPair is a place with the captured pair, whose Service is known on every node.
 func enrolledPair(t *testing.T, name string) *place {
 	t.Helper()
 	p := newPlace(t, name)
 	p.pair()
 	p.enrol("client", "server")
+	p.answers("client", "http://server:8080/whoami")
 	return p
 }
 
@@ -80,12 +81,26 @@ func (p *place) seenBy(client, url string) string {
 	return strings.TrimPrefix(address, "::ffff:")
 }
 
+// answers waits until a Service does: endpoints follow readiness with a delay, with and without a mesh.
+func (p *place) answers(client, url string) {
+	p.Helper()
+	p.eventually(url+" answers", func() error {
+		_, err := p.tool(client, "get", "-timeout", "3s", url)
+		return err
+	})
+}
+
 // What TCP promises, through the tunnel between two nodes.
 func TestTCPIsCarriedFaithfully(t *testing.T) {
+	t.Parallel()
 	p := enrolledPair(t, "e2e-wire")
 	p.apply(pod(podOptions{name: "till", node: "n2", role: "till"}) + service("till", "till", "{name: till, port: 7000}"))
 	p.ready("till")
 	p.captured("till")
+	p.eventually("the till's Service is known", func() error {
+		_, err := p.tool("client", "dial", "till:7000")
+		return err
+	})
 
 	t.Run("half-close: the server answers after the client's end", func(t *testing.T) {
 		p.must("client", "wire", "server:7002", "100000")
@@ -112,6 +127,7 @@ func TestTCPIsCarriedFaithfully(t *testing.T) {
 }
 
 func TestTheServerSeesTheClientsAddress(t *testing.T) {
+	t.Parallel()
 	p := enrolledPair(t, "e2e-address")
 	for _, family := range []int{4, 6} {
 		url := "http://" + net.JoinHostPort(p.ip("server", family), "8080") + "/whoami"
@@ -124,6 +140,7 @@ func TestTheServerSeesTheClientsAddress(t *testing.T) {
 }
 
 func TestMeshToNonMeshAndBack(t *testing.T) {
+	t.Parallel()
 	p := enrolledPair(t, "e2e-border")
 	outside := newPlace(t, "e2e-outside")
 	outside.apply(pair())
@@ -133,18 +150,19 @@ func TestMeshToNonMeshAndBack(t *testing.T) {
 		if seen := p.seenBy("client", url); seen != p.ip("client") {
 			t.Errorf("the server outside saw %s, want %s", seen, p.ip("client"))
 		}
-		p.must("client", "get", "http://server.e2e-outside:8080/whoami")
+		p.answers("client", "http://server.e2e-outside:8080/whoami")
 	})
 	t.Run("into the mesh, as long as it is permissive", func(t *testing.T) {
 		url := "http://" + p.ip("server") + ":8080/whoami"
 		if seen := outside.seenBy("client", url); seen != outside.ip("client") {
 			t.Errorf("the server saw %s, want %s", seen, outside.ip("client"))
 		}
-		outside.must("client", "get", "http://server.e2e-border:8080/whoami")
+		outside.answers("client", "http://server.e2e-border:8080/whoami")
 	})
 }
 
 func TestAPodReachesItself(t *testing.T) {
+	t.Parallel()
 	p := enrolledPair(t, "e2e-self")
 	for name, url := range map[string]string{
 		"by loopback":    "http://127.0.0.1:8080/whoami",
@@ -158,6 +176,7 @@ func TestAPodReachesItself(t *testing.T) {
 }
 
 func TestPodsOfOneNode(t *testing.T) {
+	t.Parallel()
 	p := newPlace(t, "e2e-node")
 	p.apply(pod(podOptions{name: "a", node: "n3", role: "wires"}) + pod(podOptions{name: "b", node: "n3", role: "wires"}))
 	p.ready("a", "b")
@@ -169,6 +188,7 @@ func TestPodsOfOneNode(t *testing.T) {
 }
 
 func TestARefusedPortIsRefused(t *testing.T) {
+	t.Parallel()
 	p := enrolledPair(t, "e2e-refused")
 	for _, address := range []string{p.ip("server") + ":9999", "server:9999"} {
 		_, err := p.tool("client", "till", address, "x")
@@ -179,6 +199,7 @@ func TestARefusedPortIsRefused(t *testing.T) {
 }
 
 func TestAHostNetworkPodIsUntouched(t *testing.T) {
+	t.Parallel()
 	p := newPlace(t, "e2e-host", modeLabel+"=ambient")
 	p.pair()
 	p.apply(strings.ReplaceAll(pod(podOptions{name: "host", node: "n2", role: "wires", extra: "  hostNetwork: true\n  dnsPolicy: ClusterFirstWithHostNet", env: []string{`{name: LISTEN, value: ":18080"}`}}), "port: 8080}", "port: 18080}"))
@@ -196,6 +217,7 @@ func TestAHostNetworkPodIsUntouched(t *testing.T) {
 }
 
 func TestNodePortReachesAnEnrolledPod(t *testing.T) {
+	t.Parallel()
 	p := enrolledPair(t, "e2e-nodeport")
 	p.apply(fmt.Sprintf(`apiVersion: v1
 kind: Service

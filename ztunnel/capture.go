@@ -9,7 +9,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ambit-mesh/ambit/internal/quota"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
+	"github.com/ambit-mesh/ambit/ztunnel/dns"
 	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 	"github.com/ambit-mesh/ambit/ztunnel/outbound"
 	"github.com/ambit-mesh/ambit/ztunnel/podns"
@@ -26,21 +28,30 @@ type capture struct {
 	id        spiffe.ID
 	netns     *podns.NetNS
 	redirect  *redirect.Capture
+	share     *quota.Share
 	outbound  *outbound.Listener
 	inbound   *inbound.Listener
+	dns       *dns.Proxy         // nil: what the pod asks DNS servers is not captured
 	stop      context.CancelFunc // accept no more, drain
 	ended     chan struct{}      // closed when the last connection is over
 	logger    *slog.Logger
 
 	// Owned by the pod's worker.
 	released bool
+
+	// Owned by dataplane.followStrictness: what was last said; nil for nothing.
+	strict *bool
 }
 
 // run serves until the capture is stopped and its last connection over.
 func (c *capture) run(ctx context.Context) {
 	defer close(c.ended)
 	var group sync.WaitGroup
-	for name, side := range map[string]func(context.Context) error{"outbound": c.outbound.Run, "inbound": c.inbound.Run} {
+	sides := map[string]func(context.Context) error{"outbound": c.outbound.Run, "inbound": c.inbound.Run}
+	if c.dns != nil {
+		sides["dns"] = c.dns.Run
+	}
+	for name, side := range sides {
 		group.Go(func() {
 			if err := side(ctx); err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, context.Canceled) {
 				c.logger.Error("pod is served no more", "side", name, "error", err)
@@ -49,6 +60,7 @@ func (c *capture) run(ctx context.Context) {
 	}
 	group.Wait()
 	c.forget()
+	c.share.Leave()
 	c.dataplane.certs.Forget(c.id)
 	if err := c.netns.Close(); err != nil {
 		c.logger.Warn("network namespace not closed", "error", err)
@@ -87,11 +99,16 @@ const queueGrace = 75 * time.Millisecond
 func (c *capture) Drain(ctx context.Context) {
 	c.outbound.StopAccepting()
 	c.inbound.StopAccepting()
+	listeners := []*net.TCPListener{c.redirect.Outbound, c.redirect.Plaintext, c.redirect.HBONE}
+	if c.dns != nil {
+		c.dns.StopAccepting()
+		listeners = append(listeners, c.redirect.DNSStream)
+	}
 	select {
 	case <-time.After(queueGrace): // who is in a queue is connected, as far as he knows
 	case <-ctx.Done():
 	}
-	for _, listener := range []*net.TCPListener{c.redirect.Outbound, c.redirect.Plaintext, c.redirect.HBONE} {
+	for _, listener := range listeners {
 		if err := listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 			c.logger.Warn("listener not closed", "error", err)
 		}
@@ -122,5 +139,8 @@ func (c *capture) Close() error {
 func (c *capture) cut() {
 	c.outbound.Cut()
 	c.inbound.Cut()
+	if c.dns != nil {
+		c.dns.Cut()
+	}
 	<-c.ended
 }

@@ -13,9 +13,11 @@ import (
 
 	"github.com/ambit-mesh/ambit/internal/certs"
 	"github.com/ambit-mesh/ambit/internal/feed"
+	"github.com/ambit-mesh/ambit/internal/quota"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
+	"github.com/ambit-mesh/ambit/ztunnel/dns"
 	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
 	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 	"github.com/ambit-mesh/ambit/ztunnel/outbound"
@@ -23,6 +25,7 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/pods"
 	"github.com/ambit-mesh/ambit/ztunnel/pool"
 	"github.com/ambit-mesh/ambit/ztunnel/redirect"
+	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
 
 // releasedBound is how long connections of a pod that was let go may live on
@@ -47,9 +50,17 @@ type dataplane struct {
 	store       *workload.Store
 	feed        *feed.Client
 	conns       *conns.Registry
+	relay       *relay.Relay
 	endpoints   *endpoints.Registry
 	pools       *pool.Metrics
+	resolver    *dns.Resolver
+	dnsMetrics  *dns.Metrics
 	policy      inbound.Policy
+	grace       time.Duration // of connections older than a pod's capture, once it is strict
+	synced      func() bool   // whether the store can be worked with
+	started     chan struct{} // has an element when a pod was captured
+	quotas      *inbound.Quotas
+	shares      *quota.Shares
 	logger      *slog.Logger
 
 	// Guarded by mu.
@@ -83,7 +94,9 @@ func (d *dataplane) Start(ctx context.Context, target pods.Target) (pods.Running
 			return nil, errors.Join(err, netns.Close())
 		}
 	}
-	captured, err := opened.Enroll(ctx, redirect.Pod{UID: target.UID, NetNS: netns, IPs: target.Sandbox.IPs})
+	captured, err := opened.Enroll(ctx, redirect.Pod{
+		UID: target.UID, NetNS: netns, IPs: target.Sandbox.IPs, DNS: target.DNS, Strict: d.startsStrict(target),
+	})
 	if err != nil {
 		d.certs.Forget(id)
 		return nil, errors.Join(withCode(err, "CaptureFailed"), netns.Close())
@@ -106,8 +119,9 @@ func (d *dataplane) serve(target pods.Target, id spiffe.ID, netns *podns.NetNS, 
 	own := d.describe(target, id)
 	workloadNow := func() *workload.Workload { return d.current(own) }
 	logger := d.logger.With("pod", target.Name, "namespace", target.Namespace)
+	share := d.shares.Join()
 	c := &capture{
-		dataplane: d, uid: own.UID, ips: target.Sandbox.IPs, id: id, netns: netns, redirect: captured, logger: logger,
+		dataplane: d, uid: own.UID, ips: target.Sandbox.IPs, id: id, netns: netns, redirect: captured, share: share, logger: logger,
 		ended: make(chan struct{}),
 		outbound: outbound.New(outbound.Config{
 			Listener: captured.Outbound, Dialer: captured,
@@ -116,19 +130,23 @@ func (d *dataplane) serve(target pods.Target, id spiffe.ID, netns *podns.NetNS, 
 			},
 			TLS:    func(expected ...spiffe.ID) *tls.Config { return d.certs.ClientConfig(id, expected...) },
 			Source: workloadNow, Snapshot: d.store.Snapshot, Lookup: d.feed.Lookup, Local: d,
-			Conns: d.conns, Endpoints: d.endpoints, PoolMetrics: d.pools, Logger: logger, DrainTimeout: releasedBound,
+			Conns: d.conns, Relay: d.relay, Endpoints: d.endpoints, PoolMetrics: d.pools, Share: share, Logger: logger, DrainTimeout: releasedBound,
 		}),
 		inbound: inbound.New(inbound.Config{
 			HBONE: captured.HBONE, Plaintext: captured.Plaintext, App: captured,
 			TLS: d.certs.ServerConfig(id), Target: workloadNow, Snapshot: d.store.Snapshot,
-			Policy: d.policy, Conns: d.conns, Logger: logger, DrainTimeout: releasedBound,
+			Policy: d.policy, Conns: d.conns, Relay: d.relay, Quotas: d.quotas, Share: share, Logger: logger, DrainTimeout: releasedBound,
 		}),
+	}
+	if captured.DNS != nil {
+		c.dns = d.answer(captured, workloadNow, logger)
 	}
 	var ctx context.Context
 	ctx, c.stop = context.WithCancel(context.Background())
 	d.mu.Lock()
 	d.captures[c.uid] = c
 	d.mu.Unlock()
+	d.signalStarted()
 	go c.run(ctx)
 	return c
 }

@@ -21,13 +21,17 @@ import (
 	"github.com/ambit-mesh/ambit/internal/certs/certstest"
 	"github.com/ambit-mesh/ambit/internal/feed"
 	"github.com/ambit-mesh/ambit/internal/netnstest"
+	"github.com/ambit-mesh/ambit/internal/quota"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/internal/workload/workloadtest"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
+	"github.com/ambit-mesh/ambit/ztunnel/dns"
 	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
+	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 	"github.com/ambit-mesh/ambit/ztunnel/pods"
 	"github.com/ambit-mesh/ambit/ztunnel/pool"
 	"github.com/ambit-mesh/ambit/ztunnel/redirect"
+	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
 
 func TestMain(m *testing.M) { netnstest.Main(m, map[string]func(){actorRole: actorMain}) }
@@ -40,6 +44,8 @@ type bed struct {
 	config  redirect.Config
 	ca      *certstest.CA
 	made    int // pods of paths
+
+	resolvers []netip.AddrPort // of the node
 	*dataplane
 }
 
@@ -77,6 +83,10 @@ func (b *bed) startProcess() {
 	if err != nil {
 		b.t.Fatal(err)
 	}
+	carrier, err := relay.New()
+	if err != nil {
+		b.t.Fatal(err)
+	}
 	n := newNode(func() (*redirect.Redirect, error) { return redirect.Open(b.config) }, logger)
 	if !n.try() {
 		_, err := n.get()
@@ -84,15 +94,20 @@ func (b *bed) startProcess() {
 	}
 	b.t.Cleanup(func() {
 		n.close()
+		carrier.Close()
 		cancel()
 		group.Wait()
 	})
+	dnsMetrics := dns.NewMetrics(prometheus.NewRegistry())
 	b.dataplane = &dataplane{
 		node: n, trustDomain: "cluster.local", clusterID: "Kubernetes", nodeName: "a",
 		certs: held, store: store, feed: client,
 		conns:     conns.New(conns.Config{Logger: logger, Registerer: prometheus.NewRegistry()}),
+		relay:     carrier,
 		endpoints: endpoints.New(endpoints.Config{Logger: logger, Registerer: prometheus.NewRegistry()}),
-		pools:     pool.NewMetrics(prometheus.NewRegistry()), policy: permissive{}, logger: logger, captures: map[string]*capture{},
+		resolver:  dns.NewResolver(func() []netip.AddrPort { return b.resolvers }, dnsMetrics), dnsMetrics: dnsMetrics,
+		pools: pool.NewMetrics(prometheus.NewRegistry()), policy: permissive{}, quotas: inbound.NewQuotas(inbound.Limits{}), shares: quota.NewShares(1 << 20),
+		synced: func() bool { return true }, started: make(chan struct{}, 1), logger: logger, captures: map[string]*capture{},
 	}
 }
 
@@ -105,6 +120,7 @@ func (b *bed) target(pod *netnstest.Pod) pods.Target {
 	}
 	return pods.Target{
 		UID: "uid-" + pod.Name, Namespace: "shop", Name: pod.Name, ServiceAccount: pod.Name,
+		DNS:     true,
 		Sandbox: pods.Sandbox{Path: pod.Path(), Inode: inode, IPs: []netip.Addr{pod.IPv4, pod.IPv6}},
 	}
 }

@@ -72,11 +72,16 @@ func (n *node) get() (*redirect.Redirect, error) {
 
 // problems of the node, coded.
 func (n *node) problems() []string {
-	_, err := n.get()
+	opened, err := n.get()
 	if coded, ok := errors.AsType[*codedError](err); ok {
 		return []string{coded.code + ": " + coded.text}
 	}
-	return nil
+	var all []string
+	for _, problem := range opened.Problems() {
+		coded := withCode(problem, string(problem.Code))
+		all = append(all, coded.code+": "+coded.text)
+	}
+	return all
 }
 
 func (n *node) close() error {

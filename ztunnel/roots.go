@@ -9,15 +9,15 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"os"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/ambit-mesh/ambit/internal/statefile"
 	"github.com/ambit-mesh/ambit/internal/workload"
-	"github.com/ambit-mesh/ambit/ztunnel/atomicfile"
 )
 
 const (
@@ -38,18 +38,27 @@ type roots struct {
 	mu        sync.Mutex
 	bootstrap []*x509.Certificate
 	pem       []byte
+	saveError error
 }
+
+// rootsKind of file: a handful of certificates.
+var rootsKind = statefile.Kind{Name: "roots", Version: 1, MaxBytes: 1 << 20}
+
+// rootsRetry is how soon roots that could not be saved are tried again.
+const rootsRetry = 5 * time.Second
 
 // newRoots returns the roots that the last process saved, if there are any.
 func newRoots(path string, store *workload.Store, logger *slog.Logger) *roots {
 	r := &roots{path: path, store: store, logger: logger}
-	content, err := os.ReadFile(path)
+	content, err := rootsKind.Read(path)
 	if err == nil {
 		r.bootstrap, err = parseRoots(content)
-		r.pem = content
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		logger.Warn("saved root certificates not read", "path", path, "error", err)
+	switch {
+	case err == nil:
+		r.pem = content
+	case !errors.Is(err, fs.ErrNotExist):
+		logger.Error("saved root certificates not used", "path", path, "error", err)
 	}
 	return r
 }
@@ -85,10 +94,16 @@ func (r *roots) pool() *x509.CertPool {
 }
 
 func (r *roots) problems() []string {
+	var all []string
 	if len(r.bundle()) == 0 {
-		return []string{"RootsUnknown: ConfigMap " + rootConfigMap + " with the mesh's root certificate is not there yet"}
+		all = append(all, "RootsUnknown: ConfigMap "+rootConfigMap+" with the mesh's root certificate is not there yet")
 	}
-	return nil
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.saveError != nil {
+		all = append(all, "RootsNotSaved: "+r.saveError.Error())
+	}
+	return all
 }
 
 // configMaps are where the roots are told before the controller can be trusted.
@@ -109,8 +124,40 @@ func (r *roots) watch(ctx context.Context, client configMaps, namespace string) 
 	if err != nil {
 		return fmt.Errorf("watch root certificates: %w", err)
 	}
+	var group sync.WaitGroup
+	group.Go(func() { r.saveAgain(ctx) })
 	informer.RunWithContext(ctx)
+	group.Wait()
 	return nil
+}
+
+// saveAgain tries to save what could not be saved.
+func (r *roots) saveAgain(ctx context.Context) {
+	ticker := time.NewTicker(rootsRetry)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		r.mu.Lock()
+		unsaved, content := r.saveError != nil, r.pem
+		r.mu.Unlock()
+		if unsaved {
+			r.save(content)
+		}
+	}
+}
+
+func (r *roots) save(content []byte) {
+	err := rootsKind.Write(r.path, content)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err != nil && r.saveError == nil {
+		r.logger.Error("root certificates not saved", "error", err)
+	}
+	r.saveError = err
 }
 
 func (r *roots) learn(object any) {
@@ -132,9 +179,7 @@ func (r *roots) learn(object any) {
 		return
 	}
 	r.logger.Info("root certificates learnt", "count", len(parsed))
-	if err := atomicfile.Write(r.path, content, 0o644); err != nil {
-		r.logger.Error("root certificates not saved", "error", err)
-	}
+	r.save(content)
 }
 
 // parseRoots reads one certificate after the other; at least one.

@@ -5,10 +5,14 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -74,7 +78,7 @@ func TestRootsComeFromTheConfigMapThenTheController(t *testing.T) {
 func TestRootsThatMakeNoSenseChangeNothing(t *testing.T) {
 	ca := certstest.NewCA(t, "cluster.local")
 	path := filepath.Join(t.TempDir(), "root-cert.pem")
-	if err := os.WriteFile(path, []byte(pemOf(ca)), 0o600); err != nil {
+	if err := rootsKind.Write(path, []byte(pemOf(ca))); err != nil {
 		t.Fatal(err)
 	}
 	r := newRoots(path, workload.NewStore(), slog.New(slog.DiscardHandler))
@@ -84,6 +88,60 @@ func TestRootsThatMakeNoSenseChangeNothing(t *testing.T) {
 			t.Errorf("roots lost to %q", content)
 		}
 	}
+}
+
+// Whom to trust is read as it was written, or not at all.
+func TestSavedRootsThatWereAlteredAreNotTrusted(t *testing.T) {
+	ca := certstest.NewCA(t, "cluster.local")
+	path := filepath.Join(t.TempDir(), "root-cert.pem")
+	trusted := func() bool {
+		return len(newRoots(path, workload.NewStore(), slog.New(slog.DiscardHandler)).bundle()) > 0
+	}
+	if err := rootsKind.Write(path, []byte(pemOf(ca))); err != nil || !trusted() {
+		t.Fatalf("what was saved is not trusted (%v)", err)
+	}
+	for name, do := range map[string]func() error{
+		"bare PEM":       func() error { return os.WriteFile(path, []byte(pemOf(ca)), 0o600) },
+		"open to others": func() error { return errors.Join(rootsKind.Write(path, []byte(pemOf(ca))), os.Chmod(path, 0o666)) },
+		"another's":      func() error { return errors.Join(rootsKind.Write(path, []byte(pemOf(ca))), os.Chown(path, 65534, 0)) },
+		"torn":           func() error { return errors.Join(rootsKind.Write(path, []byte(pemOf(ca))), os.Truncate(path, 300)) },
+	} {
+		if err := do(); err != nil {
+			t.Fatal(err)
+		}
+		if trusted() {
+			t.Errorf("%s: trusted", name)
+		}
+	}
+}
+
+func TestRootsThatCouldNotBeSavedAreTriedAgain(t *testing.T) {
+	ca := certstest.NewCA(t, "cluster.local")
+	dir := filepath.Join(t.TempDir(), "state")
+	path := filepath.Join(dir, "root-cert.pem")
+	synctest.Test(t, func(t *testing.T) {
+		r := newRoots(path, workload.NewStore(), slog.New(slog.DiscardHandler))
+		ctx, cancel := context.WithCancel(t.Context())
+		var group sync.WaitGroup
+		group.Go(func() { r.saveAgain(ctx) })
+		r.learn(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: rootConfigMap}, Data: map[string]string{rootKey: pemOf(ca)}})
+		if p := r.problems(); len(p) != 1 || !strings.HasPrefix(p[0], "RootsNotSaved: ") {
+			t.Errorf("problems %q", p)
+		}
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(rootsRetry + time.Second)
+		synctest.Wait()
+		if p := r.problems(); len(p) > 0 {
+			t.Errorf("problems %q", p)
+		}
+		cancel()
+		group.Wait()
+		if next := newRoots(path, workload.NewStore(), slog.New(slog.DiscardHandler)); !sameRoots(next.bundle(), ca.Bundle()) {
+			t.Error("not saved")
+		}
+	})
 }
 
 func TestControllerIsVerifiedByRootAndName(t *testing.T) {

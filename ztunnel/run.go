@@ -14,6 +14,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/ambit-mesh/ambit/api/report"
+	"github.com/ambit-mesh/ambit/internal/atomicfile"
 	"github.com/ambit-mesh/ambit/internal/certs"
 	"github.com/ambit-mesh/ambit/internal/daemon"
 	"github.com/ambit-mesh/ambit/internal/feed"
@@ -21,11 +22,15 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/cniinstall"
 	"github.com/ambit-mesh/ambit/ztunnel/cniproto"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
+	"github.com/ambit-mesh/ambit/ztunnel/dns"
 	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
+	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 	"github.com/ambit-mesh/ambit/ztunnel/kube"
+	"github.com/ambit-mesh/ambit/ztunnel/locker"
 	"github.com/ambit-mesh/ambit/ztunnel/pods"
 	"github.com/ambit-mesh/ambit/ztunnel/pool"
 	"github.com/ambit-mesh/ambit/ztunnel/redirect"
+	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
 
 // Addresses of the component's own servers. The first is for the pod alone.
@@ -52,9 +57,12 @@ type ztunnel struct {
 	roots     *roots
 	store     *workload.Store
 	feed      *feed.Client
+	locker    *locker.Locker
 	certs     *certs.Store
 	conns     *conns.Registry
+	relay     *relay.Relay
 	endpoints *endpoints.Registry
+	resolvers *dns.File
 	dataplane *dataplane
 	pods      *pods.Pods
 	cni       *cniinstall.Installer
@@ -81,6 +89,9 @@ func compose(s settings, logger *slog.Logger, level *slog.LevelVar) (*ztunnel, e
 			return nil, fmt.Errorf("make folder: %w", err)
 		}
 	}
+	if err := atomicfile.Sweep(s.StateDir); err != nil {
+		logger.Warn("what a killed process was writing stays", "error", err)
+	}
 	client, err := kubernetesClient()
 	if err != nil {
 		return nil, err
@@ -97,7 +108,9 @@ func compose(s settings, logger *slog.Logger, level *slog.LevelVar) (*ztunnel, e
 	if err := z.composeController(); err != nil {
 		return nil, err
 	}
-	z.composePods()
+	if err := z.composePods(); err != nil {
+		return nil, err
+	}
 	return z, z.composeReport()
 }
 
@@ -132,8 +145,9 @@ func (z *ztunnel) composeController() error {
 	if err != nil {
 		return err
 	}
+	z.locker = locker.New(s.keys(), z.logger)
 	z.certs = certs.New(certs.Config{
-		Fetch: certs.FetchFrom(conn, certificateTTL), Bundle: z.roots.bundle, Logger: z.logger, Registerer: z.metrics.Registry,
+		Fetch: certs.FetchFrom(conn, certificateTTL), Bundle: z.roots.bundle, Locker: z.locker, Logger: z.logger, Registerer: z.metrics.Registry,
 	})
 	z.reporter = &reporter{
 		hello:  &report.Hello{Node: s.NodeName, PodName: s.PodName, Version: daemon.Version},
@@ -144,14 +158,22 @@ func (z *ztunnel) composeController() error {
 }
 
 // composePods: the pods of the node, and how they are captured.
-func (z *ztunnel) composePods() {
+func (z *ztunnel) composePods() error {
 	s := z.settings
+	var err error
+	if z.relay, err = relay.New(); err != nil {
+		return err
+	}
 	z.conns = conns.New(conns.Config{Logger: z.logger, Registerer: z.metrics.Registry})
+	z.resolvers = dns.NewFile(s.ResolvConf, z.logger)
+	dnsMetrics := dns.NewMetrics(z.metrics.Registry)
 	z.endpoints = endpoints.New(endpoints.Config{Logger: z.logger, Registerer: z.metrics.Registry})
 	z.dataplane = &dataplane{
 		node: z.node, trustDomain: s.TrustDomain, clusterID: s.ClusterID, nodeName: s.NodeName,
-		certs: z.certs, store: z.store, feed: z.feed, conns: z.conns, endpoints: z.endpoints, pools: pool.NewMetrics(z.metrics.Registry),
-		policy: permissive{}, logger: z.logger, captures: make(map[string]*capture),
+		certs: z.certs, store: z.store, feed: z.feed, conns: z.conns, relay: z.relay, endpoints: z.endpoints, pools: pool.NewMetrics(z.metrics.Registry),
+		resolver: dns.NewResolver(z.resolvers.Servers, dnsMetrics), dnsMetrics: dnsMetrics,
+		policy: permissive{}, grace: s.StrictGrace, synced: func() bool { return closed(z.feed.Synced()) }, started: make(chan struct{}, 1),
+		quotas: inbound.NewQuotas(s.Limits), shares: z.shares(), logger: z.logger, captures: make(map[string]*capture),
 	}
 	z.pods = pods.New(pods.Config{
 		Node: s.NodeName, NeverHeld: s.NeverHeld, Client: z.client, Dataplane: z.dataplane,
@@ -164,6 +186,7 @@ func (z *ztunnel) composePods() {
 		Entry:  cniproto.ChainEntry{Socket: s.cniSocket(), EnrolmentFile: s.enrolment(), ExcludedNamespaces: s.NeverHeld},
 		Logger: z.logger,
 	})
+	return nil
 }
 
 // composeReport: what the controller, the operator and the kubelet see.
@@ -171,7 +194,7 @@ func (z *ztunnel) composeReport() error {
 	z.observed = &observedPods{
 		pods: z.pods, expires: z.certs.Expires, snapshot: z.store.Snapshot,
 		trustDomain: z.settings.TrustDomain, clusterID: z.settings.ClusterID,
-		sources: []func() []string{z.node.problems, z.dataplane.problems, z.cni.Problems, z.pods.Problems, z.roots.problems},
+		sources: []func() []string{z.node.problems, z.dataplane.problems, z.cni.Problems, z.pods.Problems, z.roots.problems, z.locker.Problems, z.feed.Problems, z.resolverProblems},
 	}
 	z.reporter.observed, z.reporter.release = z.observed, z.pods.Release
 	z.dumps()
@@ -197,15 +220,24 @@ func (z *ztunnel) run(running, force context.Context) error {
 	part("roots", func(ctx context.Context) error { return z.roots.watch(ctx, z.client, z.settings.PodNamespace) })
 	part("feed", z.feed.Run)
 	part("certificates", z.certs.Run)
+	part("locker", z.locker.Run)
 	part("chain entry", z.cni.Run)
 	// Before the pods, which ask what an earlier process left.
 	if !z.node.try() {
 		group.Go(func() { z.node.run(ctx, z.pods.Retry) })
 	}
 	part("pods", z.pods.Run)
+	part("guards", z.dataplane.followStrictness)
 	part("CNI socket", func(ctx context.Context) error { return z.pods.ServeCNI(ctx, z.settings.cniSocket()) })
 	part("report", z.reporter.run)
 	z.followBundle(ctx, &group)
+	group.Go(func() {
+		select {
+		case <-z.pods.Ready():
+			z.certs.RetainKept() // all that the node's pods need is wanted by now
+		case <-ctx.Done():
+		}
+	})
 	group.Go(func() { onConnect(ctx, z.feed.Connected, z.controllerIsBack) })
 
 	select {
@@ -219,7 +251,16 @@ func (z *ztunnel) run(running, force context.Context) error {
 	drained, stop := context.WithTimeout(force, cutBefore)
 	defer stop()
 	z.pods.Drain(drained)
-	return errors.Join(cause, z.node.close())
+	return errors.Join(cause, z.relay.Close(), z.node.close())
+}
+
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
 }
 
 // gates opens readiness as its conditions come true.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/ztunnel/cniproto"
+	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 )
 
 // settings are what the environment says.
@@ -28,6 +29,11 @@ type settings struct {
 	NeverHeld []string
 	// Grace is what Kubernetes gives this process between SIGTERM and SIGKILL.
 	Grace time.Duration
+	// StrictGrace is what connections get that are older than a pod's capture, when it turns strict.
+	StrictGrace time.Duration
+
+	// Limits of what one peer may hold.
+	Limits inbound.Limits
 
 	folders
 }
@@ -40,6 +46,8 @@ type folders struct {
 	StateDir, RunDir     string
 	NetNSDir             string
 	CNIPlugin            string // in the image
+	// ResolvConf names the resolvers that answer what captured pods ask DNS servers.
+	ResolvConf string
 }
 
 func (f folders) pins() string         { return filepath.Join(f.BPFFS, "ambit") }
@@ -47,6 +55,7 @@ func (f folders) snapshot() string     { return filepath.Join(f.StateDir, "snaps
 func (f folders) rootCert() string     { return filepath.Join(f.StateDir, "root-cert.pem") }
 func (f folders) capturedPods() string { return filepath.Join(f.StateDir, "pods.json") }
 func (f folders) enrolment() string    { return filepath.Join(f.StateDir, "enrolment.json") }
+func (f folders) keys() string         { return filepath.Join(f.RunDir, "certs") }
 func (f folders) cniSocket() string    { return filepath.Join(f.RunDir, "cni.sock") }
 
 // environment reads variables and collects what is wrong with them.
@@ -104,7 +113,14 @@ func readSettings(get func(string) string) (settings, error) {
 		OnDemand:     e.truth("XDS_ON_DEMAND"),
 		NeverHeld:    neverHeld(get("EXCLUDED_NAMESPACES")),
 		Grace:        e.seconds("TERMINATION_GRACE_PERIOD_SECONDS", 30*time.Second),
-		folders:      readFolders(e),
+		StrictGrace:  e.seconds("STRICT_GRACE_SECONDS", defaultGrace),
+		Limits: inbound.Limits{
+			TunnelsPerAddress:      e.limit("MAX_TUNNELS_PER_ADDRESS"),
+			TunnelsPerIdentity:     e.limit("MAX_TUNNELS_PER_IDENTITY"),
+			ConnectionsPerAddress:  e.limit("MAX_CONNECTIONS_PER_ADDRESS"),
+			ConnectionsPerIdentity: e.limit("MAX_CONNECTIONS_PER_IDENTITY"),
+		},
+		folders: readFolders(e),
 	}
 	ip, err := netip.ParseAddr(e.required("POD_IP"))
 	if err != nil && get("POD_IP") != "" {
@@ -116,15 +132,16 @@ func readSettings(get func(string) string) (settings, error) {
 
 func readFolders(e *environment) folders {
 	return folders{
-		HostProc:  e.folder("HOST_PROC", "/host/proc"),
-		BPFFS:     e.folder("BPFFS", "/sys/fs/bpf"),
-		Cgroup2:   e.folder("CGROUP2", ""),
-		CNIBinDir: e.folder("CNI_BIN_DIR", "/host/opt/cni/bin"),
-		CNIConfig: e.folder("CNI_CONF_DIR", "/host/etc/cni/net.d"),
-		StateDir:  e.folder("STATE_DIR", "/var/lib/ambit"),
-		RunDir:    e.folder("RUN_DIR", "/run/ambit"),
-		NetNSDir:  e.folder("NETNS_DIR", "/run/netns"),
-		CNIPlugin: e.folder("CNI_PLUGIN", "/opt/ambit/ambit-cni"),
+		HostProc:   e.folder("HOST_PROC", "/host/proc"),
+		BPFFS:      e.folder("BPFFS", "/sys/fs/bpf"),
+		Cgroup2:    e.folder("CGROUP2", ""),
+		CNIBinDir:  e.folder("CNI_BIN_DIR", "/host/opt/cni/bin"),
+		CNIConfig:  e.folder("CNI_CONF_DIR", "/host/etc/cni/net.d"),
+		StateDir:   e.folder("STATE_DIR", "/var/lib/ambit"),
+		RunDir:     e.folder("RUN_DIR", "/run/ambit"),
+		NetNSDir:   e.folder("NETNS_DIR", "/run/netns"),
+		CNIPlugin:  e.folder("CNI_PLUGIN", "/opt/ambit/ambit-cni"),
+		ResolvConf: e.folder("RESOLV_CONF", "/etc/resolv.conf"),
 	}
 }
 
@@ -153,6 +170,19 @@ func (e *environment) seconds(name string, otherwise time.Duration) time.Duratio
 		e.wrong(name, "%q is not a number of seconds", text)
 	}
 	return time.Duration(n) * time.Second
+}
+
+// limit is a number of at least 1; 0, the default, if nothing is said.
+func (e *environment) limit(name string) int {
+	text := e.get(name)
+	if text == "" {
+		return 0
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		e.wrong(name, "%q is not a number of at least 1", text)
+	}
+	return n
 }
 
 func neverHeld(configured string) []string {

@@ -18,21 +18,21 @@ func TestSettings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.Controller != "controller.ambit-system.svc:15012" || s.TrustDomain != "cluster.local" || s.Grace != 30*time.Second || s.OnDemand ||
-		s.cniSocket() != "/run/ambit/cni.sock" || s.enrolment() != "/var/lib/ambit/enrolment.json" || s.pins() != "/sys/fs/bpf/ambit" ||
+	if s.Controller != "controller.ambit-system.svc:15012" || s.TrustDomain != "cluster.local" || s.Grace != 30*time.Second || s.StrictGrace != 30*time.Second || s.OnDemand ||
+		s.cniSocket() != "/run/ambit/cni.sock" || s.keys() != "/run/ambit/certs" || s.enrolment() != "/var/lib/ambit/enrolment.json" || s.pins() != "/sys/fs/bpf/ambit" ||
 		!slices.Equal(s.NeverHeld, []string{"ambit-system", "kube-system"}) {
 		t.Errorf("defaults: %+v", s)
 	}
 	changed := maps.Clone(required)
 	maps.Copy(changed, map[string]string{
 		"CONTROLLER_ADDRESS": "https://[fd00::5]:1", "EXCLUDED_NAMESPACES": "storage, kube-system,,net", "XDS_ON_DEMAND": "true",
-		"TERMINATION_GRACE_PERIOD_SECONDS": "60", "STATE_DIR": "/state",
+		"TERMINATION_GRACE_PERIOD_SECONDS": "60", "STRICT_GRACE_SECONDS": "0", "STATE_DIR": "/state",
 	})
 	s, err = readSettings(from(changed))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.Controller != "[fd00::5]:1" || !s.OnDemand || s.Grace != time.Minute || s.snapshot() != "/state/snapshot.pb" ||
+	if s.Controller != "[fd00::5]:1" || !s.OnDemand || s.Grace != time.Minute || s.StrictGrace != 0 || s.snapshot() != "/state/snapshot.pb" ||
 		!slices.Equal(s.NeverHeld, []string{"ambit-system", "kube-system", "storage", "net"}) {
 		t.Errorf("changed: %+v", s)
 	}

@@ -11,7 +11,12 @@ var GroupVersion = schema.GroupVersion{Group: "ambit.mesh", Version: "v1alpha1"}
 
 // AddToScheme registers the types of this package.
 func AddToScheme(scheme *runtime.Scheme) error {
-	scheme.AddKnownTypes(GroupVersion, &Workload{}, &WorkloadList{})
+	scheme.AddKnownTypes(GroupVersion,
+		&Workload{}, &WorkloadList{},
+		&PeerAuthentication{}, &PeerAuthenticationList{},
+		&AuthorizationPolicy{}, &AuthorizationPolicyList{},
+		&EgressPolicy{}, &EgressPolicyList{},
+	)
 	metav1.AddToGroupVersion(scheme, GroupVersion)
 	return nil
 }

@@ -80,7 +80,7 @@ func Run(ctx context.Context, cluster *kube.Cluster, options Options, t *term.Te
 		ready func(context.Context) (kube.Progress, error)
 		next  string
 	}{
-		{"namespace and resource definitions", deploy.Foundation, cluster.Established("workloads.ambit.mesh"), ""},
+		{"namespace and resource definitions", deploy.Foundation, cluster.Established(definitions...), ""},
 		{"controller", deploy.Controller, cluster.DeploymentAvailable(Namespace, "controller"),
 			"kubectl -n ambit-system describe deployment controller; kubectl -n ambit-system logs deployment/controller"},
 		{"ztunnel on every node", deploy.Ztunnel, cluster.DaemonSetReady(Namespace, "ztunnel"),
@@ -99,6 +99,12 @@ func Run(ctx context.Context, cluster *kube.Cluster, options Options, t *term.Te
 	}
 	t.Text("\nAmbit is installed. Next: kubectl label namespace NAME ambit.mesh/dataplane-mode=ambient")
 	return nil
+}
+
+// definitions of the objects that the controller works with.
+var definitions = []string{
+	"workloads.ambit.mesh",
+	"peerauthentications.ambit.mesh", "authorizationpolicies.ambit.mesh", "egresspolicies.ambit.mesh",
 }
 
 func applyPart(ctx context.Context, cluster *kube.Cluster, values deploy.Values, part deploy.Part, ready func(context.Context) (kube.Progress, error), bound time.Duration, tell func(string)) error {

@@ -48,22 +48,35 @@ func Poll(ctx context.Context, ask func(context.Context) (Progress, error), tell
 
 var crdResource = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
 
-// Established asks whether a CustomResourceDefinition is served.
-func (c *Cluster) Established(name string) func(context.Context) (Progress, error) {
+// Established asks whether CustomResourceDefinitions are served, all of them.
+func (c *Cluster) Established(names ...string) func(context.Context) (Progress, error) {
 	return func(ctx context.Context) (Progress, error) {
-		object, err := c.Dynamic.Resource(crdResource).Get(ctx, name, metav1.GetOptions{})
-		if err != nil {
-			return Progress{}, err
-		}
-		status, _ := object.Object["status"].(map[string]any)
-		conditions, _ := status["conditions"].([]any)
-		for _, condition := range conditions {
-			if m, ok := condition.(map[string]any); ok && m["type"] == "Established" && m["status"] == "True" {
-				return Progress{Done: true, Text: "served"}, nil
+		for _, name := range names {
+			served, err := c.established(ctx, name)
+			if err != nil {
+				return Progress{}, err
+			}
+			if !served {
+				return Progress{Text: name + " is not served yet"}, nil
 			}
 		}
-		return Progress{Text: name + " is not served yet"}, nil
+		return Progress{Done: true, Text: "served"}, nil
 	}
+}
+
+func (c *Cluster) established(ctx context.Context, name string) (bool, error) {
+	object, err := c.Dynamic.Resource(crdResource).Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return false, err
+	}
+	status, _ := object.Object["status"].(map[string]any)
+	conditions, _ := status["conditions"].([]any)
+	for _, condition := range conditions {
+		if m, ok := condition.(map[string]any); ok && m["type"] == "Established" && m["status"] == "True" {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // DeploymentAvailable asks whether all replicas of the latest revision are.

@@ -19,6 +19,7 @@ const configName = "mesh"
 // output collects resources, and what could not be made one.
 type output struct {
 	resources resource.Resources
+	outcomes  []*Policy
 	problems  []error
 }
 

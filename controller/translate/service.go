@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -237,9 +238,15 @@ func extensions(s *corev1.Service) []*workload.Extension {
 	if c := s.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
 		timeout = *c.ClientIP.TimeoutSeconds
 	}
-	affinity, err := anypb.New(&mesh.SessionAffinity{ClientIpTimeoutSeconds: uint32(timeout)})
-	if err != nil { // one integer always serializes
+	return []*workload.Extension{extension(affinityExtension, &mesh.SessionAffinity{ClientIpTimeoutSeconds: uint32(timeout)})}
+}
+
+// extension packs a message. Ours hold numbers, and names that Kubernetes
+// checked: they always serialize.
+func extension(name string, message proto.Message) *workload.Extension {
+	config := &anypb.Any{}
+	if err := anypb.MarshalFrom(config, message, proto.MarshalOptions{Deterministic: true}); err != nil {
 		panic(err)
 	}
-	return []*workload.Extension{{Name: affinityExtension, Config: affinity}}
+	return &workload.Extension{Name: name, Config: config}
 }

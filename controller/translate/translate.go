@@ -8,6 +8,12 @@
 //	service.go    Service -> service, and which of them has a virtual address
 //	endpoints.go  EndpointSlices -> who serves which port of which service now
 //	config.go     what concerns the mesh as a whole
+//	policy.go     policies: to which pods they apply, what became of them
+//	authorization.go targetrefs.go authorization_values.go
+//	              AuthorizationPolicy -> authorization
+//	mutualtls.go  PeerAuthentication -> authorizations that refuse plaintext, and
+//	              what a workload's node has to guard
+//	egress.go     EgressPolicy -> who may leave the mesh
 //
 // Traffic that is captured no longer passes kube-proxy, so a Service has to mean
 // here what it means there: endpoints are those, and only those, that kube-proxy
@@ -16,7 +22,11 @@
 // Invariants: an address stands for one workload or one service; a pod is
 // reached through a tunnel if and only if it is in Input.Captured and has an
 // address of its own; an object that cannot be expressed is reported and left
-// out, and takes no other with it.
+// out, and takes no other with it. A policy that cannot be expressed as it is
+// written is sent in a reading that lets nothing pass which it would refuse: a
+// DENY denies more, an ALLOW allows less. What narrows access is said by
+// standard fields alone, so that a data plane which knows no others refuses the
+// same; a dry run is the one thing that is sent and refuses nothing.
 //
 // Deciding who is captured is report's job, sending the result push's.
 package translate
@@ -28,6 +38,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/ambit-mesh/ambit/api/v1alpha1"
 	"github.com/ambit-mesh/ambit/controller/resource"
 )
 
@@ -37,6 +48,13 @@ type Input struct {
 	Services []*corev1.Service
 	Slices   []*discoveryv1.EndpointSlice
 	Nodes    []*corev1.Node
+
+	// Namespaces, of which only names and labels are looked at.
+	Namespaces []*corev1.Namespace
+
+	PeerAuthentications   []*v1alpha1.PeerAuthentication
+	AuthorizationPolicies []*v1alpha1.AuthorizationPolicy
+	EgressPolicies        []*v1alpha1.EgressPolicy
 
 	// Captured pods are those to be reached through tunnels.
 	Captured Captured
@@ -57,6 +75,8 @@ type Config struct {
 	TrustDomain string
 	// ClusterID is the first part of workload names, such as Kubernetes.
 	ClusterID string
+	// SystemNamespace is where policies are for the whole mesh.
+	SystemNamespace string
 	// ClusterDomain ends Services' host names, such as cluster.local.
 	ClusterDomain string
 	// PodRanges are CIDRs of pods besides those of Nodes' spec.podCIDRs, for
@@ -64,17 +84,28 @@ type Config struct {
 	PodRanges []string
 }
 
+// Result is the mesh model, and what became of the policies that are in it.
+type Result struct {
+	Resources resource.Resources
+	// Policies of every object there is, ordered by kind, namespace and name.
+	Policies []*Policy
+}
+
 // Translate returns the mesh model. The error joins what could not be expressed
 // and is missing from the result, which is good to be published all the same.
-func Translate(in Input) (resource.Resources, error) {
+func Translate(in Input) (Result, error) {
 	out := &output{resources: make(resource.Resources)}
 	nodes := indexNodes(in.Nodes)
 	pods := indexPods(in.Pods)
 	services := indexServices(in.Services, pods, in.Config)
 	serving := resolveEndpoints(in.Slices, services, pods)
 
+	policies := out.policies(in, pods, services, serving)
+
 	for _, p := range pods.all {
-		out.workload(workloadOfPod(p, serving.ofPod[p], nodes, in))
+		w := workloadOfPod(p, serving.ofPod[p], nodes, in)
+		policies.attached[p].to(w)
+		out.workload(w)
 	}
 	for _, e := range serving.external {
 		out.workload(workloadOfEndpoint(e, nodes, in.Config))
@@ -83,5 +114,5 @@ func Translate(in Input) (resource.Resources, error) {
 		out.service(s)
 	}
 	out.mesh(in)
-	return out.resources, errors.Join(out.problems...)
+	return Result{Resources: out.resources, Policies: out.outcomes}, errors.Join(out.problems...)
 }

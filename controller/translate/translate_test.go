@@ -6,10 +6,12 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -17,10 +19,13 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/yaml"
 
+	"github.com/ambit-mesh/ambit/api/v1alpha1"
 	"github.com/ambit-mesh/ambit/controller/resource"
 )
 
@@ -34,11 +39,11 @@ const capturedAnnotation = "test.ambit.mesh/captured"
 func TestTranslate(t *testing.T) {
 	for _, name := range cases(t) {
 		t.Run(name, func(t *testing.T) {
-			resources, err := Translate(readInput(t, name))
+			result, err := Translate(readInput(t, name))
 			if err != nil {
 				t.Errorf("problems: %v", err)
 			}
-			got := render(t, resources)
+			got := append(render(t, result.Resources), renderPolicies(result.Policies)...)
 			path := filepath.Join("testdata", name+".golden")
 			if *update {
 				if err := os.WriteFile(path, got, 0o644); err != nil {
@@ -97,11 +102,11 @@ func TestTranslateReportsWhatItLeavesOut(t *testing.T) {
 	broken.Status.PodIPs = []corev1.PodIP{{IP: "10.244.9.9"}}
 	in.Pods = append(in.Pods, broken)
 
-	resources, err := Translate(in)
+	result, err := Translate(in)
 	if err == nil || !strings.Contains(err.Error(), "Kubernetes//Pod/shop/broken") {
 		t.Errorf("error %v does not name the pod", err)
 	}
-	if diff := cmp.Diff(whole, versionsOf(resources)); diff != "" {
+	if diff := cmp.Diff(whole, versionsOf(result.Resources)); diff != "" {
 		t.Errorf("the others changed:\n%s", diff)
 	}
 }
@@ -142,7 +147,7 @@ func BenchmarkTranslate(b *testing.B) {
 	}
 }
 
-var config = Config{TrustDomain: "cluster.local", ClusterID: "Kubernetes", ClusterDomain: "cluster.local"}
+var config = Config{TrustDomain: "cluster.local", ClusterID: "Kubernetes", ClusterDomain: "cluster.local", SystemNamespace: "ambit-system"}
 
 type captured map[types.UID]bool
 
@@ -159,6 +164,18 @@ func cases(t *testing.T) []string {
 	return files
 }
 
+// codecs know Kubernetes' objects and ours.
+var codecs = func() serializer.CodecFactory {
+	all := runtime.NewScheme()
+	if err := scheme.AddToScheme(all); err != nil {
+		panic(err)
+	}
+	if err := v1alpha1.AddToScheme(all); err != nil {
+		panic(err)
+	}
+	return serializer.NewCodecFactory(all)
+}()
+
 // readInput reads the Kubernetes objects of a case.
 func readInput(t *testing.T, name string) Input {
 	t.Helper()
@@ -168,7 +185,7 @@ func readInput(t *testing.T, name string) Input {
 	}
 	in := Input{Captured: captured{}, Config: config}
 	for document := range bytes.SplitSeq(text, []byte("\n---\n")) {
-		object, _, err := scheme.Codecs.UniversalDeserializer().Decode(document, nil, nil)
+		object, _, err := codecs.UniversalDeserializer().Decode(document, nil, nil)
 		if err != nil {
 			t.Fatalf("%s: %v in\n%s", name, err, document)
 		}
@@ -185,6 +202,14 @@ func readInput(t *testing.T, name string) Input {
 			in.Slices = append(in.Slices, o)
 		case *corev1.Node:
 			in.Nodes = append(in.Nodes, o)
+		case *corev1.Namespace:
+			in.Namespaces = append(in.Namespaces, o)
+		case *v1alpha1.PeerAuthentication:
+			in.PeerAuthentications = append(in.PeerAuthentications, o)
+		case *v1alpha1.AuthorizationPolicy:
+			in.AuthorizationPolicies = append(in.AuthorizationPolicies, o)
+		case *v1alpha1.EgressPolicy:
+			in.EgressPolicies = append(in.EgressPolicies, o)
 		case *corev1.ConfigMap: // settings that are not Kubernetes objects
 			in.Roots = append(in.Roots, o.Data["root"])
 			in.Config.PodRanges = strings.Fields(o.Data["podRanges"])
@@ -225,6 +250,28 @@ func render(t *testing.T, resources resource.Resources) []byte {
 	return text
 }
 
+// renderPolicies shows what became of each, as comments.
+func renderPolicies(policies []*Policy) []byte {
+	var b bytes.Buffer
+	for _, p := range policies {
+		fmt.Fprintf(&b, "# %s %s/%s: %d workloads", p.Kind, p.Namespace, p.Name, p.Workloads)
+		if p.DryRun {
+			b.WriteString(", dry run")
+		}
+		for _, node := range slices.Sorted(maps.Keys(p.Nodes)) {
+			fmt.Fprintf(&b, "; on %s %v", node, p.Nodes[node])
+		}
+		for _, r := range p.Resources {
+			fmt.Fprintf(&b, "; needs %s", r.Name)
+		}
+		b.WriteString("\n")
+		for _, problem := range p.Problems {
+			fmt.Fprintf(&b, "#   %s: %s: %s\n", problem.Reason, problem.Field, problem.Message)
+		}
+	}
+	return b.Bytes()
+}
+
 // spellAddresses replaces raw addresses by readable ones.
 func spellAddresses(v any) {
 	spell := func(v any) any {
@@ -257,11 +304,11 @@ func spellAddresses(v any) {
 
 func versions(t *testing.T, in Input) map[string]string {
 	t.Helper()
-	resources, err := Translate(in)
+	result, err := Translate(in)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return versionsOf(resources)
+	return versionsOf(result.Resources)
 }
 
 func versionsOf(resources resource.Resources) map[string]string {
@@ -279,6 +326,15 @@ func shuffle(random *rand.Rand, in *Input) {
 	random.Shuffle(len(in.Services), func(i, j int) { in.Services[i], in.Services[j] = in.Services[j], in.Services[i] })
 	random.Shuffle(len(in.Slices), func(i, j int) { in.Slices[i], in.Slices[j] = in.Slices[j], in.Slices[i] })
 	random.Shuffle(len(in.Nodes), func(i, j int) { in.Nodes[i], in.Nodes[j] = in.Nodes[j], in.Nodes[i] })
+	random.Shuffle(len(in.PeerAuthentications), func(i, j int) {
+		in.PeerAuthentications[i], in.PeerAuthentications[j] = in.PeerAuthentications[j], in.PeerAuthentications[i]
+	})
+	random.Shuffle(len(in.AuthorizationPolicies), func(i, j int) {
+		in.AuthorizationPolicies[i], in.AuthorizationPolicies[j] = in.AuthorizationPolicies[j], in.AuthorizationPolicies[i]
+	})
+	random.Shuffle(len(in.EgressPolicies), func(i, j int) {
+		in.EgressPolicies[i], in.EgressPolicies[j] = in.EgressPolicies[j], in.EgressPolicies[i]
+	})
 	for _, s := range in.Slices {
 		random.Shuffle(len(s.Endpoints), func(i, j int) { s.Endpoints[i], s.Endpoints[j] = s.Endpoints[j], s.Endpoints[i] })
 		random.Shuffle(len(s.Ports), func(i, j int) { s.Ports[i], s.Ports[j] = s.Ports[j], s.Ports[i] })

@@ -27,11 +27,15 @@ func indexNodes(nodes []*corev1.Node) nodeIndex {
 	return index
 }
 
+func workloadUID(clusterID string, p *pod) string {
+	return strings.Join([]string{clusterID, "", "Pod", p.Namespace, p.Name}, "/")
+}
+
 // workloadOfPod describes a pod, and the ports of services that it serves now.
 func workloadOfPod(p *pod, services map[string]*workload.PortList, nodes nodeIndex, in Input) *workload.Workload {
 	name, kind := ownerOf(p.Pod)
 	w := &workload.Workload{
-		Uid:               strings.Join([]string{in.Config.ClusterID, "", "Pod", p.Namespace, p.Name}, "/"),
+		Uid:               workloadUID(in.Config.ClusterID, p),
 		Name:              p.Name,
 		Namespace:         p.Namespace,
 		Addresses:         rawAddresses(p.addresses),

@@ -2,6 +2,7 @@
 // tells when there is something new.
 //
 //	watch.go    informers, and their contents as typed lists
+//	policies.go those of the objects that people write
 //	strip.go    what of an object is kept in memory
 //	trigger.go  many changes, one call
 //
@@ -18,6 +19,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -36,34 +38,44 @@ import (
 // Objects are all objects of a cluster that make up its mesh. They are shared:
 // nobody may change them.
 type Objects struct {
-	Pods     []*corev1.Pod
-	Services []*corev1.Service
-	Slices   []*discoveryv1.EndpointSlice
-	Nodes    []*corev1.Node
+	Pods       []*corev1.Pod
+	Services   []*corev1.Service
+	Slices     []*discoveryv1.EndpointSlice
+	Nodes      []*corev1.Node
+	Namespaces []*corev1.Namespace
+	PolicyObjects
 }
 
 // Sources are the informers. Others may add handlers and indexes to them until
 // Run is called.
 type Sources struct {
-	factory  informers.SharedInformerFactory
-	pods     corelisters.PodLister
-	services corelisters.ServiceLister
-	slices   discoverylisters.EndpointSliceLister
-	nodes    corelisters.NodeLister
+	factory    informers.SharedInformerFactory
+	pods       corelisters.PodLister
+	services   corelisters.ServiceLister
+	slices     discoverylisters.EndpointSliceLister
+	nodes      corelisters.NodeLister
+	namespaces corelisters.NamespaceLister
+	policies   *policies
 }
 
-// New prepares informers for one cluster. Changed is called, from many
+// New prepares informers for one cluster and its policies. Changed is called, from many
 // goroutines, whenever one of the Objects may have changed.
-func New(client kubernetes.Interface, changed func()) (*Sources, error) {
+func New(client kubernetes.Interface, from Policies, changed func()) (*Sources, error) {
 	factory := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(strip))
 	core := factory.Core().V1()
 	slices := factory.Discovery().V1().EndpointSlices()
+	policies, err := newPolicies(from, changed)
+	if err != nil {
+		return nil, err
+	}
 	s := &Sources{
-		factory:  factory,
-		pods:     core.Pods().Lister(),
-		services: core.Services().Lister(),
-		slices:   slices.Lister(),
-		nodes:    core.Nodes().Lister(),
+		factory:    factory,
+		pods:       core.Pods().Lister(),
+		services:   core.Services().Lister(),
+		slices:     slices.Lister(),
+		nodes:      core.Nodes().Lister(),
+		namespaces: core.Namespaces().Lister(),
+		policies:   policies,
 	}
 	tell := cache.ResourceEventHandlerFuncs{
 		AddFunc: func(any) { changed() },
@@ -75,13 +87,12 @@ func New(client kubernetes.Interface, changed func()) (*Sources, error) {
 		DeleteFunc: func(any) { changed() },
 	}
 	for _, informer := range []cache.SharedIndexInformer{
-		core.Pods().Informer(), core.Services().Informer(), slices.Informer(), core.Nodes().Informer(),
+		core.Pods().Informer(), core.Services().Informer(), slices.Informer(), core.Nodes().Informer(), core.Namespaces().Informer(),
 	} {
 		if _, err := informer.AddEventHandler(tell); err != nil {
 			return nil, fmt.Errorf("watch: %w", err)
 		}
 	}
-	core.Namespaces().Informer() // for others, and synced with the rest
 	return s, nil
 }
 
@@ -118,8 +129,13 @@ func (s *Sources) Namespaces() coreinformers.NamespaceInformer {
 // Run the informers until ctx ends.
 func (s *Sources) Run(ctx context.Context) error {
 	s.factory.Start(ctx.Done())
+	var running sync.WaitGroup
+	for _, informer := range s.policies.all() {
+		running.Go(func() { informer.RunWithContext(ctx) })
+	}
 	<-ctx.Done()
 	s.factory.Shutdown()
+	running.Wait()
 	return nil
 }
 
@@ -127,13 +143,13 @@ func (s *Sources) Run(ctx context.Context) error {
 // has begun or while it begins.
 func (s *Sources) WaitSynced(ctx context.Context) error {
 	core := s.factory.Core().V1()
-	if !cache.WaitForCacheSync(ctx.Done(),
+	if !cache.WaitForCacheSync(ctx.Done(), append(s.policies.synced(),
 		core.Pods().Informer().HasSynced,
 		core.Services().Informer().HasSynced,
 		core.Nodes().Informer().HasSynced,
 		core.Namespaces().Informer().HasSynced,
 		s.factory.Discovery().V1().EndpointSlices().Informer().HasSynced,
-	) {
+	)...) {
 		return fmt.Errorf("wait for Kubernetes objects: %w", context.Cause(ctx))
 	}
 	return nil
@@ -142,11 +158,13 @@ func (s *Sources) WaitSynced(ctx context.Context) error {
 // Objects returns what is there now.
 func (s *Sources) Objects() (Objects, error) {
 	var o Objects
-	var errs [4]error
+	var errs [6]error
 	o.Pods, errs[0] = s.pods.List(labels.Everything())
 	o.Services, errs[1] = s.services.List(labels.Everything())
 	o.Slices, errs[2] = s.slices.List(labels.Everything())
 	o.Nodes, errs[3] = s.nodes.List(labels.Everything())
+	o.Namespaces, errs[4] = s.namespaces.List(labels.Everything())
+	o.PolicyObjects, errs[5] = s.Policies()
 	if err := errors.Join(errs[:]...); err != nil {
 		return Objects{}, fmt.Errorf("list Kubernetes objects: %w", err)
 	}

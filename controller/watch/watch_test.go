@@ -12,15 +12,35 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	kubewatch "k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
+	"k8s.io/client-go/tools/cache"
+	cachetest "k8s.io/client-go/tools/cache/testing"
+
+	"github.com/ambit-mesh/ambit/api/v1alpha1"
 )
 
 // start runs sources on a fake cluster until the test ends.
 func start(t *testing.T, client *fake.Clientset) (*Sources, *atomic.Int64) {
 	t.Helper()
+	return startWith(t, client, noPolicies(t))
+}
+
+// noPolicies are sources without objects.
+func noPolicies(t *testing.T) Policies {
+	source := func() *cachetest.FakeControllerSource {
+		s := cachetest.NewFakeControllerSource()
+		t.Cleanup(s.Shutdown)
+		return s
+	}
+	return Policies{PeerAuthentications: source(), AuthorizationPolicies: source(), EgressPolicies: source()}
+}
+
+func startWith(t *testing.T, client *fake.Clientset, policies Policies) (*Sources, *atomic.Int64) {
+	t.Helper()
 	changes := new(atomic.Int64)
-	s, err := New(client, func() { changes.Add(1) })
+	s, err := New(client, policies, func() { changes.Add(1) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,13 +64,13 @@ func TestObjectsAreCompleteOnceSynced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(o.Pods) != 1 || len(o.Services) != 1 || len(o.Slices) != 1 || len(o.Nodes) != 1 {
-		t.Errorf("%d pods, %d services, %d slices, %d nodes", len(o.Pods), len(o.Services), len(o.Slices), len(o.Nodes))
+	if len(o.Pods) != 1 || len(o.Services) != 1 || len(o.Slices) != 1 || len(o.Nodes) != 1 || len(o.Namespaces) != 1 {
+		t.Errorf("%d pods, %d services, %d slices, %d nodes, %d namespaces", len(o.Pods), len(o.Services), len(o.Slices), len(o.Nodes), len(o.Namespaces))
 	}
 	if _, err := s.Namespaces().Lister().Get("shop"); err != nil {
 		t.Error(err)
 	}
-	await(t, "a change is told for each of the four", func() bool { return changes.Load() == 4 })
+	await(t, "a change is told for each of the five", func() bool { return changes.Load() == 5 })
 }
 
 // As long as one kind cannot be listed, nothing is complete.
@@ -65,6 +85,59 @@ func TestNotSyncedWhileOneKindIsMissing(t *testing.T) {
 	if err := s.WaitSynced(ctx); err == nil {
 		t.Error("synced without EndpointSlices")
 	}
+}
+
+// Without its policies a mesh would allow what they forbid: as long as one kind
+// cannot be listed, nothing is complete, and no kind can be left out.
+func TestNotSyncedWithoutPolicies(t *testing.T) {
+	refused := &cache.ListWatch{
+		ListFunc:  func(metav1.ListOptions) (runtime.Object, error) { return nil, context.DeadlineExceeded },
+		WatchFunc: func(metav1.ListOptions) (kubewatch.Interface, error) { return nil, context.DeadlineExceeded },
+	}
+	for name, without := range map[string]func(*Policies, cache.ListerWatcher){
+		"PeerAuthentications":   func(p *Policies, l cache.ListerWatcher) { p.PeerAuthentications = l },
+		"AuthorizationPolicies": func(p *Policies, l cache.ListerWatcher) { p.AuthorizationPolicies = l },
+		"EgressPolicies":        func(p *Policies, l cache.ListerWatcher) { p.EgressPolicies = l },
+	} {
+		policies := noPolicies(t)
+		without(&policies, refused)
+		s, _ := startWith(t, fake.NewClientset(), policies)
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		if err := s.WaitSynced(ctx); err == nil {
+			t.Errorf("synced without %s", name)
+		}
+		without(&policies, nil)
+		if _, err := New(fake.NewClientset(), policies, func() {}); err == nil {
+			t.Errorf("made without a source of %s", name)
+		}
+	}
+}
+
+// What people change is told; what we write ourselves is not.
+func TestPoliciesAreTold(t *testing.T) {
+	policies := noPolicies(t)
+	source := policies.EgressPolicies.(*cachetest.FakeControllerSource)
+	p := &v1alpha1.EgressPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "out", UID: "1", Generation: 1}}
+	source.Add(p.DeepCopy())
+	s, changes := startWith(t, fake.NewClientset(), policies)
+	if err := s.WaitSynced(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the policy is told", func() bool { return changes.Load() == 1 })
+	if o, err := s.Objects(); err != nil || len(o.EgressPolicies) != 1 {
+		t.Errorf("%d policies, %v", len(o.EgressPolicies), err)
+	}
+	p.Status.InForce = "1/1"
+	source.Modify(p.DeepCopy())
+	p.Annotations = map[string]string{v1alpha1.DryRunAnnotation: "true"}
+	source.Modify(p.DeepCopy())
+	await(t, "the annotation is told", func() bool { return changes.Load() == 2 })
+	p.Generation = 2
+	source.Modify(p.DeepCopy())
+	await(t, "the new spec is told", func() bool { return changes.Load() == 3 })
+	source.Delete(p.DeepCopy())
+	await(t, "the deletion is told", func() bool { return changes.Load() == 4 })
 }
 
 func TestEveryChangeIsTold(t *testing.T) {

@@ -3,12 +3,13 @@
 //	Want     an identity is wanted: its key is made and its certificate fetched
 //	         ahead of need, and again at half of its life
 //	Get      waits for it, before those that nobody waits for
-//	Forget   after the last Want is taken back, key and certificate are dropped
+//	Forget   some time after the last Want is taken back, key and certificate are dropped
 //
 // An entry is kept by one goroutine of [Store.Run]. A fetch that fails is
 // repeated with growing pauses, while the certificate at hand stays in use until
 // it ends. What the CA returns is accepted only if it is for the identity and
-// key asked for and chains to the trust bundle.
+// key asked for and chains to the trust bundle. A [Locker] keeps it for the next
+// process, which judges it by the same standards.
 //
 // Invariants: no expired certificate is ever used; a peer is accepted only if
 // its certificate chains to the bundle of that moment, bears exactly one SPIFFE
@@ -39,6 +40,8 @@ type Config struct {
 	Fetch func(ctx context.Context, id spiffe.ID, csrPEM []byte) ([]string, error)
 	// Bundle returns the roots that are trusted now; empty until they are known.
 	Bundle func() []*x509.Certificate
+	// Locker keeps certificates for the next process; nil to start from nothing.
+	Locker Locker
 	Logger *slog.Logger
 	// Registerer receives the metrics; nil for none.
 	Registerer prometheus.Registerer
@@ -61,6 +64,8 @@ type Store struct {
 	metrics metrics
 	slots   chan struct{} // maxFetches
 	ahead   chan struct{} // maxAhead
+	// keeping is held while the locker is written to, before mu.
+	keeping sync.Mutex
 
 	mu      sync.Mutex // guards the rest
 	entries map[spiffe.ID]*entry
@@ -72,13 +77,14 @@ type Store struct {
 type entry struct {
 	// fixed
 	id spiffe.ID
-	// gone is closed when the last Want was taken back.
+	// gone is closed a while after the last Want was taken back.
 	gone chan struct{}
 	// wake is sent to when somebody waits, or the bundle changed.
 	wake chan struct{}
 
 	// guarded by Store.mu
 	wants       int
+	forgotten   *time.Timer // while wants is 0: the end of lingering
 	waiting     int
 	certificate *tls.Certificate // with Leaf; nil until there is one
 	lastError   error
@@ -109,6 +115,11 @@ func (s *Store) Run(ctx context.Context) error {
 	<-ctx.Done()
 	s.mu.Lock()
 	s.start = func(*entry) {} // nothing begins while we wait
+	for _, e := range s.entries {
+		if e.forgotten != nil {
+			e.forgotten.Stop()
+		}
+	}
 	s.mu.Unlock()
 	group.Wait()
 	return nil
@@ -120,7 +131,10 @@ func (s *Store) Want(id spiffe.ID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if e := s.entries[id]; e != nil {
-		e.wants++
+		if e.wants++; e.wants == 1 {
+			e.forgotten.Stop()
+			e.hurry()
+		}
 		return
 	}
 	e := &entry{id: id, wants: 1, gone: make(chan struct{}), wake: make(chan struct{}, 1), changed: make(chan struct{})}
@@ -130,20 +144,31 @@ func (s *Store) Want(id spiffe.ID) {
 	}
 }
 
-// Forget takes back one Want; after the last one, key and certificate are dropped.
+// Forget takes back one Want; after the last one, nobody gets the certificate,
+// and when nobody wants it again for a while, it is dropped with its key.
 func (s *Store) Forget(id spiffe.ID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.entries[id]
-	if e == nil {
+	if e == nil || e.wants == 0 {
 		return
 	}
 	if e.wants--; e.wants > 0 {
 		return
 	}
-	delete(s.entries, id)
-	close(e.gone)
+	e.forgotten = time.AfterFunc(linger, func() { s.drop(e) })
 	e.announceLocked()
+}
+
+// drop ends an entry that nobody has wanted for a while.
+func (s *Store) drop(e *entry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e.wants > 0 || s.entries[e.id] != e {
+		return
+	}
+	delete(s.entries, e.id)
+	close(e.gone)
 }
 
 // announceLocked wakes all who wait for a change of the entry.
@@ -173,7 +198,7 @@ func (s *Store) Get(ctx context.Context, id spiffe.ID) (*tls.Certificate, error)
 	for {
 		s.mu.Lock()
 		e := s.entries[id]
-		if e == nil {
+		if e == nil || e.wants == 0 {
 			s.mu.Unlock()
 			return nil, fmt.Errorf("certificate of %s: %w", id, ErrNotWanted)
 		}

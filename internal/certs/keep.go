@@ -43,8 +43,27 @@ func (s *Store) keep(ctx context.Context, e *entry) {
 		case <-ctx.Done():
 		}
 	}()
+	defer func() {
+		select {
+		case <-e.gone:
+			s.unstore(e)
+		default: // the process ends: the next one wants it
+		}
+	}()
 	failures := 0
 	for ctx.Err() == nil {
+		if !s.wanted(e) {
+			select {
+			case <-e.wake:
+			case <-ctx.Done():
+			}
+			continue
+		}
+		if kept := s.recall(e); kept != nil {
+			s.use(e, kept)
+			s.pause(ctx, e, untilRenewal(kept.Leaf, time.Now()))
+			continue
+		}
 		release, err := s.take(ctx, e)
 		if err != nil {
 			return
@@ -57,6 +76,7 @@ func (s *Store) keep(ctx context.Context, e *entry) {
 		s.settle(e, certificate, err)
 		if err == nil {
 			failures = 0
+			s.store(e, certificate)
 			s.pause(ctx, e, untilRenewal(certificate.Leaf, time.Now()))
 			continue
 		}
@@ -132,6 +152,21 @@ func (s *Store) valid(e *entry) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return e.validLocked(time.Now()) != nil
+}
+
+// wanted tells whether an entry does more than linger.
+func (s *Store) wanted(e *entry) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return e.wants > 0
+}
+
+// use has an entry hold a certificate that was not fetched.
+func (s *Store) use(e *entry, certificate *tls.Certificate) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e.lastError, e.certificate = nil, certificate
+	e.announceLocked()
 }
 
 // settle notes what a fetch brought.

@@ -14,12 +14,14 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"slices"
+	"syscall"
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/encoding/protodelim"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/ambit-mesh/ambit/internal/statefile"
 	"github.com/ambit-mesh/ambit/internal/workload"
 )
 
@@ -37,7 +39,13 @@ const (
 	batchLength = 256
 )
 
+// maxFileBytes is many times a mesh of a million pods: what is larger is not
+// even summed up.
+const maxFileBytes = 4 << 30
+
 const (
+	// saveRetry is how soon a file that could not be written is tried again.
+	saveRetry = 5 * time.Second
 	// saveAfter lets a burst of changes cost one write.
 	saveAfter = time.Second
 	// saveShare bounds what saving a large mesh costs: at most a twentieth of the time.
@@ -49,6 +57,7 @@ var (
 	errOther = errors.New("written with another on-demand setting, or by another version")
 	errFile  = errors.New("not a configuration file")
 	errSum   = errors.New("checksum differs")
+	errHuge  = errors.New("larger than any configuration")
 	// errBase says that the file is not there that changes were to be applied to.
 	errBase = errors.New("the state on disk is lost")
 )
@@ -64,6 +73,7 @@ func (c *Client) magic() string {
 // set aside: the controller will send everything anew.
 func (c *Client) load() {
 	path := c.config.SnapshotPath
+	c.sweep()
 	err := readFile(path, c.magic(), func(message []byte) error {
 		response := &discovery.DeltaDiscoveryResponse{}
 		if err := proto.Unmarshal(message, response); err != nil {
@@ -113,6 +123,9 @@ func (c *Client) save(ctx context.Context) {
 		}
 		c.resources.clean() // What came while waiting is in the same write.
 		wait = max(saveAfter, saveShare*c.saveNow())
+		if c.saveProblem() != nil {
+			wait = max(wait, saveRetry)
+		}
 	}
 }
 
@@ -141,9 +154,9 @@ func (c *Client) saveNow() time.Duration {
 		c.resources.lost()
 		c.anew()
 	case err != nil:
-		c.logger.Error("save configuration", "path", path, "error", err)
 		c.resources.putBack(lacks)
 	}
+	c.noteSave(err)
 	took := time.Since(started)
 	// What was learnt from nothing came with all that starting takes.
 	if err == nil && (!lacks.based || len(lacks.upserts[workload.AddressType]) >= manyChanges) {
@@ -153,11 +166,57 @@ func (c *Client) saveNow() time.Duration {
 	return took
 }
 
+// noteSave makes it known whether the state on disk is the current one.
+func (c *Client) noteSave(err error) {
+	var problem error
+	if err != nil {
+		problem = fmt.Errorf("save configuration to %s: %w", c.config.SnapshotPath, err)
+	}
+	before := c.unsaved.Swap(&problem)
+	switch {
+	case problem != nil && (before == nil || *before == nil):
+		c.logger.Error("configuration on disk is old", "error", problem)
+	case problem == nil && before != nil && *before != nil:
+		c.logger.Info("configuration on disk is current again")
+	}
+}
+
+func (c *Client) saveProblem() error {
+	if problem := c.unsaved.Load(); problem != nil {
+		return *problem
+	}
+	return nil
+}
+
+// Problems of the state on disk, coded.
+func (c *Client) Problems() []string {
+	if err := c.saveProblem(); err != nil {
+		return []string{"ConfigurationNotSaved: " + err.Error() + "; a restart without the controller would begin with what was saved last"}
+	}
+	return nil
+}
+
+// sweep removes what a process that was killed was writing.
+func (c *Client) sweep() {
+	leftovers, err := filepath.Glob(c.config.SnapshotPath + temporary)
+	if err != nil {
+		return // a path that is no pattern was never written to
+	}
+	for _, path := range leftovers {
+		if err := os.Remove(path); err != nil {
+			c.logger.Warn("half-written configuration not removed", "path", path, "error", err)
+		}
+	}
+}
+
+// temporary ends the name of a file that is being written.
+const temporary = ".*.tmp"
+
 // writeFile replaces the file at path by one with the changes, so that there is
 // always a whole one, also after a power cut.
 func writeFile(path, magic string, lacks changes, rejected map[string][]workload.Resource) error {
 	dir := filepath.Dir(path)
-	file, err := os.CreateTemp(dir, filepath.Base(path)+".*")
+	file, err := os.CreateTemp(dir, filepath.Base(path)+temporary)
 	if err != nil {
 		return err
 	}
@@ -183,6 +242,9 @@ func writeFile(path, magic string, lacks changes, rejected map[string][]workload
 func writeBody(w io.Writer, path, magic string, lacks changes, rejected map[string][]workload.Resource) error {
 	if lacks.based {
 		if err := copyUnchanged(w, path, magic, lacks); err != nil {
+			if _, failed := errors.AsType[*writeError](err); failed {
+				return err // the new file's fault, not the present one's
+			}
 			return fmt.Errorf("%w: %w", errBase, err)
 		}
 	}
@@ -238,11 +300,18 @@ func syncDir(dir string) error {
 // readFile reads a whole file, or nothing of it: the encoded responses, each
 // valid until each returns.
 func readFile(path, magic string, each func(message []byte) error) error {
-	file, err := os.Open(path)
+	// A name that leads elsewhere, or to something that blocks, is no file of ours.
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return err
 	}
 	defer file.Close()
+	if err := statefile.Check(file); err != nil {
+		return fmt.Errorf("%w: %w", errFile, err)
+	}
+	if info, err := file.Stat(); err != nil || info.Size() > maxFileBytes {
+		return errors.Join(errHuge, err)
+	}
 	return decode(file, magic, each)
 }
 

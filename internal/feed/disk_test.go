@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -211,17 +212,59 @@ func TestFileOfTheOtherMode(t *testing.T) {
 	})
 }
 
-// A folder that cannot be written to costs the file, not the feed.
+// A folder that cannot be written to costs the file, not the feed. It is
+// reported, and the file is written as soon as it can be, with nothing new to say.
 func TestUnwritableFolder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newController(t)
-		f := run(t, c, at(filepath.Join(t.TempDir(), "missing", "snapshot.pb")))
+		path := filepath.Join(t.TempDir(), "missing", "snapshot.pb")
+		f := run(t, c, at(path))
 		s := c.accept()
 		s.serve(meshConfig)
 		time.Sleep(5 * time.Second)
 		s.push(workload.AddressType, nil, pod("cart", "10.244.1.7"))
 		if !isSynced(f) {
 			t.Error("not synced")
+		}
+		time.Sleep(10 * time.Second)
+		if p := f.Problems(); len(p) != 1 || !strings.HasPrefix(p[0], "ConfigurationNotSaved: ") || !strings.Contains(p[0], path) {
+			t.Errorf("problems %q", p)
+		}
+		if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		if p := f.Problems(); len(p) > 0 {
+			t.Errorf("problems %q", p)
+		}
+		version := f.store.Snapshot().Version()
+		f.stop()
+		c.stop()
+		f = run(t, c, at(path))
+		synctest.Wait()
+		if got := f.store.Snapshot().Version(); got != version {
+			t.Errorf("the file gives version %s, want %s", got, version)
+		}
+	})
+}
+
+// What a killed process was writing goes.
+func TestHalfWrittenFilesAreRemoved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path, version := saved(t)
+		if err := os.WriteFile(path+".123.tmp", []byte("half"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c := newController(t)
+		c.stop()
+		f := run(t, c, at(path))
+		synctest.Wait()
+		if got := f.store.Snapshot().Version(); got != version {
+			t.Errorf("version is %s, want %s", got, version)
+		}
+		if entries, err := os.ReadDir(filepath.Dir(path)); err != nil || len(entries) != 1 {
+			t.Errorf("left: %v, %v", entries, err)
 		}
 	})
 }

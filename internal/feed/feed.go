@@ -94,7 +94,9 @@ type Client struct {
 	resources *resources
 	questions *questions
 	connected atomic.Bool
-	syncOnce  sync.Once
+	// unsaved is why the state on disk is not the current one; nil inside for none.
+	unsaved  atomic.Pointer[error]
+	syncOnce sync.Once
 }
 
 // New returns a client that does nothing until Run.

@@ -20,9 +20,17 @@ func copyUnchanged(w io.Writer, path, magic string, lacks changes) error {
 		if err == nil {
 			_, err = w.Write(kept)
 		}
-		return err
+		if err != nil {
+			return &writeError{err}
+		}
+		return nil
 	})
 }
+
+// writeError: the next file cannot be written, whatever the present one is like.
+type writeError struct{ error }
+
+func (e *writeError) Unwrap() error { return e.error }
 
 // The numbers of fields that are looked at in an encoded DeltaDiscoveryResponse,
 // and in a Resource.

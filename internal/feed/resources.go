@@ -63,6 +63,11 @@ func (rs *resources) apply(delta workload.Delta, rejections []workload.Rejection
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	rs.applyLocked(delta, rejections)
+	rs.touch()
+}
+
+// touch says that the file lacks something.
+func (rs *resources) touch() {
 	select {
 	case rs.dirty <- struct{}{}:
 	default:
@@ -146,6 +151,7 @@ func (rs *resources) putBack(lacks changes) {
 			}
 		}
 	}
+	rs.touch()
 }
 
 // noVersion is one that no controller gives: told of it, it sends the resource

@@ -33,7 +33,7 @@ func (s *session) moveWindowsLocked(initial int64) error {
 	s.peerWindow = initial
 	for _, st := range s.streams {
 		if st.sendWindow += delta; st.sendWindow > maxWindow {
-			return connectionError{http2.ErrCodeFlowControl, "window overflows"}
+			return connectionError{http2.ErrCodeFlowControl, ProtocolError, "window overflows"}
 		}
 		st.wakeLocked()
 	}

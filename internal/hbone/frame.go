@@ -82,18 +82,19 @@ func appendGoAway(b []byte, last uint32, code http2.ErrCode, debug string) []byt
 // connectionError ends the tunnel, with a GOAWAY that says so (RFC 9113
 // section 5.4.1).
 type connectionError struct {
-	Code http2.ErrCode
-	text string
+	Code  http2.ErrCode
+	fault Fault
+	text  string
 }
 
 func (e connectionError) Error() string { return e.text }
 
 func protocolError(format string, args ...any) error {
-	return connectionError{http2.ErrCodeProtocol, fmt.Sprintf(format, args...)}
+	return connectionError{http2.ErrCodeProtocol, ProtocolError, fmt.Sprintf(format, args...)}
 }
 
 func sizeError(h header) error {
-	return connectionError{http2.ErrCodeFrameSize, fmt.Sprintf("%s frame of %d bytes", h.kind, h.length)}
+	return connectionError{http2.ErrCodeFrameSize, ProtocolError, fmt.Sprintf("%s frame of %d bytes", h.kind, h.length)}
 }
 
 // errZeroIncrement breaks the stream that the frame is on, or, on none, the
@@ -143,7 +144,7 @@ func parseSettings(b []byte, each func(http2.Setting) error) error {
 			if s.ID == http2.SettingInitialWindowSize {
 				code = http2.ErrCodeFlowControl
 			}
-			return connectionError{code, "invalid setting " + s.String()}
+			return connectionError{code, ProtocolError, "invalid setting " + s.String()}
 		}
 		if err := each(s); err != nil {
 			return err

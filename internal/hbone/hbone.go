@@ -12,7 +12,7 @@
 //	frame.go    frames to bytes and back; headers.go: blocks of headers
 //	buffer.go   memory for frames; rate.go: how much a tunnel carries
 //	wire.go     the TCP connection beneath TLS
-//	limits.go   what a peer may make this side hold or do
+//	limits.go   what a peer may make this side hold or do; fault.go: what it did
 //
 // Bytes are copied as little as TLS allows. Who reads a socket reads into a
 // [Buffer] and passes it on; a [Sink] gets bytes from the reading goroutine

@@ -52,7 +52,7 @@ func (r *headerReader) begin(h header, fragment []byte) {
 func (r *headerReader) more(fragment []byte) error {
 	r.frames++
 	if r.frames > maxContinuations || len(r.fragment)+len(fragment) > maxControlFrame {
-		return connectionError{http2.ErrCodeEnhanceYourCalm, "headers in too many frames"}
+		return flood(HeaderFlood, "headers in too many frames")
 	}
 	r.fragment = append(r.fragment, fragment...)
 	return nil
@@ -65,7 +65,7 @@ func (r *headerReader) end() (*block, error) {
 	return b, r.decode(b)
 }
 
-var errCompression = connectionError{http2.ErrCodeCompression, "headers cannot be decoded"}
+var errCompression = connectionError{http2.ErrCodeCompression, ProtocolError, "headers cannot be decoded"}
 
 // decode fills b from the collected fragment. A list beyond the limit makes b
 // malformed; one far beyond it is an attack on memory or time and ends the
@@ -87,7 +87,7 @@ func (r *headerReader) decode(b *block) error {
 			return errCompression
 		}
 		if size > excessHeaderList*r.maxList {
-			return connectionError{http2.ErrCodeEnhanceYourCalm, "headers are far too many"}
+			return flood(HeaderFlood, "headers are far too many")
 		}
 		rest = rest[n:]
 	}

@@ -236,8 +236,19 @@ func TestMalformedIsAStreamError(t *testing.T) {
 	}
 }
 
+// faults are what floods are called, where their name does not begin with it.
+var faults = map[string]hbone.Fault{
+	"rapid": hbone.ResetFlood, "made": hbone.ResetFlood, "malformed": hbone.ResetFlood, "more": hbone.ResetFlood,
+	"PING": hbone.PingFlood, "SETTINGS": hbone.SettingsFlood, "PRIORITY": hbone.PriorityFlood, "GOAWAY": hbone.GoAwayFlood,
+	"unknown": hbone.UnknownFrameFlood, "big": hbone.UnknownFrameFlood, "WINDOW_UPDATE": hbone.WindowUpdateFlood,
+	"empty": hbone.EmptyDataFlood, "DATA": hbone.ResetFlood,
+	"CONTINUATION,": hbone.HeaderFlood, "HPACK": hbone.HeaderFlood, "cookies,": hbone.HeaderFlood,
+	"frame": hbone.ProtocolError, "window": hbone.ProtocolError,
+}
+
 // TestFloods: work that carries nothing is cut off long before a flood's size,
-// the tunnel's end says why, and the process holds nothing of it.
+// the tunnel's end says why, the process holds nothing of it, and whoever else is
+// served by it goes on being served.
 func TestFloods(t *testing.T) {
 	header := func(length int, kind http2.FrameType, flags http2.Flags, id uint32) []byte {
 		b := []byte{byte(length >> 16), byte(length >> 8), byte(length), byte(kind), byte(flags)}
@@ -249,6 +260,7 @@ func TestFloods(t *testing.T) {
 	}
 	id := func(i int) uint32 { return uint32(2*i + 1) }
 	const frames = 20_000
+	neighbour := tunnel(t, hbone.Options{}, accepted(t, echo))
 	for name, f := range map[string]flood{
 		"rapid reset": {frame: func(p *raw, i int) error {
 			p.connect(id(i))
@@ -294,7 +306,7 @@ func TestFloods(t *testing.T) {
 			before: func(p *raw) { p.connect(1) },
 			frame:  func(p *raw, i int) error { return p.WriteData(1, false, nil) },
 		},
-		"DATA that is all padding": {
+		"empty DATA, but for padding": {
 			before: func(p *raw) { p.connect(1) },
 			frame:  func(p *raw, i int) error { return p.WriteDataPadded(1, false, nil, make([]byte, 255)) },
 		},
@@ -321,6 +333,15 @@ func TestFloods(t *testing.T) {
 				return p.WriteHeaders(http2.HeadersFrameParam{StreamID: id(i + 1), EndHeaders: true, BlockFragment: block})
 			},
 		},
+		"cookies, one after the other": {
+			before: func(p *raw) {
+				p.request(1, ":method", "CONNECT", ":authority", "192.0.2.1:80", "cookie", strings.Repeat("~", 3000))
+			},
+			frame: func(p *raw, i int) error {
+				block := append(p.block(":method", "CONNECT", ":authority", "192.0.2.1:80"), bytes.Repeat([]byte{0x80 | 62}, 60_000)...)
+				return p.WriteHeaders(http2.HeadersFrameParam{StreamID: id(i + 1), EndHeaders: true, BlockFragment: block})
+			},
+		},
 		"big frame that is not DATA": {frame: func(p *raw, i int) error {
 			return p.WriteRawFrame(0x77, 0, 0, make([]byte, 1<<20))
 		}},
@@ -328,7 +349,7 @@ func TestFloods(t *testing.T) {
 			_, err := p.conn.Write(header(1<<20+1, http2.FrameData, 0, 1))
 			return err
 		}},
-		"DATA beyond the window": {
+		"window exceeded": {
 			before: func(p *raw) { p.connect(1) },
 			frame:  func(p *raw, i int) error { return p.WriteData(1, false, make([]byte, 64<<10)) },
 		},
@@ -354,6 +375,8 @@ func TestFloods(t *testing.T) {
 			if f.before != nil {
 				f.before(p)
 			}
+			served := make(chan error, 1)
+			go func() { served <- roundTrips(neighbour, 20) }()
 			sent := 0
 			for ; sent < frames; sent++ {
 				if err := f.frame(p, sent); err != nil {
@@ -365,9 +388,21 @@ func TestFloods(t *testing.T) {
 				if !errors.Is(err, hbone.ErrTunnelClosed) {
 					t.Errorf("ended with %v", err)
 				}
+				word, _, _ := strings.Cut(name, " ")
+				if got := hbone.FaultOf(err); got != faults[word] {
+					t.Errorf("called %q, want %q", got, faults[word])
+				}
 				t.Logf("cut after at most %d frames: %v", sent, err)
 			case <-time.After(5 * time.Second):
 				t.Fatalf("lives on after %d frames", sent)
+			}
+			select {
+			case err := <-served:
+				if err != nil {
+					t.Errorf("another tunnel: %v", err)
+				}
+			case <-time.After(10 * time.Second):
+				t.Error("another tunnel of the process stands still")
 			}
 			runtime.GC()
 			runtime.ReadMemStats(&after)
@@ -376,6 +411,23 @@ func TestFloods(t *testing.T) {
 			}
 		})
 	}
+}
+
+// roundTrips opens a stream n times, and has something echoed in it.
+func roundTrips(r *rig, n int) error {
+	for range n {
+		st, err := r.Open(context.Background(), hbone.Request{Authority: target})
+		if err != nil {
+			return err
+		}
+		io.WriteString(st, "hello")
+		st.CloseWrite()
+		if b, err := io.ReadAll(st); string(b) != "hello" || err != nil {
+			return fmt.Errorf("%q came back: %w", b, err)
+		}
+		st.Close()
+	}
+	return nil
 }
 
 // TestTinyFramesDoNotAmplify: a window full of one-byte frames costs about a

@@ -63,6 +63,10 @@ const (
 	maxReason = 128
 
 	prefaceTimeout = 5 * time.Second
+	// unusedTimeout is how long a server keeps a tunnel without a stream. Peers of
+	// the ambient meshes end theirs after five minutes; who wants to keep more open
+	// than he uses is told to go away, in order.
+	unusedTimeout = 15 * time.Minute
 	// flushTimeout bounds the last words (GOAWAY, RST_STREAM) of a tunnel that is
 	// cut, and the wait for the peer to close its half.
 	flushTimeout = time.Second

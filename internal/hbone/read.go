@@ -3,6 +3,7 @@ package hbone
 import (
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"time"
 
@@ -40,7 +41,7 @@ func (s *session) read() error {
 	}
 	for {
 		if err := s.wire.await(); err != nil {
-			return fmt.Errorf("read: %w", err)
+			return s.readError(err)
 		}
 		if err := s.readWire(); err != nil {
 			return err
@@ -69,7 +70,7 @@ func (s *session) readWire() error {
 		return err
 	}
 	if readErr != nil {
-		return fmt.Errorf("read: %w", readErr)
+		return s.readError(readErr)
 	}
 	return nil
 }
@@ -83,9 +84,18 @@ func (s *session) readConn() error {
 			return err
 		}
 		if err != nil {
-			return fmt.Errorf("read: %w", err)
+			return s.readError(err)
 		}
 	}
+}
+
+// readError is why nothing more can be read. The only deadline that comes while a
+// session lives is that of the first words.
+func (s *session) readError(err error) error {
+	if s.parser.first && errors.Is(err, os.ErrDeadlineExceeded) {
+		return connectionError{http2.ErrCodeSettingsTimeout, SlowPreface, "peer does not begin with HTTP/2 in time"}
+	}
+	return fmt.Errorf("read: %w", err)
 }
 
 // feed serves the frames in p, which may begin and end anywhere, and has what is
@@ -160,7 +170,7 @@ func (s *session) begin(h header) error {
 		return s.beginData(h)
 	}
 	if h.length > maxControlFrame || h.kind == http2.FrameSettings && h.length > maxSettingsFrame {
-		return connectionError{http2.ErrCodeEnhanceYourCalm, fmt.Sprintf("%s frame of %d bytes", h.kind, h.length)}
+		return flood(floodOf(h.kind), fmt.Sprintf("a %s frame of %d bytes", h.kind, h.length))
 	}
 	return nil
 }
@@ -194,9 +204,6 @@ func (s *session) endPreface() {
 	}
 }
 
-// errCalm ends a tunnel whose peer makes work that serves nothing.
-var errCalm = connectionError{http2.ErrCodeEnhanceYourCalm, "peer floods"}
-
 // gotControl serves a frame that carries no data.
 func (s *session) gotControl(h header, payload []byte) error {
 	switch h.kind {
@@ -222,7 +229,7 @@ func (s *session) gotControl(h header, payload []byte) error {
 		return s.gotWindowLocked(h.stream, payload)
 	}
 	if !s.quiet.spend() {
-		return fmt.Errorf("%w: with %s frames", errCalm, h.kind)
+		return flood(floodOf(h.kind), h.kind.String()+" frames")
 	}
 	switch h.kind {
 	case http2.FrameSettings:
@@ -281,7 +288,7 @@ func (s *session) gotHeadersLocked(b *block) error {
 		// It was closed, or passed over (RFC 9113 section 5.1.1).
 		return protocolError("HEADERS frame on stream %d, which is closed", b.streamID)
 	case s.server && !s.resets.spend():
-		return fmt.Errorf("%w: with headers on streams that were reset", errCalm)
+		return flood(ResetFlood, "headers on streams that were reset")
 	}
 	return nil // on a client, the answer to what this side gave up meanwhile
 }
@@ -300,7 +307,7 @@ func (s *session) gotResetLocked(id uint32, code http2.ErrCode) error {
 	st.remoteDone = true
 	st.endLocked(err)
 	if unused && !s.resets.spend() {
-		return fmt.Errorf("%w: with requests that it resets", errCalm)
+		return flood(ResetFlood, "requests that it resets")
 	}
 	return nil
 }
@@ -322,7 +329,7 @@ func (s *session) checkIDLocked(id uint32) error {
 // that make us do so too often are sent away, as if they had reset it themselves.
 func (s *session) breakStreamLocked(id uint32, code http2.ErrCode) error {
 	if !s.resets.spend() {
-		return fmt.Errorf("%w: with broken streams", errCalm)
+		return flood(ResetFlood, "broken streams")
 	}
 	s.resetLocked(id, code)
 	s.chargeLocked(frameHeader + 4)
@@ -339,7 +346,7 @@ func (s *session) gotWindowLocked(id uint32, payload []byte) error {
 	s.updates.earn(float64(s.dataSent) / 256)
 	s.dataSent = 0
 	if !s.updates.spend() {
-		return fmt.Errorf("%w: with WINDOW_UPDATE frames", errCalm)
+		return flood(WindowUpdateFlood, "WINDOW_UPDATE frames")
 	}
 	increment, err := parseWindowUpdate(payload)
 	broken := errors.Is(err, errZeroIncrement)
@@ -348,7 +355,7 @@ func (s *session) gotWindowLocked(id uint32, payload []byte) error {
 			return protocolError("WINDOW_UPDATE of zero")
 		}
 		if s.sendWindow > maxWindow {
-			return connectionError{http2.ErrCodeFlowControl, "window overflows"}
+			return connectionError{http2.ErrCodeFlowControl, ProtocolError, "window overflows"}
 		}
 		s.wakeWriterLocked()
 		return nil

@@ -11,7 +11,7 @@ func (s *session) beginData(h header) error {
 	}
 	if h.length == 0 && !h.flags.Has(http2.FlagDataEndStream) {
 		if !s.quiet.spend() {
-			return errCalm
+			return flood(EmptyDataFlood, "empty DATA frames")
 		}
 	} else if !r.padded {
 		s.quiet.earn(1)
@@ -26,7 +26,7 @@ func (s *session) receive(h header) (*stream, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.recvWindow -= int64(h.length); s.recvWindow < 0 {
-		return nil, connectionError{http2.ErrCodeFlowControl, "peer exceeds the tunnel's window"}
+		return nil, connectionError{http2.ErrCodeFlowControl, ProtocolError, "peer exceeds the tunnel's window"}
 	}
 	st := s.streams[h.stream]
 	switch {
@@ -41,7 +41,7 @@ func (s *session) receive(h header) (*stream, error) {
 		return nil, s.breakStreamLocked(h.stream, http2.ErrCodeStreamClosed)
 	}
 	if st.recvWindow -= int64(h.length); st.recvWindow < 0 {
-		return nil, connectionError{http2.ErrCodeFlowControl, "peer exceeds a stream's window"}
+		return nil, connectionError{http2.ErrCodeFlowControl, ProtocolError, "peer exceeds a stream's window"}
 	}
 	st.buffered += int64(h.length)
 	s.buffered += int64(h.length)
@@ -62,7 +62,7 @@ func (s *session) gotData(p []byte) error {
 		}
 		// What is all padding is as good as empty.
 		if r.pad == r.left+len(p) && !s.quiet.spend() {
-			return errCalm
+			return flood(EmptyDataFlood, "DATA frames that are all padding")
 		}
 	}
 	if r.st == nil {

@@ -23,7 +23,16 @@ type Incoming struct {
 	Authority string
 	Header    http.Header
 
-	st *stream
+	st   *stream
+	kept bool
+	over func()
+}
+
+// Keep is called by a handler that returns before its stream is done with. The
+// stream is left when the result is called, once, and not when the handler returns.
+func (in *Incoming) Keep() (leave func()) {
+	in.kept = true
+	return in.over
 }
 
 // Accept answers 200. It fails if the peer has given up meanwhile.
@@ -101,12 +110,14 @@ func (st *stream) statusLocked(code int, reason string, end bool) error {
 
 // Serve answers the requests of one tunnel over conn, an established TLS
 // connection that it takes over: h runs in a goroutine for each. A stream that
-// h leaves without having closed it in order is reset.
+// h leaves without having closed it in order is reset: it leaves by returning, or
+// later, see [Incoming.Keep].
 //
 // When ctx ends, the tunnel drains: the peer is told to open no more streams,
 // and those that are open may finish until opts.DrainTimeout has passed. The
 // context of h does not end with ctx, but when the tunnel does, or when the peer
-// gives up a request that is not yet answered. Serve returns after every h has:
+// gives up a request that is not yet answered. A tunnel that nobody uses drains as
+// well. Serve returns after every stream was left:
 // with nil unless streams were cut short, or rules broken.
 func Serve(ctx context.Context, conn net.Conn, opts Options, h func(context.Context, *Incoming)) error {
 	tunnelCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -116,11 +127,18 @@ func Serve(ctx context.Context, conn net.Conn, opts Options, h func(context.Cont
 		in := &Incoming{Authority: b.pseudo["authority"], Header: b.header, st: st}
 		ctx, cancel := context.WithCancelCause(tunnelCtx)
 		st.gaveUp = cancel
-		running.Go(func() {
-			defer cancel(nil)
-			h(ctx, in)
+		running.Add(1)
+		in.over = func() {
+			cancel(nil)
 			st.left()
-		})
+			running.Done()
+		}
+		go func() {
+			h(ctx, in)
+			if !in.kept {
+				in.over()
+			}
+		}()
 	})
 	if err != nil {
 		conn.Close()
@@ -131,11 +149,30 @@ func Serve(ctx context.Context, conn net.Conn, opts Options, h func(context.Cont
 	case <-s.done:
 	case <-ctx.Done():
 		cut = s.drain(opts.drainTimeout())
+	case <-s.stale:
+		cut = s.drain(opts.drainTimeout())
 	}
 	s.close()
 	cancel()
 	running.Wait()
 	return errors.Join(cut, s.failure())
+}
+
+// TurnAway tells the peer of an established TLS connection that it gets no tunnel,
+// and closes the connection.
+func TurnAway(conn net.Conn, reason string) {
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(flushTimeout))
+	last := appendGoAway(appendSettings(nil, serverSettings()), 0, http2.ErrCodeEnhanceYourCalm, printable(reason))
+	if _, err := conn.Write(last); err != nil {
+		return
+	}
+	if c, ok := conn.(interface{ CloseWrite() error }); ok && c.CloseWrite() == nil {
+		// What is closed with something unread is reset, and the peer may then lose
+		// what it was told.
+		conn.SetReadDeadline(time.Now().Add(flushTimeout))
+		io.CopyN(io.Discard, conn, maxControlFrame)
+	}
 }
 
 // left is called when a stream's handler has returned.
@@ -173,7 +210,7 @@ func (s *session) gotRequestLocked(b *block) error {
 	}
 	if fault, malformed := connectFault(b); fault != "" {
 		if !s.resets.spend() {
-			return fmt.Errorf("%w: with malformed requests", errCalm)
+			return flood(ResetFlood, "malformed requests")
 		}
 		s.chargeLocked(2 * frameHeader)
 		if malformed {
@@ -182,6 +219,9 @@ func (s *session) gotRequestLocked(b *block) error {
 		return st.answerLocked(http.StatusBadRequest, fault)
 	}
 	s.handlers++
+	if s.unused != nil {
+		s.unused.Stop()
+	}
 	s.incoming(st, b)
 	return nil
 }

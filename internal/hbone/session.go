@@ -79,6 +79,8 @@ type session struct {
 	cut       int           // how many streams it had then
 	written   chan struct{} // closed when the last word is written, after err
 	drainPong chan struct{}
+	unused    *time.Timer   // server: runs while there is no stream
+	stale     chan struct{} // server: closed when it has run out
 
 	// guarded by mu: signs of life
 	pingTimer  *time.Timer
@@ -108,7 +110,7 @@ func newSession(conn net.Conn, server bool, opts Options, incoming func(*stream,
 func makeSession(conn net.Conn, server bool, opts Options, incoming func(*stream, *block)) *session {
 	s := &session{
 		conn: conn, wire: wireOf(conn), server: server, opts: opts, incoming: incoming,
-		done: make(chan struct{}), idle: make(chan struct{}), drainPong: make(chan struct{}), written: make(chan struct{}),
+		done: make(chan struct{}), idle: make(chan struct{}), drainPong: make(chan struct{}), stale: make(chan struct{}), written: make(chan struct{}),
 		quiet: quietBudget(), updates: updateBudget(), resets: resetBudget(),
 		sendWindow: initialWindow, peerWindow: initialWindow, peerFrame: minMaxFrame, peerStreams: assumedStreams,
 		recvWindow: tunnelWindow,
@@ -140,6 +142,9 @@ func (s *session) start() {
 	s.control = appendWindowUpdate(s.control, 0, tunnelWindow-initialWindow)
 	s.flushSoonLocked()
 	s.pingTimer = time.AfterFunc(s.opts.pingEvery(), s.keepAlive)
+	if s.server {
+		s.unused = time.AfterFunc(unusedTimeout, s.grownStale)
+	}
 	go func() {
 		defer close(s.done)
 		s.fail(s.read())
@@ -168,6 +173,9 @@ func (s *session) failLocked(err error) {
 		st.endLocked(fmt.Errorf("%w: %w", ErrTunnelClosed, err))
 	}
 	s.pingTimer.Stop()
+	if s.unused != nil {
+		s.unused.Stop()
+	}
 	var code connectionError
 	if errors.As(err, &code) {
 		s.control = appendGoAway(s.control, s.lastID, code.Code, printable(err.Error()))
@@ -245,6 +253,23 @@ func (s *session) leftLocked() {
 	}
 	if s.peerGone {
 		s.failLocked(errPeerGone)
+	}
+	if s.unused != nil && s.err == nil {
+		s.unused.Reset(unusedTimeout)
+	}
+}
+
+// grownStale has Serve end a tunnel that is still without a stream.
+func (s *session) grownStale() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.handlers > 0 || s.err != nil {
+		return
+	}
+	select {
+	case <-s.stale:
+	default:
+		close(s.stale)
 	}
 }
 

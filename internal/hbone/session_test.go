@@ -212,9 +212,63 @@ func TestServerWaitsForNoPreface(t *testing.T) {
 		defer c.Close()
 		go io.Copy(io.Discard, c)
 		start := time.Now()
-		hbone.Serve(t.Context(), s, hbone.Options{}, nil)
+		err := hbone.Serve(t.Context(), s, hbone.Options{}, nil)
 		if took := time.Since(start); took != 5*time.Second {
 			t.Errorf("took %s", took)
+		}
+		if hbone.FaultOf(err) != hbone.SlowPreface {
+			t.Errorf("ended with %v", err)
+		}
+	})
+}
+
+// TestServerWaitsForNoHalfFrame: one that comes byte by byte is no sign of life.
+func TestServerWaitsForNoHalfFrame(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, s := net.Pipe()
+		defer c.Close()
+		go io.Copy(io.Discard, c)
+		go func() {
+			io.WriteString(c, http2.ClientPreface)
+			http2.NewFramer(c, nil).WriteSettings()
+			io.WriteString(c, "\x00\xff\xff\x00\x00\x00\x00\x00\x01") // a long DATA frame
+			for {
+				if _, err := c.Write([]byte{0}); err != nil {
+					return
+				}
+				time.Sleep(time.Second)
+			}
+		}()
+		start := time.Now()
+		err := hbone.Serve(t.Context(), s, hbone.Options{}, nil)
+		if took := time.Since(start); took > 10*time.Second {
+			t.Errorf("held open for %s", took)
+		}
+		if hbone.FaultOf(err) == "" {
+			t.Errorf("ended with %v", err)
+		}
+	})
+}
+
+// TestUnusedTunnelIsEnded, in order, a quarter of an hour after its last stream.
+func TestUnusedTunnelIsEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, s := net.Pipe()
+		r := tunnelOver(t, c, s, hbone.Options{}, accepted(t, echo))
+		st := r.open(t)
+		time.Sleep(time.Hour) // it is in use
+		if !r.CanOpen() {
+			t.Error("ended while there is a stream")
+		}
+		st.Close()
+		synctest.Wait()
+		start := time.Now()
+		<-r.Done()
+		if took := time.Since(start); took < 15*time.Minute || took > 16*time.Minute {
+			t.Errorf("kept for %s without a stream", took)
+		}
+		if r.Err() != nil {
+			t.Errorf("the peer sees %v", r.Err())
 		}
 	})
 }

@@ -21,7 +21,7 @@ var plaintexts = sync.Pool{New: func() any { b := make([]byte, 0, recordSize); r
 // chargeLocked accounts for n bytes queued at the peer's instance.
 func (s *session) chargeLocked(n int) {
 	if s.answers += n; s.answers > outControlLimit {
-		s.failLocked(fmt.Errorf("%w: peer asks and does not read the answers", errCalm))
+		s.failLocked(flood(UnreadAnswers, "questions whose answers it does not read"))
 	}
 }
 

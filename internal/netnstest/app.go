@@ -133,8 +133,11 @@ func (a *App) ListenUDP(address string) {
 }
 
 // AskUDP sends a datagram and returns who the server sees as its sender.
-func (a *App) AskUDP(to netip.AddrPort) (Sight, error) {
-	r, err := a.ask(request{Op: opAskUDP, Address: to.String()})
+func (a *App) AskUDP(to netip.AddrPort) (Sight, error) { return a.AskUDPWith(to, DialOptions{}) }
+
+// AskUDPWith does so by a socket of its own kind, and demands that the answer come from whom it asked.
+func (a *App) AskUDPWith(to netip.AddrPort, options DialOptions) (Sight, error) {
+	r, err := a.ask(request{Op: opAskUDP, Address: to.String(), Options: options})
 	return r.Peer, err
 }
 
@@ -152,6 +155,8 @@ type DialOptions struct {
 	Source  netip.Addr    // bind(2)
 	Port    uint16        // bind(2), with Source
 	Timeout time.Duration // 3 s if zero
+
+	Unconnected bool // of a datagram: sendto(2) without connect(2)
 }
 
 // An AppConn is a connection of an application to another.
@@ -177,8 +182,11 @@ func (a *App) DialWith(to netip.AddrPort, options DialOptions) (*AppConn, error)
 }
 
 // Echo sends text and demands it back.
-func (c *AppConn) Echo(text string) error {
-	r, err := c.app.ask(request{Op: opEcho, ID: c.id, Text: text})
+func (c *AppConn) Echo(text string) error { return c.EchoWithin(text, 0) }
+
+// EchoWithin is Echo with a timeout other than 3 s.
+func (c *AppConn) EchoWithin(text string, timeout time.Duration) error {
+	r, err := c.app.ask(request{Op: opEcho, ID: c.id, Text: text, Options: DialOptions{Timeout: timeout}})
 	if err == nil && r.Text != text {
 		return fmt.Errorf("sent %q, got %q", text, r.Text)
 	}

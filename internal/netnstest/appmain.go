@@ -84,11 +84,11 @@ func (a *app) serve(q request) (reply, error) {
 	case opListenUDP:
 		return reply{}, listenUDP(q.Address)
 	case opAskUDP:
-		return askUDP(q.Address)
+		return askUDP(q.Address, q.Options)
 	case opDial:
 		return a.dial(q.Address, q.Options)
 	case opEcho:
-		return a.echo(a.conns[q.ID], q.Text)
+		return a.echo(a.conns[q.ID], q.Text, q.Options.timeout())
 	case opClose:
 		return reply{}, a.conns[q.ID].Close()
 	}
@@ -235,8 +235,8 @@ func sockaddr(a netip.AddrPort, family int) unix.Sockaddr {
 	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
 }
 
-func (a *app) echo(c *appConn, text string) (reply, error) {
-	c.SetDeadline(time.Now().Add(defaultTimeout))
+func (a *app) echo(c *appConn, text string, timeout time.Duration) (reply, error) {
+	c.SetDeadline(time.Now().Add(timeout))
 	if _, err := io.WriteString(c, text); err != nil {
 		return reply{}, err
 	}
@@ -264,21 +264,52 @@ func listenUDP(address string) error {
 	return nil
 }
 
-func askUDP(address string) (r reply, err error) {
-	c, err := net.Dial("udp", address)
+func askUDP(address string, o DialOptions) (r reply, err error) {
+	to, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return r, err
+	}
+	family := unix.AF_INET6
+	if to.Addr().Is4() && !o.Mapped {
+		family = unix.AF_INET
+	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return r, os.NewSyscallError("socket", err)
+	}
+	file := os.NewFile(uintptr(fd), "datagrams")
+	defer file.Close()
+	if err := prepare(fd, family, o); err != nil {
+		return r, err
+	}
+	if !o.Unconnected {
+		if err := unix.Connect(fd, sockaddr(to, family)); err != nil {
+			return r, os.NewSyscallError("connect", err)
+		}
+	}
+	c, err := net.FilePacketConn(file)
 	if err != nil {
 		return r, err
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(defaultTimeout))
-	if _, err := io.WriteString(c, "?"); err != nil {
-		return r, err
+	socket := c.(*net.UDPConn)
+	socket.SetDeadline(time.Now().Add(o.timeout()))
+	if o.Unconnected {
+		_, err = socket.WriteToUDPAddrPort([]byte("?"), to)
+	} else {
+		_, err = socket.Write([]byte("?"))
 	}
-	answer := make([]byte, 1500)
-	n, err := c.Read(answer)
 	if err != nil {
 		return r, err
 	}
-	r.Own = sight(c)
+	answer := make([]byte, 1500)
+	n, from, err := socket.ReadFromUDPAddrPort(answer)
+	if err != nil {
+		return r, err
+	}
+	r.Own = Sight{Local: plain(socket.LocalAddr()), Remote: netip.AddrPortFrom(from.Addr().Unmap(), from.Port())}
+	if r.Own.Remote != to {
+		return r, fmt.Errorf("asked %s, %s answered", to, r.Own.Remote)
+	}
 	return r, json.Unmarshal(answer[:n], &r.Peer)
 }

@@ -14,7 +14,7 @@ import (
 // Bounds of what one policy makes a data plane look through for a connection.
 // The controller keeps to them; who does not is refused rather than followed.
 const (
-	maxEgressPolicies   = 128
+	maxEgressPolicies   = 1024
 	maxEgressExceptions = 1024
 	maxEgressPorts      = 64
 )

@@ -171,7 +171,7 @@ func TestMalformedPoliciesAreRejected(t *testing.T) {
 		{withExtensions(egressPolicies(t, "shop/a", "b")), "extensions[0].config.names[1]"},
 		{withExtensions(egressPolicies(t, "shop/")), "extensions[0].config.names[0]"},
 		{withExtensions(egressPolicies(t, "shop/a/b")), "extensions[0].config.names[0]"},
-		{withExtensions(egressPolicies(t, slices.Repeat([]string{"shop/a"}, 129)...)), "extensions[0].config.names: 129"},
+		{withExtensions(egressPolicies(t, slices.Repeat([]string{"shop/a"}, 1025)...)), "extensions[0].config.names: 1025"},
 
 		{&mesh.Namespace{Name: "shop"}, "mutual_tls: MODE_UNSPECIFIED"},
 		{&mesh.Namespace{MutualTls: mesh.MutualTLS_STRICT}, "name"},

@@ -70,7 +70,7 @@ func (n *node) ztunnel(t *testing.T, status int, body string) {
 
 func (n *node) enrolment(t *testing.T, content string) {
 	t.Helper()
-	if err := os.WriteFile(n.file(), []byte(content), 0o600); err != nil {
+	if err := cniproto.EnrolmentKind.Write(n.file(), []byte(content)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -149,6 +149,52 @@ func TestGate(t *testing.T) {
 				t.Errorf("result %s of a pod that is held", out.String())
 			}
 		})
+	}
+}
+
+// The file opens the gate only as it was written: every truncation, every
+// flipped byte and every file that somebody else may have written shuts it.
+func TestADamagedEnrolmentFileHolds(t *testing.T) {
+	n := newNode(t)
+	n.enrolment(t, `{"namespaces":{"plain":{"mode":"none"}}}`)
+	whole, err := os.ReadFile(n.file())
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := func() bool {
+		return decideByFile(n.file(), "plain", io.EOF).open
+	}
+	if !open() {
+		t.Fatal("held by the file as it was written")
+	}
+	put := func(content []byte) {
+		t.Helper()
+		if err := os.WriteFile(n.file(), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for at := range whole {
+		put(whole[:at])
+		if open() {
+			t.Errorf("opened by the first %d bytes", at)
+		}
+		flipped := bytes.Clone(whole)
+		flipped[at] ^= 1
+		put(flipped)
+		if open() {
+			t.Errorf("opened with byte %d flipped", at)
+		}
+	}
+	put([]byte(`{"namespaces":{"plain":{"mode":"none"}}}`))
+	if open() {
+		t.Error("opened by a file without a checksum")
+	}
+	put(whole)
+	if err := os.Chmod(n.file(), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if open() {
+		t.Error("opened by a file that anyone may write")
 	}
 }
 

@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/json"
 	"fmt"
-	"os"
 	"slices"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -45,39 +44,19 @@ func decide(conf *config, sandbox cniproto.AddRequest) verdict {
 
 // decideByFile asks what ztunnel wrote last, since it does not answer itself.
 func decideByFile(path, namespace string, silence error) verdict {
-	content, err := os.ReadFile(path)
+	content, err := cniproto.EnrolmentKind.Read(path)
 	var enrolment cniproto.Enrolment
 	if err == nil {
 		err = json.Unmarshal(content, &enrolment)
 	}
 	if err != nil {
-		return shut("EnrolmentUnknown", "ztunnel does not answer (%v), and what it wrote last cannot be read: %s: %v", silence, path, err)
+		return shut("EnrolmentUnknown", "ztunnel does not answer (%v), and what it wrote last cannot be read: %v", silence, err)
 	}
-	open, code, reason := openByFile(enrolment, namespace)
+	open, code, reason := enrolment.Opens(namespace)
 	if open {
 		return verdict{open: true, by: byFile}
 	}
 	return shut(code, "ztunnel does not answer (%v), and %s", silence, reason)
-}
-
-// openByFile is the decision alone. Only a namespace that is known to be
-// outside the mesh, with no pod that enrols itself, is let through.
-func openByFile(enrolment cniproto.Enrolment, namespace string) (open bool, code, reason string) {
-	if slices.Contains(enrolment.Excluded, namespace) {
-		return true, "", ""
-	}
-	known, ok := enrolment.Namespaces[namespace]
-	switch {
-	case !ok:
-		return false, "EnrolmentUnknown", fmt.Sprintf("it did not know namespace %s when it wrote its enrolment file", namespace)
-	case known.Mode == cniproto.ModeAmbient:
-		return false, "ZtunnelDown", fmt.Sprintf("namespace %s is in the mesh: the pod waits until it can be captured", namespace)
-	case known.Mode != cniproto.ModeNone:
-		return false, "EnrolmentUnknown", fmt.Sprintf("its enrolment file gives namespace %s the unknown mode %q", namespace, known.Mode)
-	case known.LabelledPods:
-		return false, "EnrolmentUnknown", fmt.Sprintf("pods of namespace %s enrol themselves by a label of their own, which only ztunnel can tell", namespace)
-	}
-	return true, "", ""
 }
 
 func shut(code, format string, args ...any) verdict {

@@ -9,7 +9,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/ambit-mesh/ambit/ztunnel/atomicfile"
+	"github.com/ambit-mesh/ambit/internal/atomicfile"
 	"github.com/ambit-mesh/ambit/ztunnel/cniproto"
 )
 

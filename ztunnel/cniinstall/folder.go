@@ -11,7 +11,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/ambit-mesh/ambit/ztunnel/atomicfile"
+	"github.com/ambit-mesh/ambit/internal/atomicfile"
 )
 
 // errNoConfiguration: the folder is empty, as far as container runtimes are concerned.

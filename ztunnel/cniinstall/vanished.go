@@ -10,7 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/ambit-mesh/ambit/ztunnel/atomicfile"
+	"github.com/ambit-mesh/ambit/internal/atomicfile"
 )
 
 // A folder without any configuration starts no pod, and the next to be written

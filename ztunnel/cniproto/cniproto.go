@@ -6,11 +6,16 @@
 //	POST /v1/check  AddRequest   -> likewise; fails if the pod ought to be captured and is not
 //	POST /v1/del    DelRequest   -> 200, always
 //
-// The package has types and constants alone: the plugin links nothing else of
-// ztunnel, and stays small.
+// The plugin links nothing else of ztunnel, and stays small.
 package cniproto
 
-import "time"
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/ambit-mesh/ambit/internal/statefile"
+)
 
 const (
 	// PluginType is the name of the plugin's binary and its `type` in a CNI chain.
@@ -75,6 +80,10 @@ const (
 	ModeNone    = "none"
 )
 
+// EnrolmentKind is how an Enrolment is written: in doubt about the file, the
+// gate stays shut. A namespace takes some hundred bytes.
+var EnrolmentKind = statefile.Kind{Name: "enrolment", Version: 1, MaxBytes: 64 << 20}
+
 // Enrolment is the file that ztunnel writes on each change, and that decides
 // about new pods while ztunnel does not answer.
 type Enrolment struct {
@@ -92,6 +101,27 @@ type NamespaceEnrolment struct {
 	// of their own that enrols them. It stays true for as long as the namespace
 	// exists: a scaled-down workload may come back while ztunnel is down.
 	LabelledPods bool `json:"labelled_pods"`
+}
+
+// Opens tells whether a pod of a namespace may start on this word alone: only
+// where the namespace is known to be outside the mesh, with no pod that enrols
+// itself. Otherwise code and reason say why not.
+func (e Enrolment) Opens(namespace string) (open bool, code, reason string) {
+	if slices.Contains(e.Excluded, namespace) {
+		return true, "", ""
+	}
+	known, ok := e.Namespaces[namespace]
+	switch {
+	case !ok:
+		return false, "EnrolmentUnknown", fmt.Sprintf("it did not know namespace %s when it wrote its enrolment file", namespace)
+	case known.Mode == ModeAmbient:
+		return false, "ZtunnelDown", fmt.Sprintf("namespace %s is in the mesh: the pod waits until it can be captured", namespace)
+	case known.Mode != ModeNone:
+		return false, "EnrolmentUnknown", fmt.Sprintf("its enrolment file gives namespace %s the unknown mode %q", namespace, known.Mode)
+	case known.LabelledPods:
+		return false, "EnrolmentUnknown", fmt.Sprintf("pods of namespace %s enrol themselves by a label of their own, which only ztunnel can tell", namespace)
+	}
+	return true, "", ""
 }
 
 // ChainEntry is the plugin's configuration, an element of a conflist's plugins.

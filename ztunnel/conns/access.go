@@ -26,12 +26,20 @@ func (r *Registry) logEnd(c *Conn, reason Reason, err error) {
 }
 
 func (r *Registry) logFailure(a *Attempt, reason Reason, err error) {
-	r.write(slog.LevelWarn, a, 0, 0, reason, reason.Flags(), err)
+	suppressed, ok := r.failures.allow(a.Source.Addr.Addr())
+	if !ok {
+		return
+	}
+	var more []slog.Attr
+	if suppressed > 0 {
+		more = append(more, slog.Int("suppressed", suppressed))
+	}
+	r.write(slog.LevelWarn, a, 0, 0, reason, reason.Flags(), err, more...)
 }
 
 // write logs one connection by the keys that the ecosystem's tools read. What is
 // not known is left out.
-func (r *Registry) write(level slog.Level, a *Attempt, sent, received int64, reason Reason, flags string, err error) {
+func (r *Registry) write(level slog.Level, a *Attempt, sent, received int64, reason Reason, flags string, err error, more ...slog.Attr) {
 	attrs := make([]slog.Attr, 0, 24)
 	attrs = appendPeer(attrs, "src.", a.Source)
 	if a.Tunnel.IsValid() {
@@ -58,7 +66,7 @@ func (r *Registry) write(level slog.Level, a *Attempt, sent, received int64, rea
 	if err != nil {
 		attrs = append(attrs, slog.String("error", err.Error()))
 	}
-	r.log.LogAttrs(context.Background(), level, accessMessage, attrs...)
+	r.log.LogAttrs(context.Background(), level, accessMessage, append(attrs, more...)...)
 }
 
 func appendPeer(attrs []slog.Attr, prefix string, p Peer) []slog.Attr {

@@ -4,10 +4,11 @@
 //	conns.go    Registry: Open, Fail, the live ones, cutting one
 //	reason.go   why a connection ended
 //	access.go   the one line of the access log
+//	refuse.go   tunnels that are not let in; how much of a flood is logged
 //	metrics.go  istio_tcp_*, by the labels that dashboards query
 //
 // Invariants: every connection gets exactly one access-log line, when it ended
-// or was refused; bytes are in the counters while the connection lives; labels
+// or was refused, but that refusals in a flood are only counted; bytes are in the counters while the connection lives; labels
 // are looked up once per connection.
 //
 // Moving bytes is relay's job, deciding is route's and policy's.
@@ -74,6 +75,8 @@ type Registry struct {
 	log     *slog.Logger
 	now     func() time.Time
 	metrics *metrics
+
+	failures limiters
 
 	mu sync.Mutex
 	// Guarded by mu.

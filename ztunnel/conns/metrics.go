@@ -38,7 +38,7 @@ type metrics struct {
 	now                                      func() time.Time
 	opened, closed, received, sent, failures *prometheus.CounterVec
 	live                                     *prometheus.GaugeVec
-	ends, retries                            *prometheus.CounterVec
+	ends, retries, refused                   *prometheus.CounterVec
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -73,6 +73,8 @@ func newMetrics(reg prometheus.Registerer, now func() time.Time) *metrics {
 		ends: vec("ambit_connection_ends_total", "Connections by why they ended or were refused.",
 			[]string{"direction", "reason"}),
 		retries: vec("ambit_connection_retries_total", "Endpoints of services that could not be reached, so that another one was tried, by why.",
+			[]string{"reason"}),
+		refused: vec("ambit_hbone_refused_total", "Tunnels that were not let in, or were ended for what their peers did, by why.",
 			[]string{"reason"}),
 		live: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "ambit_connections", Help: "Live connections."},
 			[]string{"direction", "transport"}),

@@ -3,8 +3,8 @@ package conns
 import "errors"
 
 // Reason says why a connection ended or was refused. It is the same word in the
-// access log and in the metrics. The words of relay and route are Reasons too;
-// these are the others.
+// access log and in the metrics. The words of relay and route, and what hbone
+// calls the faults of a peer, are Reasons too; these are the others.
 type Reason string
 
 const (
@@ -38,6 +38,15 @@ const (
 	TLSFailed Reason = "TLSFailed"
 	// IdentityFailed: no certificate for the pod's own identity.
 	IdentityFailed Reason = "IdentityFailed"
+	// TooManyHandshakes: the peer's address has as many tunnels under way as it
+	// may, or made room for those of others.
+	TooManyHandshakes Reason = "TooManyHandshakes"
+	// TooManyTunnels: the peer's address or identity has as many as it may.
+	TooManyTunnels Reason = "TooManyTunnels"
+	// TooManyConnections: the client's address or identity has as many as it may.
+	TooManyConnections Reason = "TooManyConnections"
+	// Overloaded: the node carries so much that the pod gets no more than its share.
+	Overloaded Reason = "Overloaded"
 	// TunnelRefused: the far end of the tunnel refused the target.
 	TunnelRefused Reason = "TunnelRefused"
 )

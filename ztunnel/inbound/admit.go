@@ -76,15 +76,17 @@ func (l *Listener) identify(p *conns.Peer, proven bool) {
 	}
 }
 
-// carry relays an established connection and ends its record.
-func (l *Listener) carry(conn *conns.Conn, client relay.Conn, app *appConn) {
-	defer app.done()
-	res := relay.Copy(conn.Context(), client, app.TCPConn, conn)
-	reason := conns.Reason(res.Reason)
-	if res.Reason == relay.Cut {
-		reason = conns.Drained
-	}
-	conn.End(reason, res.Err)
+// carry relays an established connection, and ends its record when that is over.
+func (l *Listener) carry(conn *conns.Conn, client relay.Conn, app *appConn, over func()) {
+	l.cfg.Relay.Start(conn.Context(), client, app.TCPConn, conn, func(res relay.Result) {
+		reason := conns.Reason(res.Reason)
+		if res.Reason == relay.Cut {
+			reason = conns.Drained
+		}
+		conn.End(reason, res.Err)
+		app.done()
+		over()
+	})
 }
 
 // addrPort of a TCP address; IPv4 as four bytes also on a dual-stack socket.

@@ -5,9 +5,10 @@
 //	tunnel.go     15008: TLS, the peer's identity, one request after another
 //	plaintext.go  15006: plain TCP that was on its way to the application
 //	local.go      what a pod of the same node opens, handed over in the process
+//	limits.go     how much one peer may hold, of this pod and of the process
 //	admit.go      is it for this pod, does policy admit it -> the application
 //	loop.go       what comes back to where it came from
-//	relay.Copy    both ways, until both halves close
+//	relay         both ways, until both halves close
 //
 // Invariants: all three ways pass the same admission, each with the identity
 // that was proven on it or none; a tunnel's 200 means that the application has
@@ -27,10 +28,12 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ambit-mesh/ambit/internal/quota"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
 	"github.com/ambit-mesh/ambit/ztunnel/listen"
+	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
 
 // App connects the pod's application as if client did.
@@ -68,7 +71,11 @@ type Config struct {
 	Snapshot func() *workload.Snapshot
 	Policy   Policy
 	Conns    *conns.Registry
-	Logger   *slog.Logger
+	Relay    *relay.Relay
+	// Quotas are the process's, Share is the pod's in what all carry.
+	Quotas *Quotas
+	Share  *quota.Share
+	Logger *slog.Logger
 	// DrainTimeout is how long connections may live on after Run's context ended.
 	DrainTimeout time.Duration
 }
@@ -80,6 +87,8 @@ type Listener struct {
 	plaintext *listen.Server
 	loops     loops
 	locals    locals
+	// unproven counts plaintext connections by their clients.
+	unproven *quota.Counter[netip.Addr]
 }
 
 // New makes a Listener; Run is to be called once.
@@ -90,6 +99,7 @@ func New(cfg Config) *Listener {
 		plaintext: listen.New(cfg.Plaintext, listen.Limit, cfg.Logger),
 		loops:     newLoops(),
 		locals:    newLocals(),
+		unproven:  quota.NewCounter[netip.Addr](plaintextPerAddress),
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 
 // servePlaintext carries one connection that came without a tunnel. Its own
 // address is the application's.
-func (l *Listener) servePlaintext(_, cut context.Context, client *net.TCPConn) {
+func (l *Listener) servePlaintext(_, cut context.Context, client *net.TCPConn, over func()) {
 	attempt := conns.Attempt{
 		Direction:   conns.Inbound,
 		Transport:   conns.Plaintext,
@@ -24,17 +24,32 @@ func (l *Listener) servePlaintext(_, cut context.Context, client *net.TCPConn) {
 
 	from := attempt.Source.Addr
 	looped := l.loops.accepted(from)
-	defer l.loops.forgetAccepted(from)
-	if looped {
+	done := func() {
+		l.loops.forgetAccepted(from)
+		over()
+	}
+	refuse := func(err error) {
 		relay.Reset(client)
-		l.cfg.Conns.Fail(attempt, conns.Loop, errors.New("the tunnel's own connection to the application came back"))
+		l.cfg.Conns.Fail(attempt, conns.ReasonOf(err), err)
+		done()
+	}
+	if looped {
+		refuse(conns.Fail(conns.Loop, errors.New("the tunnel's own connection to the application came back")))
+		return
+	}
+	s := seat{client: from.Addr()}
+	if err := l.enter(s); err != nil {
+		refuse(err)
 		return
 	}
 	app, err := l.admit(cut, &attempt)
 	if err != nil {
-		relay.Reset(client)
-		l.cfg.Conns.Fail(attempt, conns.ReasonOf(err), err)
+		l.leave(s)
+		refuse(err)
 		return
 	}
-	l.carry(l.cfg.Conns.Open(cut, attempt), client, app)
+	l.carry(l.cfg.Conns.Open(cut, attempt), client, app, func() {
+		l.leave(s)
+		done()
+	})
 }

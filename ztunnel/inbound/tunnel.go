@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"github.com/ambit-mesh/ambit/internal/certs"
@@ -28,37 +29,74 @@ type tunnel struct {
 }
 
 // serveTunnel serves one tunnel for as long as it lives.
-func (l *Listener) serveTunnel(draining, cut context.Context, raw *net.TCPConn) {
+func (l *Listener) serveTunnel(draining, cut context.Context, raw *net.TCPConn, over func()) {
+	defer over()
 	t := tunnel{remote: addrPort(raw.RemoteAddr()), local: addrPort(raw.LocalAddr())}
 	started := time.Now()
 	stop := context.AfterFunc(cut, func() { raw.Close() })
 	defer stop()
 
+	refused := func(err error) {
+		l.cfg.Conns.RefuseTunnel(conns.Attempt{
+			Direction:   conns.Inbound,
+			Transport:   conns.HBONE,
+			Source:      conns.Peer{Addr: t.remote, Identity: t.peer},
+			Destination: conns.Peer{Workload: l.cfg.Target()},
+			Tunnel:      t.local,
+			Started:     started,
+		}, conns.ReasonOf(err), err)
+	}
+	byAddress, byIdentity := l.cfg.Quotas.tunnelsByAddress, l.cfg.Quotas.tunnelsByIdentity
+	if !byAddress.Take(t.remote.Addr()) {
+		relay.Reset(raw)
+		refused(exceeds(byAddress, t.remote.Addr(), conns.TooManyTunnels, "tunnels"))
+		return
+	}
+	defer byAddress.Give(t.remote.Addr())
 	wire, err := hbone.NewWire(raw)
 	if err != nil {
 		raw.Close()
 		return // it is closed already
 	}
-	conn, peer, err := l.handshake(cut, wire)
+	conn, peer, err := l.meet(cut, raw, wire)
 	if err != nil {
 		conn.Close() // in order, so that the peer gets our alert
-		l.cfg.Conns.Fail(conns.Attempt{
-			Direction:   conns.Inbound,
-			Transport:   conns.HBONE,
-			Source:      conns.Peer{Addr: t.remote},
-			Destination: conns.Peer{Workload: l.cfg.Target()},
-			Tunnel:      t.local,
-			Started:     started,
-		}, conns.ReasonOf(err), err)
+		refused(err)
 		return
 	}
 	t.peer = peer
+	if !byIdentity.Take(t.peer) {
+		hbone.TurnAway(conn, string(conns.TooManyTunnels))
+		refused(exceeds(byIdentity, t.peer, conns.TooManyTunnels, "tunnels"))
+		return
+	}
+	defer byIdentity.Give(t.peer)
 	err = hbone.Serve(draining, conn, hbone.Options{DrainTimeout: l.cfg.DrainTimeout}, func(ctx context.Context, in *hbone.Incoming) {
 		l.serveRequest(ctx, cut, t, in)
 	})
-	if err != nil {
+	if fault := hbone.FaultOf(err); fault != "" {
+		l.cfg.Conns.EndTunnel(conns.Attempt{Source: conns.Peer{Addr: t.remote, Identity: t.peer}, Tunnel: t.local}, conns.Reason(fault), err)
+	} else if err != nil {
 		l.cfg.Logger.Debug("tunnel ended", "peer", t.remote, "identity", t.peer, "error", err)
 	}
+}
+
+// meet shakes hands, unless too many do. Its error is always a *conns.Failure.
+func (l *Listener) meet(cut context.Context, raw *net.TCPConn, wire net.Conn) (*tls.Conn, spiffe.ID, error) {
+	var evicted atomic.Bool
+	leave, ok := l.cfg.Quotas.handshakes.Enter(addrPort(raw.RemoteAddr()).Addr(), func() {
+		evicted.Store(true)
+		raw.Close()
+	})
+	if !ok {
+		return tls.Server(wire, l.cfg.TLS), spiffe.ID{}, conns.Fail(conns.TooManyHandshakes, errors.New("too many tunnels are under way"))
+	}
+	defer leave()
+	conn, peer, err := l.handshake(cut, wire)
+	if err != nil && evicted.Load() {
+		err = conns.Fail(conns.TooManyHandshakes, errors.New("made room for another client's tunnel: too many of this one are under way"))
+	}
+	return conn, peer, err
 }
 
 // handshake learns who the peer is. Its error is always a *conns.Failure.
@@ -111,13 +149,20 @@ func (l *Listener) serveRequest(alive, cut context.Context, t tunnel, in *hbone.
 		return
 	}
 	attempt.Destination.Addr = dst
+	s := seat{client: t.remote.Addr(), identity: t.peer}
+	if err := l.enter(s); err != nil {
+		refuse(statusOf(err), err)
+		return
+	}
 	app, err := l.admit(alive, &attempt)
 	if err != nil {
+		l.leave(s)
 		refuse(statusOf(err), err)
 		return
 	}
 	stream, err := in.Accept()
 	if err != nil {
+		l.leave(s)
 		relay.Reset(app.TCPConn)
 		app.done()
 		l.cfg.Conns.Fail(attempt, conns.TunnelLost, err)
@@ -125,8 +170,12 @@ func (l *Listener) serveRequest(alive, cut context.Context, t tunnel, in *hbone.
 	}
 	conn := l.cfg.Conns.Open(cut, attempt)
 	stop := context.AfterFunc(alive, func() { conn.Cut(conns.TunnelLost, context.Cause(alive)) })
-	defer stop()
-	l.carry(conn, stream, app)
+	leave := in.Keep()
+	l.carry(conn, stream, app, func() {
+		stop()
+		leave()
+		l.leave(s)
+	})
 }
 
 // targetOf reads the address that a peer wants. It must be the one that its

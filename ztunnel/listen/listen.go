@@ -4,7 +4,7 @@
 //	stop accepting -> drain -> cut
 //
 // Invariants: what the kernel has queued when accepting stops is still served;
-// when Run returns, every connection's goroutine has ended.
+// when Run returns, every connection is over.
 //
 // The listener is not closed: it belongs to whoever made it.
 package listen
@@ -35,9 +35,10 @@ const (
 // ErrDrained is why a connection is cut that outlives the time to drain.
 var ErrDrained = errors.New("time to drain is over")
 
-// Serve carries one connection and closes it. While draining, no new work is to
-// begin in it; when cut ends, it is over.
-type Serve func(draining, cut context.Context, conn *net.TCPConn)
+// Serve carries one connection, closes it, and says with over, once, that it is.
+// It may return before. While draining, no new work is to begin in it; when cut
+// ends, it is over.
+type Serve func(draining, cut context.Context, conn *net.TCPConn, over func())
 
 // Server serves one listener.
 type Server struct {
@@ -98,10 +99,8 @@ func (s *Server) accept(ctx context.Context, serve Serve) error {
 		}
 		conn, err := s.listener.AcceptTCP()
 		if err == nil {
-			s.serving.Go(func() {
-				defer func() { <-s.slots }()
-				serve(ctx, s.cut, conn)
-			})
+			s.serving.Add(1)
+			go serve(ctx, s.cut, conn, s.over)
 			continue
 		}
 		<-s.slots
@@ -117,6 +116,12 @@ func (s *Server) accept(ctx context.Context, serve Serve) error {
 		case <-s.stop:
 		}
 	}
+}
+
+// over gives a connection's slot back.
+func (s *Server) over() {
+	<-s.slots
+	s.serving.Done()
 }
 
 // takeSlot waits for a free slot. Having stopped is no reason not to take one

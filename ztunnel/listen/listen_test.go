@@ -35,7 +35,8 @@ func start(t *testing.T, limit int) *rig {
 	ctx, cancel := context.WithCancel(context.Background())
 	r.cancel = cancel
 	go func() {
-		r.done <- r.server.Run(ctx, drain, func(_, cut context.Context, conn *net.TCPConn) {
+		r.done <- r.server.Run(ctx, drain, func(_, cut context.Context, conn *net.TCPConn, over func()) {
+			defer over()
 			stop := context.AfterFunc(cut, func() { conn.Close() })
 			defer stop()
 			defer conn.Close()
@@ -165,7 +166,8 @@ func TestListenerServesOn(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- next.Run(ctx, drain, func(_, _ context.Context, conn *net.TCPConn) {
+		done <- next.Run(ctx, drain, func(_, _ context.Context, conn *net.TCPConn, over func()) {
+			defer over()
 			conn.Write([]byte("x"))
 			conn.Close()
 		})

@@ -36,6 +36,9 @@ const (
 // errUnclaimed is why an upstream is closed that stood in vain.
 var errUnclaimed = errors.New("the application did not wait for the connection")
 
+// errOverloaded is why a connection waits, or is refused, while others are carried.
+var errOverloaded = errors.New("the node's tunnel carries nearly as much as it can, and the pod has its share of that")
+
 // ends tell the connections of a pod apart.
 type ends struct{ client, dst netip.AddrPort }
 
@@ -77,6 +80,11 @@ func (l *Listener) take(held Held) {
 		held.Leave()
 	default:
 		attempt := l.attempt(client, dst)
+		if !l.cfg.Share.Take() {
+			held.Leave() // there may be room by the time that it is tried again
+			go l.cfg.Conns.Fail(*attempt, conns.Overloaded, errOverloaded)
+			return
+		}
 		ctx, cancel := context.WithCancel(context.Background())
 		prepared := &preparation{attempt: attempt, cancel: cancel, done: make(chan struct{}), claimed: make(chan struct{})}
 		p.byEnds[key] = prepared
@@ -95,6 +103,7 @@ func (l *Listener) prepare(ctx context.Context, key ends, p *preparation, held H
 	}
 	close(p.done)
 	if p.err != nil {
+		l.cfg.Share.Give()
 		l.refuse(held, p.err)
 		return
 	}
@@ -108,6 +117,7 @@ func (l *Listener) prepare(ctx context.Context, key ends, p *preparation, held H
 	}
 	if l.preparations.remove(key, p) {
 		abandon(p.upstream)
+		l.cfg.Share.Give()
 		l.cfg.Conns.Fail(*p.attempt, conns.Unclaimed, errUnclaimed)
 	}
 }

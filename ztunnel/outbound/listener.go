@@ -41,57 +41,69 @@ func (l *Listener) attempt(client, dst netip.AddrPort) *conns.Attempt {
 }
 
 // serve carries one connection of the pod's application, whose upstream may stand already.
-func (l *Listener) serve(_, cut context.Context, app *net.TCPConn) {
+func (l *Listener) serve(_, cut context.Context, app *net.TCPConn, over func()) {
 	key := ends{addrPort(app.RemoteAddr()), addrPort(app.LocalAddr())}
-	prepared := l.preparations.claim(key)
-	defer l.preparations.release(key)
-	if prepared != nil {
-		l.serveHeld(cut, app, prepared)
-		return
-	}
-	attempt := l.attempt(key.client, key.dst)
-	up, err := l.connect(cut, attempt.Source.Workload, key.dst, attempt)
+	attempt, up, err := l.upstream(cut, key)
 	if err != nil {
 		relay.Reset(app)
+		l.preparations.release(key)
+		over()
+		return
+	}
+	l.carry(cut, attempt, app, up, func() {
+		l.preparations.release(key)
+		l.cfg.Share.Give()
+		over()
+	})
+}
+
+// upstream of an accepted connection: the one that was prepared while it was held, or one that is established now. It has its
+// part of the pod's share. An error has been recorded.
+func (l *Listener) upstream(cut context.Context, key ends) (*conns.Attempt, upstream, error) {
+	if prepared := l.preparations.claim(key); prepared != nil {
+		// If holding ends, it may not be there yet.
+		stop := context.AfterFunc(cut, prepared.cancel)
+		<-prepared.done
+		stop()
+		return prepared.attempt, prepared.upstream, prepared.err
+	}
+	attempt := l.attempt(key.client, key.dst)
+	if !l.cfg.Share.Take() {
+		l.cfg.Conns.Fail(*attempt, conns.Overloaded, errOverloaded)
+		return attempt, upstream{}, errOverloaded
+	}
+	up, err := l.connect(cut, attempt.Source.Workload, key.dst, attempt)
+	if err != nil {
+		l.cfg.Share.Give()
 		l.cfg.Conns.Fail(*attempt, reasonOf(err), err)
-		return
 	}
-	l.carry(cut, *attempt, app, up)
+	return attempt, up, err
 }
 
-// serveHeld carries a connection that was held: until its upstream stood, or, if holding ends, until just now.
-func (l *Listener) serveHeld(cut context.Context, app *net.TCPConn, prepared *preparation) {
-	stop := context.AfterFunc(cut, prepared.cancel)
-	<-prepared.done
-	stop()
-	if prepared.err != nil {
-		relay.Reset(app)
-		return
-	}
-	l.carry(cut, *prepared.attempt, app, prepared.upstream)
-}
-
-// carry relays an established connection and ends its records.
-func (l *Listener) carry(cut context.Context, attempt conns.Attempt, app *net.TCPConn, up upstream) {
-	defer up.lease.End()
-	conn := l.cfg.Conns.Open(cut, attempt)
+// carry relays an established connection, and ends its records when that is over.
+func (l *Listener) carry(cut context.Context, attempt *conns.Attempt, app *net.TCPConn, up upstream, over func()) {
+	conn := l.cfg.Conns.Open(cut, *attempt)
 	var meter relay.Meter = conn
 	if up.local != nil {
 		meter = both{conn, up.local}
 		stop := context.AfterFunc(up.local.Context(), func() {
 			conn.Cut(conns.CutByDestination, context.Cause(up.local.Context()))
 		})
-		defer stop()
+		after := over
+		over = func() { stop(); after() }
 	}
-	res := relay.Copy(conn.Context(), app, up.conn, meter)
-	reason := conns.Reason(res.Reason)
-	if res.Reason == relay.Cut {
-		reason = conns.Drained
-	}
-	conn.End(reason, res.Err)
-	if up.local != nil {
-		up.local.End(reason, res.Err)
-	}
+	l.cfg.Relay.Start(conn.Context(), app, up.conn, meter, func(res relay.Result) {
+		reason := conns.Reason(res.Reason)
+		if res.Reason == relay.Cut {
+			reason = conns.Drained
+		}
+		conn.End(reason, res.Err)
+		if up.local != nil {
+			up.local.End(reason, res.Err)
+		}
+		up.lease.End()
+		over()
+	})
 }
 
 // both counts for the source's record and for the destination's.

@@ -10,7 +10,7 @@
 //	endpoint.go   what a connection tells of its endpoint: there, failed, over
 //	tunnel.go     a stream in a tunnel from the pod's pool
 //	header.go     what a tunnel's request says about the connection
-//	relay.Copy    both ways, until both halves close
+//	relay         both ways, until both halves close
 //
 // Invariants: where the decision is a tunnel or the short way to a pod of this
 // node, that pod is reached in no other way, and another endpoint only as it is
@@ -30,12 +30,14 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/ambit-mesh/ambit/internal/quota"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
 	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
 	"github.com/ambit-mesh/ambit/ztunnel/listen"
 	"github.com/ambit-mesh/ambit/ztunnel/pool"
+	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
 
 // Dialer connects from within the pod, from its own address, past the capture.
@@ -87,10 +89,13 @@ type Config struct {
 	Lookup func(ctx context.Context, addr netip.Addr) (found bool, err error)
 	Local  Local
 	Conns  *conns.Registry
+	Relay  *relay.Relay
 	// Endpoints is what the node knows of endpoints, for all its pods.
 	Endpoints   *endpoints.Registry
 	PoolMetrics *pool.Metrics
-	Logger      *slog.Logger
+	// Share is the pod's in what all carry.
+	Share  *quota.Share
+	Logger *slog.Logger
 	// DrainTimeout is how long connections may live on after Run's context ended.
 	DrainTimeout time.Duration
 }

@@ -39,6 +39,9 @@ func (p *Pods) admit(ctx context.Context, request cniproto.AddRequest) (captured
 		return false, nil
 	}
 	pod, namespace, err := p.lookup(ctx, request)
+	if r, silent := errors.AsType[*refusal](err); silent && r.status == http.StatusServiceUnavailable {
+		return p.admitFromMemory(ctx, request, r)
+	}
 	if err != nil {
 		return false, err
 	}
@@ -53,7 +56,51 @@ func (p *Pods) admit(ctx context.Context, request cniproto.AddRequest) (captured
 	if err != nil {
 		return false, err
 	}
-	return true, p.captureNow(ctx, pod, namespace, sandbox)
+	w := p.learn(pod, namespace)
+	if w == nil {
+		return true, notReady()
+	}
+	return true, p.captureNow(ctx, w, sandbox)
+}
+
+func notReady() *refusal {
+	return refuse(http.StatusServiceUnavailable, "NotReady", "ztunnel is starting, or stopping, or the pod has ended")
+}
+
+// admitFromMemory decides where Kubernetes does not answer, and this process has
+// not heard of the pod from it yet: by what the last process knew. A pod that
+// was of the mesh is captured in its new sandbox; one of a namespace outside of
+// the mesh may start, as it might with no ztunnel there. silence is the answer
+// otherwise.
+func (p *Pods) admitFromMemory(ctx context.Context, request cniproto.AddRequest, silence *refusal) (captured bool, err error) {
+	w := p.remembered(request)
+	if w == nil {
+		p.mu.Lock()
+		known := p.isSynced
+		p.mu.Unlock()
+		if open, _, _ := p.enrolled.Opens(request.Namespace); open && !known {
+			return false, nil
+		}
+		return false, silence
+	}
+	sandbox, err := p.sandboxOf(request)
+	if err != nil {
+		return false, err
+	}
+	return true, p.captureNow(ctx, w, sandbox)
+}
+
+// remembered finds the pod that the kubelet names among those that the last
+// process left, and has it captured again.
+func (p *Pods) remembered(request cniproto.AddRequest) *worker {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	w, ok := p.workers[request.UID]
+	if !ok || !w.facts.remembered || !w.facts.alive || w.facts.namespace != request.Namespace || w.facts.name != request.Name {
+		return nil
+	}
+	w.facts.mode = Enrolled
+	return w
 }
 
 // lookup finds the pod and its namespace. What the informers hold may be late:
@@ -131,11 +178,7 @@ func (p *Pods) localPath(netns string) (string, error) {
 }
 
 // captureNow hands a sandbox to the pod's worker and waits for the outcome.
-func (p *Pods) captureNow(ctx context.Context, pod *corev1.Pod, namespace *corev1.Namespace, sandbox Sandbox) error {
-	w := p.learn(pod, namespace)
-	if w == nil {
-		return refuse(http.StatusServiceUnavailable, "NotReady", "ztunnel is starting, or stopping, or the pod has ended")
-	}
+func (p *Pods) captureNow(ctx context.Context, w *worker, sandbox Sandbox) error {
 	p.mu.Lock()
 	w.facts.sandbox, w.facts.told = &sandbox, time.Now()
 	w.facts.attempt++

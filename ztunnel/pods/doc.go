@@ -6,7 +6,8 @@
 //	controller (a release)                      --+
 //	facts -> worker, one a pod: Next(observation) -> capture, release, close, forget
 //	worker -> Status, for reports and the operator
-//	files: pods.json (what is captured, for the next start), enrolment.json (for the CNI gate)
+//	files: pods.json (what is captured and what else is enrolled, for the next
+//	start), enrolment.json (for the CNI gate); checksummed, and ignored in doubt
 //
 // Invariants:
 //   - A pod is captured only in a network namespace that provably is its own:
@@ -15,6 +16,9 @@
 //   - A capture ends only with its sandbox, or by the controller's release. A
 //     pod object that vanishes, a label that is not understood or an API server
 //     that does not answer end nothing.
+//   - What Kubernetes does not say, because it does not answer, the last process's
+//     word stands in for: a pod that it knew to be enrolled is captured in
+//     whatever sandbox the kubelet makes it.
 //   - Workers share nothing but facts: one that hangs holds back no other.
 //   - When Run returns, so has every goroutine it started; what is pinned stays.
 //

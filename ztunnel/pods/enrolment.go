@@ -16,6 +16,21 @@ const (
 	modeNone    = "none"
 )
 
+// DNSCaptureAnnotation on a pod, with the value "false", leaves what it asks DNS servers alone. It is read when the pod is
+// captured. Names of egress policies are unknown for such a pod.
+const DNSCaptureAnnotation = "ambit.mesh/dns-capture"
+
+// dnsCapture is what the annotation asks for; a value that is not understood asks for nothing.
+func dnsCapture(annotation string) (capture, understood bool) {
+	switch annotation {
+	case "", "true":
+		return true, true
+	case "false":
+		return false, true
+	}
+	return true, false
+}
+
 // SystemNamespace is the mesh's own; its pods are never captured.
 const SystemNamespace = "ambit-system"
 

@@ -4,20 +4,20 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
-	"os"
+	"io/fs"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/ambit-mesh/ambit/ztunnel/atomicfile"
 	"github.com/ambit-mesh/ambit/ztunnel/cniproto"
 )
 
 // writeEnrolment keeps the file by which the CNI gate decides while this
 // process is down. It is first written when all namespaces are known.
 func (p *Pods) writeEnrolment(ctx context.Context) {
-	written, before := readEnrolment(p.config.EnrolmentPath)
+	written, before := p.readEnrolment()
 	for {
 		enrolment := p.enrolment(before)
 		content, err := json.MarshalIndent(enrolment, "", "  ")
@@ -25,7 +25,7 @@ func (p *Pods) writeEnrolment(ctx context.Context) {
 			err = fmt.Errorf("encode enrolment: %w", err)
 		}
 		if err == nil && !bytes.Equal(content, written) {
-			err = atomicfile.Write(p.config.EnrolmentPath, content, 0o600)
+			err = cniproto.EnrolmentKind.Write(p.config.EnrolmentPath, content)
 		}
 		p.mu.Lock()
 		if err != nil && p.gateError == nil {
@@ -49,13 +49,20 @@ func (p *Pods) writeEnrolment(ctx context.Context) {
 	}
 }
 
-func readEnrolment(path string) (content []byte, enrolment cniproto.Enrolment) {
-	content, err := os.ReadFile(path)
+// readEnrolment returns what the last process wrote; nothing, to be written
+// anew, where that cannot be read.
+func (p *Pods) readEnrolment() (content []byte, enrolment cniproto.Enrolment) {
+	path := p.config.EnrolmentPath
+	content, err := cniproto.EnrolmentKind.Read(path)
 	if err == nil {
 		err = json.Unmarshal(content, &enrolment)
 	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, cniproto.Enrolment{}
+	}
 	if err != nil {
-		return nil, cniproto.Enrolment{} // written anew
+		p.logger.Error("enrolment of the last process not known: written anew", "path", path, "error", err)
+		return nil, cniproto.Enrolment{}
 	}
 	return content, enrolment
 }

@@ -61,8 +61,8 @@ func (p *player) play(command string, args []string) {
 		"add": p.doAdd, "del": p.doDel, "release": func(a []string) { p.pods.Release(uid(a[0]), p.since(uid(a[0]))) },
 		"stale-release": func(a []string) { p.pods.Release(uid(a[0]), p.since(uid(a[0])).Add(-time.Second)) },
 		"break":         p.doBreak, "hang": p.doHang, "retry": func([]string) { p.pods.Retry() },
-		"expect": p.doExpect, "never": p.doNever, "captured": p.doCaptured, "calls": p.doCalls, "pinned": p.doPinned,
-		"ready": p.doReady, "gate": p.doGate, "lose": p.doLose,
+		"expect": p.doExpect, "never": p.doNever, "captured": p.doCaptured, "dns": p.doDNS, "calls": p.doCalls, "pinned": p.doPinned,
+		"ready": p.doReady, "gate": p.doGate, "lose": p.doLose, "damage": p.doDamage,
 	}
 	do, ok := commands[command]
 	if !ok {
@@ -101,7 +101,7 @@ func (p *player) doNamespace(args []string) {
 	p.label(args[0], strings.Join(args[1:], ""))
 }
 
-// pod NS/NAME [ip=IP,IP] [mode=MODE] [phase=PHASE] [node=NODE] [seen=AGO] [hostnetwork] [deleting]
+// pod NS/NAME [ip=IP,IP] [mode=MODE] [dns=CAPTURE] [phase=PHASE] [node=NODE] [seen=AGO] [hostnetwork] [deleting]
 func (p *player) doPod(args []string) {
 	plain, named := options(args)
 	namespace, name, _ := strings.Cut(plain[0], "/")
@@ -126,6 +126,8 @@ func (p *player) doPod(args []string) {
 			}
 		case "mode":
 			pod.Labels = map[string]string{DataplaneModeLabel: value}
+		case "dns":
+			pod.Annotations = map[string]string{DNSCaptureAnnotation: value}
 		case "phase":
 			pod.Status.Phase = corev1.PodPhase(value)
 		case "node":
@@ -174,6 +176,18 @@ func (p *player) doRemoveNetNS(args []string) { p.namespaces.remove("/run/netns/
 
 // api up|down
 func (p *player) doAPI(args []string) { p.apiDown.Store(args[0] == "down") }
+
+// damage FILE: a bit of a file of the state folder is another.
+func (p *player) doDamage(args []string) {
+	content, err := os.ReadFile(p.file(args[0]))
+	if err != nil {
+		p.t.Fatalf("%s: %v", p.at, err)
+	}
+	content[len(content)-3] ^= 1
+	if err := os.WriteFile(p.file(args[0]), content, 0o600); err != nil {
+		p.t.Fatalf("%s: %v", p.at, err)
+	}
+}
 
 // lose FILE: a file of the state folder is gone.
 func (p *player) doLose(args []string) {
@@ -292,6 +306,17 @@ func (p *player) doCaptured(args []string) {
 	p.eventually(p.at, func() bool { return p.dataplane.sandboxOf(uid(args[0])) == want })
 }
 
+// dns NS/NAME yes|no: whether a captured pod's DNS is.
+func (p *player) doDNS(args []string) {
+	p.t.Helper()
+	p.dataplane.mu.Lock()
+	defer p.dataplane.mu.Unlock()
+	running := p.dataplane.running[uid(args[0])]
+	if running == nil || running.target.DNS != (args[1] == "yes") {
+		p.t.Fatalf("%s: captured %v", p.at, running != nil)
+	}
+}
+
 // calls CALL;CALL: all calls of the data plane so far, in order.
 func (p *player) doCalls(args []string) {
 	p.t.Helper()
@@ -327,7 +352,7 @@ func (p *player) doReady(args []string) {
 func (p *player) doGate(args []string) {
 	p.t.Helper()
 	p.eventually(p.at, func() bool {
-		content, err := os.ReadFile(p.file("enrolment.json"))
+		content, err := cniproto.EnrolmentKind.Read(p.file("enrolment.json"))
 		if err != nil {
 			return false
 		}

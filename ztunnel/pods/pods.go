@@ -10,6 +10,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/ambit-mesh/ambit/ztunnel/cniproto"
 )
 
 // Dataplane captures pods and carries their connections.
@@ -40,6 +42,8 @@ type Running interface {
 type Target struct {
 	UID, Namespace, Name, ServiceAccount string
 	Sandbox                              Sandbox
+	// DNS says that what it asks DNS servers is captured too.
+	DNS bool
 	// Serving: its applications run already, outside the mesh. What they do now
 	// works, so they are not captured before the mesh can carry it. A pod that is
 	// only starting, or was captured by an earlier process, cannot wait for that.
@@ -103,6 +107,8 @@ type Pods struct {
 	isSynced  bool
 	saveError error
 	gateError error
+	// enrolled is what the last process wrote for the gate; read-only after Run began.
+	enrolled cniproto.Enrolment
 }
 
 // New returns the pods of a node; Run makes them move.
@@ -136,6 +142,7 @@ func (p *Pods) Run(ctx context.Context) error {
 		p.mu.Unlock()
 	}()
 
+	_, p.enrolled = p.readEnrolment()
 	p.adoptSaved()
 	group.Go(func() { p.save(ctx) })
 	if err := p.watch.start(ctx, &group); err != nil {
@@ -306,12 +313,16 @@ type facts struct {
 	mode                            Mode
 	reason                          string
 	ips                             []netip.Addr
+	dnsCapture                      string // the annotation's value
 	lastSeen                        time.Time
 	// sandbox by the CNI plugin's word or the last process's.
 	sandbox *Sandbox
 	// ended is the path of the sandbox whose end the CNI plugin saw.
 	ended   string
 	granted bool
+	// remembered: enrolled when the last process saw it, and Kubernetes has not
+	// spoken of it to this one.
+	remembered bool
 	// told is when the CNI plugin last spoke of the pod.
 	told time.Time
 	// attempt is raised to ask for an attempt now, whatever failed before.

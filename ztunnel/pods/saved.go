@@ -7,36 +7,43 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/ambit-mesh/ambit/ztunnel/atomicfile"
+	"github.com/ambit-mesh/ambit/internal/statefile"
 )
 
-// saved is one captured pod in the file that the next process reads, so that
-// it serves again before Kubernetes has answered.
+// saved is one enrolled pod in the file that the next process reads, so that it
+// serves it again before Kubernetes has answered: in the sandbox that the pod
+// had, or in one that the CNI plugin brings.
 type saved struct {
-	UID            string       `json:"uid"`
-	Namespace      string       `json:"namespace"`
-	Name           string       `json:"name"`
-	ServiceAccount string       `json:"serviceAccount"`
-	IPs            []netip.Addr `json:"ips"`
-	NetNS          string       `json:"netns"`
-	Inode          uint64       `json:"inode"`
-	ContainerID    string       `json:"containerID,omitempty"`
+	UID            string `json:"uid"`
+	Namespace      string `json:"namespace"`
+	Name           string `json:"name"`
+	ServiceAccount string `json:"serviceAccount"`
+	// IPs, NetNS, Inode and ContainerID are of the sandbox that was captured;
+	// none for a pod between two sandboxes.
+	IPs         []netip.Addr `json:"ips,omitempty"`
+	NetNS       string       `json:"netns,omitempty"`
+	Inode       uint64       `json:"inode,omitempty"`
+	ContainerID string       `json:"containerID,omitempty"`
+	// DNSCapture is the annotation's value.
+	DNSCapture string `json:"dnsCapture,omitempty"`
 }
 
 type savedFile struct {
 	Pods []saved `json:"pods"`
 }
 
+// savedKind of file: half a KiB a pod, of a few hundred pods.
+var savedKind = statefile.Kind{Name: "pods", Version: 1, MaxBytes: 16 << 20}
+
 // adoptSaved has workers take up again what the last process captured. Only a
 // sandbox that is still there counts, and only with its pins: after a power cut
-// there are none.
+// there are none. Of the others it is remembered that they are of the mesh.
 func (p *Pods) adoptSaved() {
-	content, err := os.ReadFile(p.config.SavedPath)
+	content, err := savedKind.Read(p.config.SavedPath)
 	if errors.Is(err, fs.ErrNotExist) {
 		return
 	}
@@ -45,21 +52,22 @@ func (p *Pods) adoptSaved() {
 		err = json.Unmarshal(content, &file)
 	}
 	if err != nil {
-		// Kubernetes will tell the same, a little later.
-		p.logger.Warn("captured pods of the last process not known", "path", p.config.SavedPath, "error", err)
+		// Kubernetes will tell the same, a little later; without it, what is pinned
+		// goes on refusing.
+		p.logger.Error("captured pods of the last process not known", "path", p.config.SavedPath, "error", err)
 		return
 	}
 	pinned := p.config.Dataplane.Pinned()
 	for _, pod := range file.Pods {
 		sandbox := Sandbox{Path: pod.NetNS, Inode: pod.Inode, IPs: pod.IPs, ContainerID: pod.ContainerID}
-		if !slices.Contains(pinned, pod.UID) || !p.isThere(sandbox) {
-			continue
-		}
+		goesOn := slices.Contains(pinned, pod.UID) && p.isThere(sandbox)
 		p.mu.Lock()
 		if w := p.ensureLocked(pod.UID); w != nil {
 			w.facts.namespace, w.facts.name, w.facts.serviceAccount = pod.Namespace, pod.Name, pod.ServiceAccount
-			w.facts.alive, w.facts.sandbox, w.facts.ips = true, &sandbox, pod.IPs
-			w.facts.told = time.Now()
+			w.facts.alive, w.facts.remembered, w.facts.dnsCapture = true, true, pod.DNSCapture
+			if goesOn {
+				w.facts.sandbox, w.facts.ips, w.facts.told = &sandbox, pod.IPs, time.Now()
+			}
 			w.wake()
 		}
 		p.mu.Unlock()
@@ -111,13 +119,14 @@ func (p *Pods) writeSaved() error {
 	var file savedFile
 	p.mu.Lock()
 	for uid, w := range p.workers {
-		if w.running == nil {
+		pod := saved{UID: uid, Namespace: w.facts.namespace, Name: w.facts.name, ServiceAccount: w.facts.serviceAccount, DNSCapture: w.facts.dnsCapture}
+		switch {
+		case w.running != nil:
+			pod.IPs, pod.NetNS, pod.Inode, pod.ContainerID = w.sandbox.IPs, w.sandbox.Path, w.sandbox.Inode, w.sandbox.ContainerID
+		case !w.facts.alive || (w.facts.mode != Enrolled && !w.facts.remembered):
 			continue
 		}
-		file.Pods = append(file.Pods, saved{
-			UID: uid, Namespace: w.facts.namespace, Name: w.facts.name, ServiceAccount: w.facts.serviceAccount,
-			IPs: w.sandbox.IPs, NetNS: w.sandbox.Path, Inode: w.sandbox.Inode, ContainerID: w.sandbox.ContainerID,
-		})
+		file.Pods = append(file.Pods, pod)
 	}
 	p.mu.Unlock()
 	slices.SortFunc(file.Pods, func(a, b saved) int { return strings.Compare(a.UID, b.UID) })
@@ -125,5 +134,5 @@ func (p *Pods) writeSaved() error {
 	if err != nil {
 		return fmt.Errorf("encode captured pods: %w", err)
 	}
-	return atomicfile.Write(p.config.SavedPath, append(content, '\n'), 0o600)
+	return savedKind.Write(p.config.SavedPath, append(content, '\n'))
 }

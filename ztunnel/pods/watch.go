@@ -212,12 +212,16 @@ func (p *Pods) learn(pod *corev1.Pod, namespace *corev1.Namespace) *worker {
 	f := &w.facts
 	before := *f
 	f.namespace, f.name, f.serviceAccount = pod.Namespace, pod.Name, serviceAccount(pod)
-	f.alive = alive
+	f.alive, f.remembered = alive, false
 	f.lastSeen = lastSeen(pod)
 	f.ips = podIPs(pod)
+	f.dnsCapture = pod.Annotations[DNSCaptureAnnotation]
 	f.mode, f.reason = p.enrolmentOf(pod, namespace)
 	if before.alive != f.alive || before.mode != f.mode || before.reason != f.reason || before.lastSeen != f.lastSeen || len(before.ips) != len(f.ips) || before.name != f.name {
 		w.wake()
+	}
+	if before.alive != f.alive || before.mode != f.mode {
+		p.requestSave()
 	}
 	return w
 }

@@ -161,7 +161,11 @@ func (w *worker) capture(ctx context.Context, f facts) time.Duration {
 	}
 	w.searchSince = time.Time{}
 	w.report(StateCapturing, "")
-	target := Target{UID: w.uid, Namespace: f.namespace, Name: f.name, ServiceAccount: f.serviceAccount, Sandbox: sandbox,
+	dns, understood := dnsCapture(f.dnsCapture)
+	if !understood {
+		w.log().Warn("annotation not understood: DNS is captured, as without it", "annotation", DNSCaptureAnnotation, "value", f.dnsCapture, "want", "true or false")
+	}
+	target := Target{UID: w.uid, Namespace: f.namespace, Name: f.name, ServiceAccount: f.serviceAccount, Sandbox: sandbox, DNS: dns,
 		Serving: time.Since(f.told) > cniproto.AddTimeout && !w.isPinned()}
 	began := time.Now()
 	running, err := w.pods.start(ctx, target)
@@ -290,6 +294,7 @@ func (w *worker) end() bool {
 		return false
 	}
 	delete(w.pods.workers, w.uid)
+	w.pods.requestSave()
 	w.status.State = StateGone
 	close(w.waiters)
 	w.waiters = nil

@@ -2,6 +2,7 @@ package proxytest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -19,6 +20,7 @@ import (
 	api "github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/internal/certs"
 	"github.com/ambit-mesh/ambit/internal/certs/certstest"
+	"github.com/ambit-mesh/ambit/internal/quota"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/internal/workload/workloadtest"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
@@ -26,6 +28,7 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 	"github.com/ambit-mesh/ambit/ztunnel/outbound"
 	"github.com/ambit-mesh/ambit/ztunnel/pool"
+	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
 
 const trustDomain = "cluster.local"
@@ -36,6 +39,7 @@ type Mesh struct {
 	Certs *certs.Store
 	Store *workload.Store
 	Conns *conns.Registry
+	Relay *relay.Relay
 	// Endpoints is what the pods know together, as if they were on one node. Its
 	// time goes on only with Advance.
 	Endpoints *endpoints.Registry
@@ -46,6 +50,10 @@ type Mesh struct {
 	IPv6 bool
 	// DrainTimeout of the proxies.
 	DrainTimeout time.Duration
+	// Limits of what a peer may hold, and how many connections all carry together;
+	// plenty, if zero.
+	Limits   inbound.Limits
+	Capacity int
 
 	t           testing.TB
 	poolMetrics *pool.Metrics
@@ -53,7 +61,9 @@ type Mesh struct {
 	lines       lines
 
 	clock    atomic.Int64 // what was advanced
-	captured uint16       // the next port that a pod's outbound listener owns
+	limits   *inbound.Quotas
+	capacity *quota.Shares
+	captured uint16 // the next port that a pod's outbound listener owns
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -83,6 +93,11 @@ func New(t testing.TB) *Mesh {
 	}
 	m.log = slog.New(slog.NewJSONHandler(&m.lines, nil))
 	m.Conns = conns.New(conns.Config{Logger: m.log, Registerer: m.Metrics})
+	var err error
+	if m.Relay, err = relay.New(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { m.Relay.Close() })
 	began := time.Now()
 	m.Endpoints = endpoints.New(endpoints.Config{
 		Logger: m.log, Registerer: m.Metrics,
@@ -131,6 +146,22 @@ func (m *Mesh) service(name, vip string, identities ...string) *api.Service {
 	}
 	m.Publish(s)
 	return s
+}
+
+// quotas are what the peers of all pods hold.
+func (m *Mesh) quotas() *inbound.Quotas {
+	if m.limits == nil {
+		m.limits = inbound.NewQuotas(m.Limits)
+	}
+	return m.limits
+}
+
+// shares are what the pods carry together.
+func (m *Mesh) shares() *quota.Shares {
+	if m.capacity == nil {
+		m.capacity = quota.NewShares(cmp.Or(m.Capacity, 1<<20))
+	}
+	return m.capacity
 }
 
 // Deliver is outbound.Local.
@@ -228,7 +259,17 @@ func (l *lines) Write(b []byte) (int, error) {
 	return l.all.Write(b)
 }
 
-func (l *lines) access(t testing.TB) (out []map[string]any) {
+func (l *lines) access(t testing.TB) []map[string]any { return l.of(t, "connection") }
+
+// first line with a message; nil if there is none.
+func (l *lines) first(t testing.TB, message string) map[string]any {
+	for _, line := range l.of(t, message) {
+		return line
+	}
+	return nil
+}
+
+func (l *lines) of(t testing.TB, message string) (out []map[string]any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for d := json.NewDecoder(bytes.NewReader(l.all.Bytes())); d.More(); {
@@ -236,7 +277,7 @@ func (l *lines) access(t testing.TB) (out []map[string]any) {
 		if err := d.Decode(&line); err != nil {
 			t.Fatal(err)
 		}
-		if line["msg"] == "connection" {
+		if line["msg"] == message {
 			out = append(out, line)
 		}
 	}

@@ -104,6 +104,9 @@ func (p *Pod) StartInbound() {
 		Snapshot:     p.mesh.Store.Snapshot,
 		Policy:       p.mesh,
 		Conns:        p.mesh.Conns,
+		Relay:        p.mesh.Relay,
+		Quotas:       p.mesh.quotas(),
+		Share:        p.mesh.shares().Join(),
 		Logger:       p.mesh.log,
 		DrainTimeout: p.mesh.DrainTimeout,
 	})
@@ -130,8 +133,10 @@ func (p *Pod) StartOutbound() {
 		Lookup:       p.mesh.Lookup,
 		Local:        p.mesh,
 		Conns:        p.mesh.Conns,
+		Relay:        p.mesh.Relay,
 		Endpoints:    p.mesh.Endpoints,
 		PoolMetrics:  p.mesh.poolMetrics,
+		Share:        p.mesh.shares().Join(),
 		Logger:       p.mesh.log,
 		DrainTimeout: p.mesh.DrainTimeout,
 	})

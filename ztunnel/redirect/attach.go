@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -16,7 +17,7 @@ import (
 // loopback is the number of every namespace's lo.
 const loopback = 1
 
-// An attachment is hold's program where it runs.
+// An attachment is a program where it runs: hold's on lo, that of DNS on another interface.
 type attachment interface {
 	// Detach ends it.
 	Detach() error
@@ -24,20 +25,12 @@ type attachment interface {
 	Close() error
 }
 
-// attachHold runs program for what leaves by the lo of the pod's namespace: by a link of tcx, or before Linux 6.6 a filter of
-// clsact.
+// attachHold runs program for what leaves by the lo of the pod's namespace.
 func (c *Capture) attachHold(program *ebpf.Program) (attachment, error) {
-	r := c.redirect
-	if !r.withoutTCX {
-		l, err := r.pins.attachHold(c.pod.UID, c.pod.NetNS, program)
-		if err == nil {
-			return l, nil
-		}
-		if !errors.Is(err, ebpf.ErrNotSupported) {
-			return nil, err
-		}
+	l, err := c.attachEgress(holdPin, loopback, program)
+	if err != nil && !errors.Is(err, errNoEgress) {
+		return nil, fmt.Errorf("attach hold to lo of pod %s: %w", c.pod.UID, err)
 	}
-	f, err := attachFilter(c.pod.NetNS, program)
 	if err != nil {
 		return nil, &Problem{
 			Code:   HoldMissing,
@@ -46,22 +39,51 @@ func (c *Capture) attachHold(program *ebpf.Program) (attachment, error) {
 			Err:    err,
 		}
 	}
+	return l, nil
+}
+
+// errNoEgress: the kernel runs no programs for what leaves by an interface.
+var errNoEgress = errors.New("neither tcx nor clsact")
+
+// attachEgress runs program for what leaves by an interface of the pod's namespace: by a link of tcx, or before Linux 6.6 a
+// filter of clsact. The pin says which of the pod's programs it is.
+func (c *Capture) attachEgress(pin string, device int, program *ebpf.Program) (attachment, error) {
+	r := c.redirect
+	if !r.withoutTCX {
+		l, err := r.pins.attachTCX(c.pod.UID, pin, c.pod.NetNS, device, program)
+		if err == nil {
+			return l, nil
+		}
+		if !errors.Is(err, ebpf.ErrNotSupported) {
+			return nil, err
+		}
+	}
+	f, err := attachFilter(c.pod.NetNS, pin, device, program)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errNoEgress, err)
+	}
 	return f, nil
 }
 
-// attachHold is by a link of tcx, adopting the one that an earlier process pinned.
-func (p pins) attachHold(uid string, netns *podns.NetNS, program *ebpf.Program) (link.Link, error) {
-	path := filepath.Join(p.pod(uid), fmt.Sprintf("%s%x", holdPin, netns.Cookie()))
-	l, err := adopt(path, program, func(about *link.Info) bool { return about.TCX() != nil })
+// attachTCX is by a link of tcx, adopting the one that an earlier process pinned.
+func (p pins) attachTCX(uid, pin string, netns *podns.NetNS, device int, program *ebpf.Program) (link.Link, error) {
+	path := filepath.Join(p.pod(uid), fmt.Sprintf("%s%x", pin, netns.Cookie()))
+	if device != loopback {
+		path += fmt.Sprintf("-%d", device)
+	}
+	l, err := adopt(path, program, func(about *link.Info) bool {
+		tcx := about.TCX()
+		return tcx != nil && int(tcx.Ifindex) == device
+	})
 	if l != nil || err != nil {
 		return l, err
 	}
 	err = netns.Do(func() (err error) {
-		l, err = link.AttachTCX(link.TCXOptions{Interface: loopback, Program: program, Attach: ebpf.AttachTCXEgress})
+		l, err = link.AttachTCX(link.TCXOptions{Interface: device, Program: program, Attach: ebpf.AttachTCXEgress})
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("attach hold to lo of pod %s: %w", uid, err)
+		return nil, err
 	}
 	if err := replacePin(l, path); err != nil {
 		l.Close()
@@ -70,38 +92,41 @@ func (p pins) attachHold(uid string, netns *podns.NetNS, program *ebpf.Program) 
 	return l, nil
 }
 
-// A filter is attached to lo by clsact. It cannot be pinned and stays until it is detached or the namespace ends: without a
-// listener it passes everything.
+// A filter is attached by clsact. It cannot be pinned and stays until it is detached or the interface ends: without a
+// listener, or without an enrolment, it does nothing.
 type filter struct {
 	netns *podns.NetNS
 	attrs netlink.FilterAttrs
 }
 
-func attachFilter(netns *podns.NetNS, program *ebpf.Program) (*filter, error) {
+func attachFilter(netns *podns.NetNS, pin string, device int, program *ebpf.Program) (*filter, error) {
 	f := &filter{netns, netlink.FilterAttrs{
-		LinkIndex: loopback, Parent: netlink.HANDLE_MIN_EGRESS, Handle: 1, Priority: 1, Protocol: unix.ETH_P_ALL,
+		LinkIndex: device, Parent: netlink.HANDLE_MIN_EGRESS, Handle: 1, Priority: filterPriority[pin], Protocol: unix.ETH_P_ALL,
 	}}
 	err := f.do(func(handle *netlink.Handle) error {
 		clsact := &netlink.GenericQdisc{
-			QdiscAttrs: netlink.QdiscAttrs{LinkIndex: loopback, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT},
+			QdiscAttrs: netlink.QdiscAttrs{LinkIndex: device, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT},
 			QdiscType:  "clsact",
 		}
 		if err := handle.QdiscAdd(clsact); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("add clsact: %w", err)
 		}
-		return handle.FilterReplace(&netlink.BpfFilter{FilterAttrs: f.attrs, Fd: program.FD(), Name: "ambit_hold", DirectAction: true})
+		return handle.FilterReplace(&netlink.BpfFilter{FilterAttrs: f.attrs, Fd: program.FD(), Name: "ambit_" + strings.TrimRight(pin, "-"), DirectAction: true})
 	})
 	if err != nil {
-		return nil, fmt.Errorf("attach hold to lo as a filter: %w", err)
+		return nil, fmt.Errorf("attach a filter: %w", err)
 	}
 	return f, nil
 }
 
+// filterPriority orders the filters of an interface: the guard is first, at 1.
+var filterPriority = map[string]uint16{holdPin: 1, dnsPin: 2}
+
 // Detach leaves clsact itself, which does nothing.
 func (f *filter) Detach() error {
 	err := f.do(func(handle *netlink.Handle) error { return handle.FilterDel(&netlink.BpfFilter{FilterAttrs: f.attrs}) })
-	if err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("detach hold from lo: %w", err)
+	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("detach filter: %w", err)
 	}
 	return nil
 }

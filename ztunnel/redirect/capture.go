@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"os"
 	"time"
 
 	"github.com/cilium/ebpf/link"
@@ -24,13 +25,22 @@ type Capture struct {
 	Plaintext *net.TCPListener // what connects to the pod, at any port but that of HBONE
 	HBONE     *net.TCPListener // tunnels to the pod
 
+	// What the pod asks other hosts' DNS servers; nil if that is not captured.
+	DNS       *Datagrams
+	DNSStream *net.TCPListener
+
 	// Fixed after Enroll.
 	redirect *Redirect
 	pod      Pod
 	ip4, ip6 netip.Addr // zero for none
 	slot     uint32
-	ports    [3]uint16 // that the listeners are bound to
+	ports    bpf.Ports // that the listeners are bound to
 	steer    link.Link
+	dns      dnsPrograms
+
+	devices *os.File // tells of changes
+	guard   guard
+	older   precapture
 
 	hold *hold // guarded by redirect.mu; nil if connections are not held
 }
@@ -46,13 +56,16 @@ const (
 )
 
 func (c *Capture) listeners() map[bpf.Listener]*net.TCPListener {
-	all := map[bpf.Listener]*net.TCPListener{bpf.Outbound: c.Outbound, bpf.Plaintext: c.Plaintext, bpf.HBONE: c.HBONE}
+	all := map[bpf.Listener]*net.TCPListener{bpf.Outbound: c.Outbound, bpf.Plaintext: c.Plaintext, bpf.HBONE: c.HBONE, bpf.DNSStream: c.DNSStream}
 	maps.DeleteFunc(all, func(_ bpf.Listener, l *net.TCPListener) bool { return l == nil })
 	return all
 }
 
 func (c *Capture) closeListeners() error {
 	var errs []error
+	if c.DNS != nil {
+		errs = append(errs, c.DNS.Close())
+	}
 	for _, l := range c.listeners() {
 		if err := l.Close(); !errors.Is(err, net.ErrClosed) {
 			errs = append(errs, err)
@@ -63,6 +76,9 @@ func (c *Capture) closeListeners() error {
 
 // StopOutbound lets what the pod connects to from now on go directly. Connections to the pod still come to the listeners.
 func (c *Capture) StopOutbound() error {
+	if err := c.redirect.node.RemoveGuard(c.pod.NetNS.Cookie()); err != nil {
+		return fmt.Errorf("let go of what leaves pod %s: %w", c.pod.UID, err)
+	}
 	if err := c.redirect.node.Withdraw(c.pod.NetNS.Cookie()); err != nil {
 		return fmt.Errorf("let go of what pod %s connects to: %w", c.pod.UID, err)
 	}
@@ -136,7 +152,9 @@ func (c *Capture) forget() error {
 	r := c.redirect
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	errs := []error{c.closeListeners(), c.steer.Close(), c.closeHoldLocked()}
+	errs := []error{c.steer.Close(), c.closeHoldLocked(), c.devices.Close(), c.unguard(), c.stopDNS()}
+	// Who serves them ends with them, and may close the namespace then.
+	errs = append(errs, c.closeListeners())
 	for _, ip := range valid(c.ip4, c.ip6) {
 		errs = append(errs, r.node.RemovePod(ip, c.pod.NetNS.Cookie()))
 	}

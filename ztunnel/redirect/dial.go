@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -50,7 +49,7 @@ func (c *Capture) dialApp(ctx context.Context, client netip.Addr, dst netip.Addr
 	if dst.Addr() != c.ip4 && dst.Addr() != c.ip6 {
 		return nil, errors.New("not an address of the pod")
 	}
-	if slices.Contains(c.ports[:], dst.Port()) {
+	if c.isOwnPort(dst.Port()) {
 		return nil, fmt.Errorf("the port is ztunnel's own: %w", os.NewSyscallError("connect", unix.ECONNREFUSED))
 	}
 	if client == c.ip4 || client == c.ip6 || client.BitLen() != dst.Addr().BitLen() {
@@ -65,6 +64,16 @@ func (c *Capture) dialApp(ctx context.Context, client netip.Addr, dst netip.Addr
 			return conn, err
 		}
 	}
+}
+
+// isOwnPort tells whether one of the pod's listeners of TCP is bound to a port.
+func (c *Capture) isOwnPort(port uint16) bool {
+	for kind := range c.listeners() {
+		if c.ports[kind] == port {
+			return true
+		}
+	}
+	return false
 }
 
 // spoof gives a socket the client's address, the mark that brings the application's answers back to it, and passage.
@@ -95,7 +104,7 @@ func (c *Capture) connect(ctx context.Context, dst netip.AddrPort, prepare func(
 	if dst.Addr().Is4() {
 		family = unix.AF_INET
 	}
-	fd, err := socket(c.pod.NetNS, family)
+	fd, err := socket(c.pod.NetNS, family, unix.SOCK_STREAM)
 	if err != nil {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/bpf"
 	"github.com/ambit-mesh/ambit/ztunnel/podns"
+	"github.com/ambit-mesh/ambit/ztunnel/sockdiag"
 )
 
 // A Pod is what is to be captured.
@@ -22,6 +23,11 @@ type Pod struct {
 	NetNS *podns.NetNS
 	// IPs are the pod's addresses: one, or one of each family.
 	IPs []netip.Addr
+	// DNS says that what the pod asks other hosts' DNS servers is captured too.
+	DNS bool
+	// Strict is for a pod whose applications have not started: it is guarded from the first moment. Without it a pod starts as an
+	// earlier process left it, and else permissive.
+	Strict bool
 }
 
 // addresses returns the pod's address of each family, the zero Addr for none.
@@ -76,7 +82,7 @@ func (r *Redirect) Enroll(ctx context.Context, pod Pod) (*Capture, error) {
 		return nil, err
 	}
 	// Inert, and it may have to wait: before the lock.
-	if err := routeMarked(ctx, pod.NetNS, r.config.Procfs, valid(ip4, ip6)); err != nil {
+	if err := routeMarked(ctx, pod.NetNS, r.config.Procfs, valid(ip4, ip6), pod.DNS); err != nil {
 		return nil, fmt.Errorf("capture pod %s: %w", pod.UID, explain("The kernel does not let ztunnel route in a pod.", err))
 	}
 	r.mu.Lock()
@@ -91,12 +97,15 @@ func (r *Redirect) Enroll(ctx context.Context, pod Pod) (*Capture, error) {
 	if slot < 0 {
 		return nil, fmt.Errorf("pod %s: %d pods are captured already", pod.UID, bpf.MaxPods)
 	}
-	c := &Capture{redirect: r, pod: pod, ip4: ip4, ip6: ip6, slot: uint32(slot)}
+	c := &Capture{redirect: r, pod: pod, ip4: ip4, ip6: ip6, slot: uint32(slot), guard: newGuard(), older: precapture{sockets: map[uint64]sockdiag.Socket{}}}
 	if err := c.captureLocked(); err != nil {
 		return nil, fmt.Errorf("capture pod %s: %w", pod.UID, explain("The kernel does not let ztunnel capture a pod.", err))
 	}
 	r.slots[slot] = true
 	r.captures[pod.UID] = c
+	if err := c.listPrecapture(); err != nil {
+		r.logger.Error("connections older than the capture are not known: should the pod turn strict, they end without grace", "pod_uid", pod.UID, "error", err)
+	}
 	if err := r.supersedeLocked(pod); err != nil {
 		r.logger.Warn("pins of an earlier capture remain", "pod_uid", pod.UID, "error", err)
 	}
@@ -114,7 +123,7 @@ func (c *Capture) captureLocked() (err error) {
 	if err := c.listen(); err != nil {
 		return err
 	}
-	steer, err := node.LoadSteer(bpf.Steering{IPv4: c.ip4, IPv6: c.ip6, Slot: c.slot, Ports: c.ports})
+	steer, err := node.LoadSteer(c.steering())
 	if err != nil {
 		return err
 	}
@@ -124,7 +133,22 @@ func (c *Capture) captureLocked() (err error) {
 			return fmt.Errorf("set listener: %w", err)
 		}
 	}
-	return c.flipLocked(steer)
+	if !c.pod.DNS { // an earlier process may have captured it
+		if err := c.stopDNS(); err != nil {
+			return err
+		}
+	}
+	if err := c.raiseGuard(); err != nil {
+		return err
+	}
+	if err := c.flipLocked(steer); err != nil {
+		return errors.Join(err, c.lowerGuard())
+	}
+	return nil
+}
+
+func (c *Capture) steering() bpf.Steering {
+	return bpf.Steering{IPv4: c.ip4, IPv6: c.ip6, Slot: c.slot, Ports: c.ports, DNS: c.pod.DNS}
 }
 
 // flipLocked takes the steps that are not inert, and undoes them on error, unless an earlier process had taken them.
@@ -146,9 +170,12 @@ func (c *Capture) flipLocked(steer *ebpf.Program) (err error) {
 	if c.steer, adopted, err = r.pins.attachPod(c.pod.UID, c.pod.NetNS, steer); err != nil {
 		return err
 	}
-	if err := r.node.Enrol(cookie, bpf.Enrolment{UID: c.pod.UID, IPv4: c.ip4, IPv6: c.ip6}); err != nil {
+	if err = c.beginDNS(); err == nil {
+		err = r.node.Enrol(cookie, bpf.Enrolment{UID: c.pod.UID, IPv4: c.ip4, IPv6: c.ip6})
+	}
+	if err != nil {
 		err = fmt.Errorf("enrol namespace: %w", err)
-		err = errors.Join(err, c.steer.Close())
+		err = errors.Join(err, c.steer.Close(), c.closeDNS())
 		if !adopted {
 			err = errors.Join(err, r.pins.removePod(c.pod.UID))
 		}
@@ -158,9 +185,16 @@ func (c *Capture) flipLocked(steer *ebpf.Program) (err error) {
 }
 
 func (c *Capture) listen() error {
-	for kind, place := range map[bpf.Listener]**net.TCPListener{
+	places := map[bpf.Listener]**net.TCPListener{
 		bpf.Outbound: &c.Outbound, bpf.Plaintext: &c.Plaintext, bpf.HBONE: &c.HBONE,
-	} {
+	}
+	if c.pod.DNS {
+		places[bpf.DNSStream] = &c.DNSStream
+		if err := c.listenDatagrams(); err != nil {
+			return err
+		}
+	}
+	for kind, place := range places {
 		l, err := c.redirect.listen(c.pod.NetNS, preferredPorts[kind])
 		if err != nil {
 			return err

@@ -62,7 +62,7 @@ func (c *Capture) holdBack(take func(*Held)) (err error) {
 		return err
 	}
 	h := &hold{clients: valid(c.ip4, c.ip6), take: take, waiting: map[ends]*Held{}}
-	if h.sockets, err = c.rawSockets(); err != nil {
+	if h.sockets, err = c.rawSockets(bpf.Mark); err != nil {
 		return err
 	}
 	defer func() {
@@ -71,7 +71,7 @@ func (c *Capture) holdBack(take func(*Held)) (err error) {
 			err = errors.Join(err, h.close())
 		}
 	}()
-	program, err := r.node.LoadHold(bpf.Steering{IPv4: c.ip4, IPv6: c.ip6, Slot: c.slot})
+	program, err := r.node.LoadHold(c.steering())
 	if err != nil {
 		return err
 	}
@@ -84,9 +84,9 @@ func (c *Capture) holdBack(take func(*Held)) (err error) {
 	return nil
 }
 
-// rawSockets makes the sockets by which SYNs go on and are answered. What they send bears the mark, and so takes the route of
-// what it stands for.
-func (c *Capture) rawSockets() (_ map[bool]*os.File, err error) {
+// rawSockets makes the sockets by which SYNs go on and are answered, and datagrams: by whether they are of IPv4. What they send
+// bears the mark; if that is Mark, it takes the route of what it stands for.
+func (c *Capture) rawSockets(mark int) (_ map[bool]*os.File, err error) {
 	sockets := map[bool]*os.File{}
 	for _, ip := range valid(c.ip4, c.ip6) {
 		family, level, option := unix.AF_INET6, unix.SOL_IPV6, unix.IPV6_HDRINCL
@@ -100,7 +100,7 @@ func (c *Capture) rawSockets() (_ map[bool]*os.File, err error) {
 		})
 		if err == nil {
 			sockets[ip.Is4()] = os.NewFile(uintptr(fd), "raw")
-			err = errors.Join(setsockopt(fd, level, option, 1), setsockopt(fd, unix.SOL_SOCKET, unix.SO_MARK, bpf.Mark))
+			err = errors.Join(setsockopt(fd, level, option, 1), setsockopt(fd, unix.SOL_SOCKET, unix.SO_MARK, mark))
 		}
 		if err != nil {
 			for _, s := range sockets {
@@ -230,8 +230,13 @@ func (s syn) refusal(errno unix.Errno) []byte {
 
 // send puts a packet, in answer to s or s itself, on its way within the pod.
 func (h *hold) send(s syn, packet []byte) error {
-	to, is4 := packetDestination(packet), s.is4()
-	raw, err := h.sockets[is4].SyscallConn()
+	return sendBy(h.sockets[s.is4()], packet)
+}
+
+// sendBy sends a packet by a raw socket of its family.
+func sendBy(socket *os.File, packet []byte) error {
+	to := packetDestination(packet)
+	raw, err := socket.SyscallConn()
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"math"
 	"net"
 	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -19,18 +20,16 @@ var preferredPorts = map[bpf.Listener]int{
 	bpf.Outbound:  15001,
 	bpf.Plaintext: 15006,
 	bpf.HBONE:     int(bpf.PortHBONE),
+	bpf.DNS:       15053,
+	bpf.DNSStream: 15053,
 }
 
 // listen makes a listening socket in the namespace for connections to any address of either family.
 func (r *Redirect) listen(ns *podns.NetNS, port int) (*net.TCPListener, error) {
-	fd, err := r.bindListener(ns, port)
-	if errors.Is(err, unix.EADDRINUSE) {
-		fd, err = r.bindListener(ns, 0)
-	}
+	file, err := r.listenFile(ns, unix.SOCK_STREAM, port)
 	if err != nil {
-		return nil, fmt.Errorf("listen on port %d: %w", port, err)
+		return nil, err
 	}
-	file := os.NewFile(uintptr(fd), "listener")
 	defer file.Close() // FileListener has its own
 	l, err := net.FileListener(file)
 	if err != nil {
@@ -39,12 +38,24 @@ func (r *Redirect) listen(ns *podns.NetNS, port int) (*net.TCPListener, error) {
 	return l.(*net.TCPListener), nil
 }
 
-func (r *Redirect) bindListener(ns *podns.NetNS, port int) (_ int, err error) {
+// listenFile makes a socket that is bound to the port, or to another one where it is taken.
+func (r *Redirect) listenFile(ns *podns.NetNS, kind, port int) (*os.File, error) {
+	fd, err := r.bindListener(ns, kind, port)
+	if errors.Is(err, unix.EADDRINUSE) {
+		fd, err = r.bindListener(ns, kind, 0)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listen on port %d: %w", port, err)
+	}
+	return os.NewFile(uintptr(fd), "listener"), nil
+}
+
+func (r *Redirect) bindListener(ns *podns.NetNS, kind, port int) (_ int, err error) {
 	var address unix.Sockaddr = &unix.SockaddrInet6{Port: port}
-	fd, err := socket(ns, unix.AF_INET6)
+	fd, err := socket(ns, unix.AF_INET6, kind)
 	if errors.Is(err, unix.EAFNOSUPPORT) {
 		address = &unix.SockaddrInet4{Port: port}
-		fd, err = socket(ns, unix.AF_INET)
+		fd, err = socket(ns, unix.AF_INET, kind)
 	}
 	if err != nil {
 		return -1, err
@@ -65,9 +76,12 @@ func (r *Redirect) bindListener(ns *podns.NetNS, port int) (_ int, err error) {
 	if err := setsockopt(fd, unix.SOL_IP, unix.IP_TRANSPARENT, 1); err != nil {
 		return -1, err
 	}
-	// Connections of a process that was killed may still be in TIME_WAIT at this port.
-	if err := setsockopt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
-		return -1, err
+	// Connections of a process that was killed may still be in TIME_WAIT at this port. Datagrams know no such thing, and would
+	// share the port with whoever has it.
+	if kind == unix.SOCK_STREAM {
+		if err := setsockopt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+			return -1, err
+		}
 	}
 	if err := r.node.Tag(fd, bpf.Tunnel); err != nil {
 		return -1, fmt.Errorf("tag socket: %w", err)
@@ -75,14 +89,21 @@ func (r *Redirect) bindListener(ns *podns.NetNS, port int) (_ int, err error) {
 	if err := unix.Bind(fd, address); err != nil {
 		return -1, os.NewSyscallError("bind", err)
 	}
+	if kind != unix.SOCK_STREAM {
+		return fd, nil
+	}
 	// The kernel lowers the backlog to the namespace's net.core.somaxconn.
 	return fd, os.NewSyscallError("listen", unix.Listen(fd, math.MaxInt32))
 }
 
-// socket makes a TCP socket in the namespace: not an MPTCP one, whatever the application's are.
-func socket(ns *podns.NetNS, family int) (fd int, err error) {
+// socket makes a socket in the namespace for streams, of TCP and not MPTCP, whatever the application's are, or for datagrams.
+func socket(ns *podns.NetNS, family, kind int) (fd int, err error) {
+	protocol := unix.IPPROTO_TCP
+	if kind == unix.SOCK_DGRAM {
+		protocol = unix.IPPROTO_UDP
+	}
 	err = ns.Do(func() error {
-		fd, err = unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+		fd, err = unix.Socket(family, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, protocol)
 		return os.NewSyscallError("socket", err)
 	})
 	return fd, err
@@ -93,7 +114,7 @@ func setsockopt(fd, level, option, value int) error {
 }
 
 // control runs f on the descriptor of l.
-func control(l *net.TCPListener, f func(fd int) error) error {
+func control(l syscall.Conn, f func(fd int) error) error {
 	raw, err := l.SyscallConn()
 	if err != nil {
 		return err

@@ -154,6 +154,9 @@ func accept(c *Capture) *tunnel {
 	u := &tunnel{Capture: c, prepared: map[ends]*net.TCPConn{}}
 	u.ctx, u.cut = context.WithCancel(context.Background())
 	for kind, l := range c.listeners() {
+		if kind == bpf.DNSStream {
+			continue // carried nowhere
+		}
 		u.running.Go(func() {
 			for {
 				conn, err := l.AcceptTCP()

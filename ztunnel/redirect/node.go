@@ -166,25 +166,29 @@ func explain(detail string, err error) error {
 
 // findHost finds the network namespace of the node, whose connections pass the listeners of its pods, and the cgroups of the
 // pods that share it.
-func findHost(netns, cgroup string) (bpf.Host, error) {
+func findHost(netns, cgroup string) (_ *podns.NetNS, _ bpf.Host, err error) {
 	host, err := podns.Open(netns)
 	if err != nil {
-		return bpf.Host{}, &Problem{
+		return nil, bpf.Host{}, &Problem{
 			Code:   HostNetNSMissing,
 			Detail: fmt.Sprintf("The node's network namespace cannot be opened at %s.", netns),
 			Fix:    "Mount the node's /proc/1/ns/net into ztunnel as a hostPath, or give its container SYS_PTRACE and the node's /proc.",
 			Err:    err,
 		}
 	}
-	defer host.Close()
+	defer func() {
+		if err != nil {
+			host.Close()
+		}
+	}()
 	ids, err := podCgroups(cgroup, podCgroupDepth)
 	if err != nil {
-		return bpf.Host{}, fmt.Errorf("find the cgroup of pods: %w", err)
+		return nil, bpf.Host{}, fmt.Errorf("find the cgroup of pods: %w", err)
 	}
 	if len(ids) > bpf.MaxPodCgroups {
-		return bpf.Host{}, fmt.Errorf("find the cgroup of pods: %d below %s, %d at most", len(ids), cgroup, bpf.MaxPodCgroups)
+		return nil, bpf.Host{}, fmt.Errorf("find the cgroup of pods: %d below %s, %d at most", len(ids), cgroup, bpf.MaxPodCgroups)
 	}
-	return bpf.Host{Cookie: host.Cookie(), PodCgroups: ids}, nil
+	return host, bpf.Host{Cookie: host.Cookie(), PodCgroups: ids}, nil
 }
 
 // podCgroupDepth is how far below the node's root a kubelet may have been told to put its pods: by --cgroup-root, commonly one

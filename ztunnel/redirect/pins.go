@@ -17,16 +17,20 @@ import (
 
 // layout is the version of what is pinned. It changes whenever a map's key, value or meaning does: processes of different
 // layouts leave each other's pins alone, and enforce side by side until every pod has been captured anew.
-const layout = "v1"
+const layout = "v2"
 
 // enrolledMap is the map of captured pods in every layout: namespace cookie (64 bits) -> anything.
 const enrolledMap = "mesh_enrolled"
 
-// What is pinned of a pod: the link of steer, and that of hold, whose name goes on with the cookie of the pod's namespace: such
-// a link knows its device's number, which is that of every lo.
+// guardsMap is the map of what may leave pods, by the same key, in the layouts that have it.
+const guardsMap = "mesh_guards"
+
+// What is pinned of a pod: the link of steer, and those of hold and of DNS, whose names go on with the cookie of the pod's
+// namespace: such a link knows its device's number, which is no namespace's own. That of DNS goes on with this number.
 const (
 	steerPin = "steer"
 	holdPin  = "hold-"
+	dnsPin   = "dns-"
 )
 
 // pins is the folder of one layout:
@@ -220,39 +224,41 @@ func (p pins) withdraw(cookie uint64) error {
 	return nil
 }
 
-// withdrawAll is withdraw for every namespace.
-func (p pins) withdrawAll() error {
-	enrolled, err := ebpf.LoadPinnedMap(filepath.Join(p.maps(), enrolledMap), nil)
+// withdrawAll empties a map by namespace cookie, in any layout; one without that map has nothing to empty.
+func (p pins) withdrawAll(name string) error {
+	m, err := ebpf.LoadPinnedMap(filepath.Join(p.maps(), name), nil)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("load %s of %s: %w", enrolledMap, p, err)
+		return fmt.Errorf("load %s of %s: %w", name, p, err)
 	}
-	defer enrolled.Close()
+	defer m.Close()
 	var cookies []uint64
 	var cookie uint64
-	value := make([]byte, enrolled.ValueSize())
-	entries := enrolled.Iterate()
+	value := make([]byte, m.ValueSize())
+	entries := m.Iterate()
 	for entries.Next(&cookie, &value) {
 		cookies = append(cookies, cookie)
 	}
 	if err := entries.Err(); err != nil {
-		return fmt.Errorf("list %s of %s: %w", enrolledMap, p, err)
+		return fmt.Errorf("list %s of %s: %w", name, p, err)
 	}
 	for _, cookie := range cookies {
-		if err := enrolled.Delete(cookie); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("withdraw namespace %d in %s: %w", cookie, p, err)
+		if err := m.Delete(cookie); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("withdraw namespace %d of %s in %s: %w", cookie, name, p, err)
 		}
 	}
 	return nil
 }
 
-// remove ends all that is pinned: first what pods connect to goes past ztunnel, then what connects to them, then the node's
+// remove ends all that is pinned: first whatever pods send leaves them, then what they connect to goes past ztunnel, then what connects to them, then the node's
 // programs end.
 func (p pins) remove() error {
-	if err := p.withdrawAll(); err != nil {
-		return err
+	for _, name := range []string{guardsMap, enrolledMap} {
+		if err := p.withdrawAll(name); err != nil {
+			return err
+		}
 	}
 	uids, err := p.uids()
 	if err != nil {

@@ -18,6 +18,10 @@ const (
 	PinsUnusable      Code = "PinsUnusable"
 	// HoldMissing: pods are captured, and see in connect(2) what ztunnel's listener says.
 	HoldMissing Code = "HoldMissing"
+	// GuardMissing: a strict pod can send past ztunnel where the guard is not.
+	GuardMissing Code = "GuardMissing"
+	// GuardRemoved: somebody took a guard off; it is there again.
+	GuardRemoved Code = "GuardRemoved"
 )
 
 // A Problem is why this node cannot redirect, for the person who can mend it.

@@ -4,13 +4,21 @@
 //
 //	check     the namespace bears the pod's addresses and is not the node's
 //	route     what bears the mark goes to lo, with the pod's address as source
-//	listen    three listeners in the namespace: outbound, plaintext, HBONE
+//	listen    listeners in the namespace: outbound, plaintext, HBONE, and two for DNS
 //	load      the pod's steer program and its addresses
+//	guard     attach to the pod's links: everything passes until the pod is strict
+//	dns       attach: does nothing before the last step
 //	steer     attach: what connects to the pod comes to the listeners    (one step)
 //	enrol     what the pod connects to bears the mark from here on       (one step)
 //
 // [Capture.Hold] goes further: what the pod connects to waits, its SYN held back on lo, until ztunnel lets it come to Outbound or
 // fails its connect(2). Whether that is attached or not, nothing goes past the listeners.
+//
+// [Capture.SetStrict] has the guard drop what is not ztunnel's. Where it is attached it stays, without anybody who holds it
+// (site.go): at the pod's end of each link and at the node's, for each sees what the other may miss. It is looked after, and put
+// there again within a second if somebody took it off. From devices without an end in the node's namespace (a second network's
+// macvlan, a virtual function) only the pod's end is guarded: there a packet socket that bypasses the queue, or an application
+// with CAP_NET_ADMIN that takes the program off, sends unseen.
 //
 // Until steer all of it is inert. [Capture.Release] goes back: first enrol, then, when what bears the mark has arrived, steer,
 // then the listeners once their queues are empty. Rule and route stay, inert: a delivered connection bears the mark as long as it lives, and without the
@@ -22,7 +30,8 @@
 //
 // Past the listeners go only connections that ztunnel delivers, and those of the node's own processes: of its network
 // namespace, whether the kubelet's or another's, but not those of pods that use the node's network. Which these are is known
-// by their cgroup: where only cgroup version 1 has the pods' cgroups, they pass too. UDP and other protocols are left alone, and so are link-local IPv6 addresses and
+// by their cgroup: where only cgroup version 1 has the pods' cgroups, they pass too. UDP and other protocols are left alone but for questions to DNS
+// servers, and so are link-local IPv6 addresses and
 // networks other than the pod's first.
 //
 // Which pod is captured when, and whose a namespace is, is the pods package's job; what happens on a connection is
@@ -45,6 +54,7 @@ import (
 	"github.com/cilium/ebpf/link"
 
 	"github.com/ambit-mesh/ambit/bpf"
+	"github.com/ambit-mesh/ambit/ztunnel/podns"
 )
 
 // Config says where things are on this node. Paths are as the process sees them.
@@ -91,6 +101,8 @@ type Redirect struct {
 	config     Config
 	logger     *slog.Logger
 	hostCookie uint64
+	host       *podns.NetNS // the node's
+	closing    chan struct{}
 	pins       pins
 	node       *bpf.Node
 	withoutTCX bool        // as before Linux 6.6
@@ -124,7 +136,7 @@ func Open(config Config) (_ *Redirect, err error) {
 	if err := errors.Join(checkKernel(config.Probe), checkBPFFS(config.PinDir), checkCgroup2(config.CgroupPath)); err != nil {
 		return nil, err
 	}
-	host, err := findHost(config.HostNetNS, config.CgroupPath)
+	netns, host, err := findHost(config.HostNetNS, config.CgroupPath)
 	if err != nil {
 		return nil, err
 	}
@@ -132,14 +144,17 @@ func Open(config Config) (_ *Redirect, err error) {
 		config:     config,
 		logger:     config.Logger,
 		hostCookie: host.Cookie,
+		host:       netns,
+		closing:    make(chan struct{}),
 		pins:       pins(filepath.Join(config.PinDir, layout)),
 		captures:   map[string]*Capture{},
 	}
 	if err := r.pins.make(); err != nil {
-		return nil, err
+		return nil, errors.Join(err, netns.Close())
 	}
 	r.node, err = bpf.Load(r.pins.maps(), host)
 	if errors.Is(err, ebpf.ErrMapIncompatible) {
+		netns.Close()
 		return nil, &Problem{
 			Code:   PinsUnusable,
 			Detail: fmt.Sprintf("The maps pinned in %s are not those of this version.", r.pins.maps()),
@@ -148,6 +163,7 @@ func Open(config Config) (_ *Redirect, err error) {
 		}
 	}
 	if err != nil {
+		netns.Close()
 		return nil, explain("The kernel does not let ztunnel load its BPF programs.", err)
 	}
 	defer func() {
@@ -158,7 +174,11 @@ func Open(config Config) (_ *Redirect, err error) {
 	if err := r.attach(); err != nil {
 		return nil, explain("The kernel does not let ztunnel attach its BPF programs.", err)
 	}
-	return r, r.takeStock()
+	if err := r.takeStock(); err != nil {
+		return nil, err
+	}
+	r.reading.Go(r.watch)
+	return r, nil
 }
 
 // attach runs the node's programs: permit first, for no connection may be captured that nobody could deliver.
@@ -268,6 +288,9 @@ func (r *Redirect) withdrawRemainsLocked(left *remains) error {
 	if left.cookie == 0 {
 		return nil
 	}
+	if err := r.node.RemoveGuard(left.cookie); err != nil {
+		return err
+	}
 	if err := r.node.Withdraw(left.cookie); err != nil {
 		return err
 	}
@@ -286,19 +309,30 @@ func (r *Redirect) Verdicts() (map[string]uint64, error) { return r.node.Verdict
 // afterwards.
 func (r *Redirect) Close() error {
 	r.mu.Lock()
-	defer r.mu.Unlock()
+	select {
+	case <-r.closing: // a second time: nothing is left to do
+		r.mu.Unlock()
+		return nil
+	default:
+		close(r.closing)
+	}
 	var errs []error
 	for _, c := range r.captures {
-		errs = append(errs, c.closeListeners(), c.steer.Close(), c.closeHoldLocked())
+		errs = append(errs, c.closeListeners(), c.steer.Close(), c.closeHoldLocked(), c.devices.Close(), c.closeDNS())
 	}
-	clear(r.captures)
+	captures := r.captures
+	r.captures = map[string]*Capture{}
 	if r.held != nil {
 		errs = append(errs, r.held.Close())
-		r.reading.Wait()
+	}
+	r.mu.Unlock()
+	r.reading.Wait()
+	for _, c := range captures {
+		errs = append(errs, c.closeGuard())
 	}
 	for _, l := range r.links {
 		errs = append(errs, l.Close())
 	}
 	r.node.Close()
-	return errors.Join(errs...)
+	return errors.Join(append(errs, r.host.Close())...)
 }

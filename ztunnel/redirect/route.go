@@ -28,7 +28,7 @@ const (
 )
 
 // routeMarked makes a namespace send what bears the mark to its own lo, and take it there from any sender.
-func routeMarked(ctx context.Context, ns *podns.NetNS, procfs string, ips []netip.Addr) error {
+func routeMarked(ctx context.Context, ns *podns.NetNS, procfs string, ips []netip.Addr, dns bool) error {
 	ctx, cancel := context.WithTimeout(ctx, tentativeLimit)
 	defer cancel()
 	for _, ip := range ips {
@@ -45,7 +45,7 @@ func routeMarked(ctx context.Context, ns *podns.NetNS, procfs string, ips []neti
 			}
 			pause(ctx, tentativePause)
 		}
-		if err := ns.Do(func() error { return writeSysctls(procfs, ip) }); err != nil {
+		if err := ns.Do(func() error { return writeSysctls(procfs, ip, dns) }); err != nil {
 			return err
 		}
 	}
@@ -97,11 +97,14 @@ func addRoute(ip netip.Addr) error {
 }
 
 // writeSysctls makes answers take the way of what they answer: accepted sockets bear the mark of the SYN, and resets that
-// of the segment they reject. procfs shows, below sys/net, the namespace of the thread that looks.
-func writeSysctls(procfs string, ip netip.Addr) error {
+// of the segment they reject. With dns, lo takes in what the pod itself sent by another interface. procfs shows, below sys/net,
+// the namespace of the thread that looks.
+func writeSysctls(procfs string, ip netip.Addr, dns bool) error {
 	names := []string{"ipv4/tcp_fwmark_accept", "ipv4/fwmark_reflect"}
 	if ip.Is6() {
 		names = []string{"ipv4/tcp_fwmark_accept", "ipv6/fwmark_reflect"} // the first is for both
+	} else if dns {
+		names = append(names, "ipv4/conf/lo/accept_local") // IPv6 asks for nothing of the kind
 	}
 	for _, name := range names {
 		if err := os.WriteFile(filepath.Join(procfs, "sys/net", name), []byte("1"), 0); err != nil {

@@ -16,6 +16,7 @@ const (
 	ip6Size  = 40
 	tcpSize  = 20
 	icmpSize = 8
+	udpSize  = 8
 
 	tcpFlags    = 13
 	tcpChecksum = 16
@@ -133,8 +134,13 @@ const (
 
 // answer is an IP header and room for size bytes of a protocol.
 func (s syn) answer(protocol byte, size int, source, destination []byte) []byte {
+	return ipPacket(s.is4(), protocol, size, source, destination)
+}
+
+// ipPacket is an IP header and room for size bytes of a protocol.
+func ipPacket(is4 bool, protocol byte, size int, source, destination []byte) []byte {
 	const ttl = 64
-	if s.is4() {
+	if is4 {
 		p := make([]byte, ip4Size+size)
 		p[0], p[8], p[9] = 4<<4|ip4Size/4, ttl, protocol
 		binary.BigEndian.PutUint16(p[2:], uint16(len(p)))

@@ -130,9 +130,12 @@ func (e *end) tcpState() uint8 {
 // sends signals all the time.
 func (e *end) interrupt() {
 	if e.stream == nil && (e.splicing.Load() || e.unread()) {
-		e.tcp.SetReadDeadline(time.Unix(1, 0))
+		e.wake()
 	}
 }
+
+// wake makes whoever reads from this end, a socket, return.
+func (e *end) wake() { e.tcp.SetReadDeadline(time.Unix(1, 0)) }
 
 // unread tells whether the socket has bytes that were not read. Up to urgent data
 // the kernel counts, and at urgent data it finds nothing to count.

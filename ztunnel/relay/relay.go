@@ -1,25 +1,27 @@
 // Package relay moves the bytes of one connection between its two ends.
 //
-//	relay.go   Copy: both directions, how a connection ends, cutting
-//	socket.go  from socket to socket: small reads, bulk, splice
-//	tunnel.go  between a socket and a tunnel's stream
-//	end.go     one end: half-close, reset, is the peer gone
+//	relay.go    Start: both directions, how a connection ends, cutting
+//	socket.go   from socket to socket: small reads, bulk, splice
+//	tunnel.go   between a socket and a tunnel's stream
+//	end.go      one end: half-close, reset, is the peer gone
+//	parking.go  connections that nothing moves on wait without a goroutine
 //
 // TCP is carried faithfully. A half that closes closes that half on the other
 // side and no more: a server may go on sending long after its client's last
 // byte. A reset, or a write that finds its end gone, resets the other side. The
 // two directions never wait for each other.
 //
-// Invariants: when Copy returns, both ends are closed and every goroutine it
-// started has ended. A buffer is held only while it carries data, a pipe of the
-// kernel only until the inspection that follows the bulk; a connection through a
-// tunnel that is idle costs one goroutine.
+// Invariants: when a connection's done is called, both ends are closed and every
+// goroutine that was started for it has ended or is about to. A buffer is held
+// only while it carries data, a pipe of the kernel only until the inspection
+// that follows the bulk; a connection that is idle costs no goroutine.
 //
-// Logging and counting are conns' job: Copy reports to a [Meter].
+// Logging and counting are conns' job: the Relay reports to a [Meter].
 package relay
 
 import (
 	"context"
+	"errors"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -61,80 +63,154 @@ type Result struct {
 	Err                error
 }
 
-// inspectEvery is how often an open connection is looked at for what no read or
-// write would tell: a peer that reset after its FIN or while the other side
-// stalls, and bytes spliced but not yet counted. It bounds how long such a
-// connection is kept, and at 10,000 idle connections costs a thousand cheap
-// timers a second.
-const inspectEvery = 10 * time.Second
+const (
+	// inspectEvery is how often an open connection is looked at for what no read
+	// or write would tell: a peer that reset after its FIN or while the other side
+	// stalls, and bytes spliced but not yet counted. It bounds how long such a
+	// connection is kept, and at 10,000 idle connections costs a thousand cheap
+	// timers a second.
+	inspectEvery = 10 * time.Second
+	// inspectFirst is when it is looked at first; the pauses double from there. A
+	// connection on which nothing moved since the inspection before is parked.
+	inspectFirst = 2 * time.Second
+	// inspectBulk is how often it is while bytes are spliced: at urgent data, that
+	// stalls until it is interrupted.
+	inspectBulk = time.Second
+)
 
-// inspectBulk is how often it is while bytes are spliced: at urgent data, that
-// stalls until it is interrupted.
-const inspectBulk = time.Second
-
-// Copy carries client and server to each other until both halves are closed,
-// either is reset, or ctx ends, which resets both. It closes both ends.
-func Copy(ctx context.Context, client, server Conn, meter Meter) Result {
-	return carry(ctx, client, server, meter, inspectEvery)
+// Relay carries connections. One is enough for a process.
+type Relay struct {
+	// Fixed after New.
+	lot                        *lot
+	inspectFirst, inspectEvery time.Duration
 }
 
-func carry(ctx context.Context, client, server Conn, meter Meter, inspectEvery time.Duration) Result {
-	s := &session{inspectEvery: inspectEvery, meter: meter, reason: Closed}
+// New makes a Relay. Close it when its connections are over.
+func New() (*Relay, error) {
+	lot, err := newLot()
+	if err != nil {
+		return nil, err
+	}
+	return &Relay{lot: lot, inspectFirst: inspectFirst, inspectEvery: inspectEvery}, nil
+}
+
+// Close returns once nothing of the Relay runs any more.
+func (r *Relay) Close() error { return r.lot.close() }
+
+// Start carries client and server to each other until both halves are closed,
+// either is reset, or ctx ends, which resets both. It closes both ends, and then
+// calls done, once. It works in the goroutine of its caller for as long as
+// something moves, and may return before the connection is over.
+func (r *Relay) Start(ctx context.Context, client, server Conn, meter Meter, done func(Result)) {
+	s := &session{relay: r, meter: meter, reason: Closed, done: done, inspection: r.inspectFirst}
 	s.client.init(client, ClientReset)
 	s.server.init(server, ServerReset)
-	stopCut := context.AfterFunc(ctx, func() { s.fail(Cut, context.Cause(ctx)) })
-	defer stopCut()
+	s.toServer = direction{session: s, src: &s.client, dst: &s.server}
+	s.toClient = direction{session: s, src: &s.server, dst: &s.client}
+	s.left.Store(2)
+	if s.client.stream != nil && s.server.stream != nil {
+		panic("relay: both ends are streams")
+	}
 	s.mu.Lock()
-	s.inspector = time.AfterFunc(inspectEvery, s.inspect)
+	s.inspector = time.AfterFunc(s.inspection, s.inspect)
+	s.stopCut = context.AfterFunc(ctx, func() { s.fail(Cut, context.Cause(ctx)) })
 	s.mu.Unlock()
 
 	switch {
-	case s.client.stream != nil && s.server.stream != nil:
-		panic("relay: both ends are streams")
 	case s.client.stream != nil:
-		s.carryStream(&s.client, &s.server, &s.toServer, &s.toClient)
+		s.receive(&s.toServer)
+		s.toClient.run()
 	case s.server.stream != nil:
-		s.carryStream(&s.server, &s.client, &s.toClient, &s.toServer)
+		s.receive(&s.toClient)
+		s.toServer.run()
 	default:
-		var wg sync.WaitGroup
-		wg.Go(func() { s.pump(&s.client, &s.server, &s.toServer, s.splicing) })
-		s.pump(&s.server, &s.client, &s.toClient, s.splicing)
-		wg.Wait()
+		go s.toServer.run()
+		s.toClient.run()
 	}
-	return s.finish()
 }
 
 type session struct {
 	// Fixed at the start.
-	inspectEvery   time.Duration
+	relay          *Relay
 	client, server end
 	meter          Meter
+	done           func(Result)
 
-	toServer, toClient atomic.Int64
+	toServer, toClient direction
+	left               atomic.Int32 // directions that are not over
 
 	mu sync.Mutex
 	// Guarded by mu.
-	reason    Reason
-	err       error
-	ended     bool
-	inspector *time.Timer
-	receiving bool // from a stream, whose direction is not over
+	reason     Reason
+	err        error
+	ended      bool
+	inspector  *time.Timer
+	inspection time.Duration // the pause before the next
+	inspected  int64         // bytes moved by then
+	stopCut    func() bool
+	receiving  bool // from a stream, whose direction is not over
 
 	// Of a connection with a stream.
-	received sync.WaitGroup // until receiving is over
 	delivery delivery
-	frames   frameReader // owned by the goroutine that waits for the socket
+	frames   frameReader // owned by the goroutine that reads the socket
 }
 
-// pump carries one direction until src's half ends, then ends dst's.
-func (s *session) pump(src, dst *end, moved *atomic.Int64, carry func(src, dst *end, moved *atomic.Int64) (*end, error)) {
-	blame, err := carry(src, dst, moved)
+// direction is one of the two ways of a connection.
+type direction struct {
+	// Fixed.
+	session  *session
+	src, dst *end
+
+	moved atomic.Int64
+	park  atomic.Bool // asks the goroutine that reads src to park
+
+	// Guarded by session.mu.
+	parked space // zero while a goroutine reads src
+}
+
+// errParked is why run returns although its direction is not over.
+var errParked = errors.New("parked")
+
+// run carries from src, a socket, until its half ends, and then ends dst's; or
+// until nothing moves any more, and then it is called again when something does.
+func (d *direction) run() {
+	var blame *end
+	var err error
+	if d.dst.stream != nil {
+		blame, err = d.sending()
+	} else {
+		blame, err = d.splicing()
+	}
+	if err == errParked {
+		return
+	}
+	s := d.session
 	if err == nil {
-		blame, err = s.endHalf(src, dst)
+		blame, err = s.endHalf(d.src, d.dst)
 	}
 	if err != nil {
 		s.fail(blame.blame, err)
 	}
+	if s.left.Add(-1) == 0 {
+		s.finish()
+	}
+}
+
+// over says that a direction is over, from where nothing may take long.
+func (s *session) over() {
+	if s.left.Add(-1) == 0 {
+		go s.finish()
+	}
+}
+
+// interrupted is called when a read of src was, and returns errParked if the
+// caller is to leave: from then on the direction is not its own any more.
+func (d *direction) interrupted() error {
+	d.src.resume()
+	if d.park.Swap(false) && d.session.relay.lot.park(d) {
+		return errParked
+	}
+	return nil
 }
 
 // endHalf: src has sent all that it had.
@@ -154,42 +230,55 @@ func (s *session) fail(reason Reason, err error) {
 		s.ended, s.reason, s.err = true, reason, err
 	}
 	s.mu.Unlock()
-	if first {
-		s.client.reset()
-		s.server.reset()
-		s.mu.Lock()
-		s.endReceivedLocked()
-		s.mu.Unlock()
+	if !first {
+		return
+	}
+	s.client.reset()
+	s.server.reset()
+	s.endReceived()
+	for _, d := range []*direction{&s.toServer, &s.toClient} {
+		if s.relay.lot.leave(d) {
+			s.over()
+		}
 	}
 }
 
 // inspect looks for an end whose peer is gone, has splices report what they
-// moved, and comes back later.
+// moved, has a connection parked on which nothing moves, and comes back later.
 func (s *session) inspect() {
+	moved := s.toServer.moved.Load() + s.toClient.moved.Load()
 	s.mu.Lock()
-	ended := s.ended
+	ended, idle := s.ended, moved == s.inspected
+	s.inspected = moved
 	if !ended {
+		s.inspection = min(2*s.inspection, s.relay.inspectEvery)
 		s.inspector.Reset(s.nextInspection())
 	}
 	s.mu.Unlock()
 	if ended {
 		return
 	}
-	for _, e := range []*end{&s.client, &s.server} {
-		if e.gone() {
-			s.fail(e.blame, errGone)
+	for _, d := range []*direction{&s.toServer, &s.toClient} {
+		if d.src.gone() {
+			s.fail(d.src.blame, errGone)
 			return
 		}
-		e.interrupt()
+		if idle && s.relay.lot.wanted(d) {
+			d.park.Store(true)
+			d.src.wake()
+		} else {
+			d.src.interrupt()
+		}
 	}
 }
 
+// nextInspection is the pause before it.
 func (s *session) nextInspection() time.Duration {
 	client, server := s.client.spliced.Swap(false), s.server.spliced.Swap(false)
 	if client || server || s.client.splicing.Load() || s.server.splicing.Load() {
-		return min(s.inspectEvery, inspectBulk)
+		return min(s.relay.inspectEvery, inspectBulk)
 	}
-	return s.inspectEvery
+	return s.inspection
 }
 
 // inspectSoon has a connection that begins to be spliced looked at in time.
@@ -201,26 +290,28 @@ func (s *session) inspectSoon() {
 	}
 }
 
-func (s *session) finish() Result {
+func (s *session) finish() {
 	s.mu.Lock()
 	s.ended = true
 	s.inspector.Stop()
+	s.stopCut()
 	res := Result{Reason: s.reason, Err: s.err}
 	s.mu.Unlock()
 	s.client.conn.Close()
 	s.server.conn.Close()
-	res.ToServer, res.ToClient = s.toServer.Load(), s.toClient.Load()
-	return res
+	res.ToServer, res.ToClient = s.toServer.moved.Load(), s.toClient.moved.Load()
+	s.done(res)
 }
 
-func (s *session) count(moved *atomic.Int64, n int64) {
+// count says that n bytes went in the direction d.
+func (d *direction) count(n int64) {
 	if n == 0 {
 		return
 	}
-	moved.Add(n)
-	if moved == &s.toServer {
-		s.meter.Moved(n, 0)
+	d.moved.Add(n)
+	if d == &d.session.toServer {
+		d.session.meter.Moved(n, 0)
 	} else {
-		s.meter.Moved(0, n)
+		d.session.meter.Moved(0, n)
 	}
 }

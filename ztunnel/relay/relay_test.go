@@ -178,9 +178,10 @@ func TestCancellingCuts(t *testing.T) {
 }
 
 func TestNothingLeaks(t *testing.T) {
+	relay := carrier(t)
 	fds, routines := openFiles(t), runtime.NumGoroutine()
 	for i := range 1000 {
-		r := start(t, socket, socket)
+		r := startWith(t, relay, socket, socket)
 		r.write(r.client, "ping")
 		r.read(r.server, "ping")
 		if i%2 == 0 {
@@ -218,6 +219,11 @@ type rig struct {
 
 func start(t *testing.T, clientKind, serverKind kind) *rig {
 	t.Helper()
+	return startWith(t, carrier(t), clientKind, serverKind)
+}
+
+func startWith(t *testing.T, relay *Relay, clientKind, serverKind kind) *rig {
+	t.Helper()
 	r := &rig{t: t, done: make(chan Result, 1)}
 	var near, far Conn
 	r.client, near = pair(t, clientKind)
@@ -227,8 +233,24 @@ func start(t *testing.T, clientKind, serverKind kind) *rig {
 	}
 	ctx, cut := context.WithCancelCause(t.Context())
 	r.cut = cut
-	go func() { r.done <- carry(ctx, near, far, &r.meter, inspectInTests) }()
+	go relay.Start(ctx, near, far, &r.meter, func(res Result) { r.done <- res })
 	return r
+}
+
+// carrier is a Relay that inspects, and parks, all the time.
+func carrier(t *testing.T) *Relay {
+	t.Helper()
+	relay, err := New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	relay.inspectFirst, relay.inspectEvery = inspectInTests, inspectInTests
+	t.Cleanup(func() {
+		if err := relay.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return relay
 }
 
 func (r *rig) write(c Conn, s string) {

@@ -5,7 +5,6 @@ import (
 	"io"
 	"os"
 	"sync"
-	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,33 +27,35 @@ var buffers = sync.Pool{New: func() any { return new(buffer) }}
 // splicing carries src to dst, both sockets. The buffer is taken once data is
 // there, and given back before the next wait. A read that fills it means bulk:
 // the kernel then moves the bytes itself.
-func (s *session) splicing(src, dst *end, moved *atomic.Int64) (blame *end, err error) {
+func (d *direction) splicing() (blame *end, err error) {
 	r := socketReader{}
 	r.poll = r.read
 	for {
-		if err := src.raw.Read(r.poll); errors.Is(err, os.ErrDeadlineExceeded) {
-			src.resume() // an inspection
+		if err := d.src.raw.Read(r.poll); errors.Is(err, os.ErrDeadlineExceeded) {
+			if err := d.interrupted(); err != nil {
+				return nil, err
+			}
 			continue
 		} else if err != nil {
-			return src, err
+			return d.src, err
 		}
 		if r.err != nil {
 			r.release()
-			return src, os.NewSyscallError("read", r.err)
+			return d.src, os.NewSyscallError("read", r.err)
 		}
 		if r.n == 0 {
 			r.release()
-			return src, src.ended()
+			return d.src, d.src.ended()
 		}
-		n, err := dst.conn.Write(r.buf[:r.n])
+		n, err := d.dst.conn.Write(r.buf[:r.n])
 		bulk := r.n == largeBuffer
 		r.release()
-		s.count(moved, int64(n))
+		d.count(int64(n))
 		if err != nil {
-			return dst, err
+			return d.dst, err
 		}
 		if bulk {
-			if blame, err := s.splice(src, dst, moved); err != nil {
+			if blame, err := d.splice(); err != nil {
 				return blame, err
 			}
 		}
@@ -64,21 +65,21 @@ func (s *session) splicing(src, dst *end, moved *atomic.Int64) (blame *end, err 
 // splice has the kernel move bytes from socket to socket until src's half ends,
 // an end fails, or an inspection interrupts it. What has ended it without an
 // error a plain read tells: splicing also stops at urgent data, for good.
-func (s *session) splice(src, dst *end, moved *atomic.Int64) (blame *end, err error) {
-	src.splicing.Store(true)
-	src.spliced.Store(true)
-	s.inspectSoon()
-	n, err := dst.tcp.ReadFrom(&io.LimitedReader{R: src.tcp, N: spliceAtMost})
-	src.splicing.Store(false)
-	s.count(moved, n)
+func (d *direction) splice() (blame *end, err error) {
+	d.src.splicing.Store(true)
+	d.src.spliced.Store(true)
+	d.session.inspectSoon()
+	n, err := d.dst.tcp.ReadFrom(&io.LimitedReader{R: d.src.tcp, N: spliceAtMost})
+	d.src.splicing.Store(false)
+	d.count(n)
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		src.resume()
+		d.src.resume()
 		return nil, nil
-	case err != nil && dst.gone():
-		return dst, err
+	case err != nil && d.dst.gone():
+		return d.dst, err
 	}
-	return src, err
+	return d.src, err
 }
 
 // socketReader reads a non-blocking socket from within RawConn.Read.

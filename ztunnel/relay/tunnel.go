@@ -5,64 +5,65 @@ import (
 	"io"
 	"net"
 	"os"
-	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/internal/hbone"
 )
 
-// carryStream carries stream and socket to each other. This goroutine waits for
-// the socket; what the stream receives, the tunnel's own goroutine writes to the
-// socket, as far as that takes it.
-func (s *session) carryStream(stream, socket *end, fromStream, fromSocket *atomic.Int64) {
-	s.received.Add(1)
+// receive begins d, from a stream to a socket. What the stream receives, the
+// tunnel's own goroutine writes to the socket, as far as that takes it.
+func (s *session) receive(d *direction) {
+	s.delivery.d = d
 	s.mu.Lock()
 	s.receiving = true
-	if s.ended { // by ctx, already
-		s.endReceivedLocked()
-	}
+	ended := s.ended // by ctx, already
 	s.mu.Unlock()
-	s.delivery = delivery{s: s, src: stream, dst: socket, moved: fromStream}
-	stream.stream.Divert(&s.delivery)
-	s.pump(socket, stream, fromSocket, s.sending)
-	s.received.Wait()
+	if ended {
+		s.endReceived()
+	}
+	d.src.stream.Divert(&s.delivery)
 }
 
-// endReceivedLocked says that nothing more comes from the stream.
-func (s *session) endReceivedLocked() {
-	if s.receiving {
-		s.receiving = false
-		s.received.Done()
+// endReceived says, once, that nothing more comes from the stream.
+func (s *session) endReceived() {
+	s.mu.Lock()
+	was := s.receiving
+	s.receiving = false
+	s.mu.Unlock()
+	if was {
+		s.over()
 	}
 }
 
 // sending carries src, a socket, to dst, a stream. What is read is the frame that
 // goes out: nothing is copied on the way to TLS.
-func (s *session) sending(src, dst *end, moved *atomic.Int64) (blame *end, err error) {
-	r := &s.frames
+func (d *direction) sending() (blame *end, err error) {
+	r := &d.session.frames
 	poll := r.read
 	for {
-		if err := src.raw.Read(poll); errors.Is(err, os.ErrDeadlineExceeded) {
-			src.resume() // an inspection
+		if err := d.src.raw.Read(poll); errors.Is(err, os.ErrDeadlineExceeded) {
+			if err := d.interrupted(); err != nil {
+				return nil, err
+			}
 			continue
 		} else if err != nil {
-			return src, err
+			return d.src, err
 		}
 		b := r.buffer
 		r.buffer = nil
 		if r.err != nil {
 			b.Free()
-			return src, os.NewSyscallError("read", r.err)
+			return d.src, os.NewSyscallError("read", r.err)
 		}
 		if b.Len() == 0 {
 			b.Free()
-			return src, src.ended()
+			return d.src, d.src.ended()
 		}
-		n, err := dst.writeBuffer(b)
-		s.count(moved, int64(n))
+		n, err := d.dst.writeBuffer(b)
+		d.count(int64(n))
 		if err != nil {
-			return dst, err
+			return d.dst, err
 		}
 	}
 }
@@ -98,12 +99,9 @@ func (r *frameReader) read(fd uintptr) bool {
 	return true
 }
 
-// delivery carries src, a stream, to dst, a socket: it is the stream's [hbone.Sink].
+// delivery carries d, from a stream to a socket: it is the stream's [hbone.Sink].
 type delivery struct {
-	// Fixed.
-	s        *session
-	src, dst *end
-	moved    *atomic.Int64
+	d *direction // fixed
 
 	// Of one Take.
 	p   []byte
@@ -112,58 +110,56 @@ type delivery struct {
 }
 
 // Take writes as much as the socket takes now.
-func (d *delivery) Take(p []byte) int {
-	d.p, d.n, d.err = p, 0, nil
-	if err := d.dst.raw.Write(d.write); err != nil {
-		d.err = err
+func (t *delivery) Take(p []byte) int {
+	t.p, t.n, t.err = p, 0, nil
+	if err := t.d.dst.raw.Write(t.write); err != nil {
+		t.err = err
 	}
-	d.p = nil
-	d.s.count(d.moved, int64(d.n))
-	if d.err != nil {
-		d.s.fail(d.dst.blame, os.NewSyscallError("write", d.err))
+	t.p = nil
+	t.d.count(int64(t.n))
+	if t.err != nil {
+		t.d.session.fail(t.d.dst.blame, os.NewSyscallError("write", t.err))
 		return len(p)
 	}
-	return d.n
+	return t.n
 }
 
 // write is called once, since it never says that it would rather wait.
-func (d *delivery) write(fd uintptr) bool {
-	for d.n < len(d.p) {
-		n, err := unix.Write(int(fd), d.p[d.n:])
+func (t *delivery) write(fd uintptr) bool {
+	for t.n < len(t.p) {
+		n, err := unix.Write(int(fd), t.p[t.n:])
 		switch {
 		case err == unix.EINTR:
 		case err == unix.EAGAIN:
 			return true
 		case err != nil:
-			d.err = err
+			t.err = err
 			return true
 		default:
-			d.n += n
+			t.n += n
 		}
 	}
 	return true
 }
 
 // Write writes what Take left.
-func (d *delivery) Write(p net.Buffers) {
-	n, err := p.WriteTo(d.dst.tcp)
-	d.s.count(d.moved, n)
+func (t *delivery) Write(p net.Buffers) {
+	n, err := p.WriteTo(t.d.dst.tcp)
+	t.d.count(n)
 	if err != nil {
-		d.s.fail(d.dst.blame, err)
+		t.d.session.fail(t.d.dst.blame, err)
 	}
 }
 
 // End is told once.
-func (d *delivery) End(err error) {
-	blame := d.src
+func (t *delivery) End(err error) {
+	s, blame := t.d.session, t.d.src
 	if errors.Is(err, io.EOF) {
-		blame, err = d.s.endHalf(d.src, d.dst)
+		blame, err = s.endHalf(t.d.src, t.d.dst)
 	}
 	if err != nil {
-		d.s.fail(blame.blame, err)
+		s.fail(blame.blame, err)
 		return
 	}
-	d.s.mu.Lock()
-	defer d.s.mu.Unlock()
-	d.s.endReceivedLocked()
+	s.endReceived()
 }

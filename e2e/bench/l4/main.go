@@ -109,7 +109,7 @@ func parse(args []string) (settings, error) {
 	s := settings{
 		rounds: 5, many: 1_000_000, warm: 500 * time.Millisecond, window: 3 * time.Second,
 		beside: 6 * time.Second, adapt: 1500 * time.Millisecond,
-		idle: 10_000, settle: 8 * time.Second, idleRounds: 2, slowRounds: math.MaxInt,
+		idle: 10_000, settle: 20 * time.Second, idleRounds: 2, slowRounds: math.MaxInt,
 	}
 	quick := settings{
 		rounds: 2, many: 10_000, warm: 200 * time.Millisecond, window: 500 * time.Millisecond,

@@ -18,6 +18,7 @@
 //	container.go  one shipped process, in a file system of its own
 //	shipped.go    what the manifests say of it; building it
 //	objects.go    what kubelets and users would tell Kubernetes
+//	live.go       what happens to a mesh that runs: pods that come, parts that end
 //	fleet.go      as many workloads more as wanted, which exist in Kubernetes alone
 //	wait.go       until the mesh is as it shall be
 //	inspect.go    what a shipped process tells of itself
@@ -26,7 +27,8 @@
 // kernel's redirection, certificates, the configuration stream. What is not:
 // the API server (package apiserver), and pods of the fleet. The CNI plugin is
 // installed and never called: pods are there before they are captured, as when
-// a running namespace is labelled.
+// a running namespace is labelled; for one that is added later, ztunnel is asked
+// as the plugin asks it.
 //
 // Invariants: a process that is to be captured is started with [RunningPod.Start],
 // which puts it into its node's cgroup: a socket of this process in a pod's
@@ -117,7 +119,8 @@ type Mesh struct {
 	config     Config
 	dir        string // mount points and files
 	api        *apiserver.Server
-	apiCA      []byte // PEM
+	apiServer  *http.Server // that serves it
+	apiCA      []byte       // PEM
 	network    *topology.Network
 	nodes      map[string]*node
 	pods       map[string]*RunningPod
@@ -283,6 +286,7 @@ func (m *Mesh) serveAPI(context.Context) error {
 		TLSConfig: &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12},
 		ErrorLog:  log.New(io.Discard, "", 0), // clients that are killed, as tests do
 	}
+	m.apiServer = server
 	go server.ServeTLS(listener, "", "")
 	m.stops = append(m.stops, server.Close, m.endProcesses) // before Kubernetes: they would complain
 	return nil

@@ -19,7 +19,9 @@ import (
 const (
 	serverRole = "serve"
 	clientRole = "dial"
-	port       = 8080
+	// sessionRole carries its standard input and output.
+	sessionRole = "session"
+	port        = 8080
 	// secret is what must not be readable on the wire.
 	secret = "a text that is nowhere else"
 )
@@ -58,6 +60,13 @@ func runRole(args []string) {
 			fmt.Println(err)
 			os.Exit(1)
 		}
+	case sessionRole:
+		conn, err := net.Dial("tcp", args[1])
+		if err != nil {
+			os.Exit(1)
+		}
+		go io.Copy(conn, os.Stdin)
+		io.Copy(os.Stdout, conn)
 	}
 }
 
@@ -85,7 +94,8 @@ func echo(address string) error {
 // bed is a mesh for one test.
 type bed struct {
 	*Mesh
-	t *testing.T
+	t    *testing.T
+	wire *wire // where a test looks at it all along
 }
 
 func start(t *testing.T, config Config) *bed {

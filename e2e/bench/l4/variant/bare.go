@@ -55,6 +55,10 @@ func runBareClient() error {
 	if err != nil {
 		return err
 	}
+	carrier, err := relay.New()
+	if err != nil {
+		return err
+	}
 	config := store.ClientConfig(pki.ClientID, pki.ServerID)
 	tunnels := pool.New(pool.Config{
 		Dial: func(ctx context.Context, target pool.Target) (net.Conn, error) {
@@ -86,13 +90,17 @@ func runBareClient() error {
 			relay.Reset(client)
 			return
 		}
-		relay.Copy(context.Background(), client, stream, moved{})
+		carrier.Start(context.Background(), client, stream, moved{}, func(relay.Result) {})
 	})
 }
 
 // runBareServer is proxy B: each stream becomes a connection to the application.
 func runBareServer() error {
 	store, err := keepCertificate(pki.ServerID)
+	if err != nil {
+		return err
+	}
+	carrier, err := relay.New()
 	if err != nil {
 		return err
 	}
@@ -110,27 +118,30 @@ func runBareServer() error {
 			conn.Close()
 			return
 		}
-		if err := hbone.Serve(context.Background(), conn, hbone.Options{}, deliver); err != nil {
+		if err := hbone.Serve(context.Background(), conn, hbone.Options{}, deliver(carrier)); err != nil {
 			fmt.Fprintln(os.Stderr, "tunnel:", err)
 		}
 	})
 }
 
 // deliver connects the application and carries one stream.
-func deliver(ctx context.Context, in *hbone.Incoming) {
-	var dialer net.Dialer
-	app, err := dialer.DialContext(ctx, "tcp", in.Authority)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "connect the application:", err)
-		in.Refuse(http.StatusServiceUnavailable, "ConnectFailed")
-		return
+func deliver(carrier *relay.Relay) func(context.Context, *hbone.Incoming) {
+	return func(ctx context.Context, in *hbone.Incoming) {
+		var dialer net.Dialer
+		app, err := dialer.DialContext(ctx, "tcp", in.Authority)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "connect the application:", err)
+			in.Refuse(http.StatusServiceUnavailable, "ConnectFailed")
+			return
+		}
+		stream, err := in.Accept()
+		if err != nil {
+			relay.Reset(app)
+			return
+		}
+		leave := in.Keep()
+		carrier.Start(ctx, stream, app.(*net.TCPConn), moved{}, func(relay.Result) { leave() })
 	}
-	stream, err := in.Accept()
-	if err != nil {
-		relay.Reset(app)
-		return
-	}
-	relay.Copy(ctx, stream, app.(*net.TCPConn), moved{})
 }
 
 func addresses() (to, app netip.AddrPort, err error) {

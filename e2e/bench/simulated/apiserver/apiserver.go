@@ -98,6 +98,10 @@ func New() *Server {
 		"endpointslices": discoveryv1.SchemeGroupVersion.WithKind("EndpointSlice"),
 		"leases":         coordinationv1.SchemeGroupVersion.WithKind("Lease"),
 		"workloads":      v1alpha1.GroupVersion.WithKind("Workload"),
+
+		"peerauthentications":   v1alpha1.GroupVersion.WithKind("PeerAuthentication"),
+		"authorizationpolicies": v1alpha1.GroupVersion.WithKind("AuthorizationPolicy"),
+		"egresspolicies":        v1alpha1.GroupVersion.WithKind("EgressPolicy"),
 	} {
 		s.kinds[resource] = &kind{GroupVersionKind: gvk, resource: resource, objects: make(map[string]runtime.Object)}
 	}

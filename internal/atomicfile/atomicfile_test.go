@@ -58,3 +58,25 @@ func TestNothingIsLeftOfAFailure(t *testing.T) {
 		t.Errorf("left behind: %v, %v", entries, err)
 	}
 }
+
+func TestSweepTakesWhatAKilledWriterLeft(t *testing.T) {
+	dir := t.TempDir()
+	staged, err := Stage(filepath.Join(dir, "file"), []byte("x"), 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"file", ".hidden", "a.tmp"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Sweep(dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(staged.temporary); err == nil {
+		t.Error("it is still there")
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 3 {
+		t.Errorf("left %v, %v", entries, err)
+	}
+}

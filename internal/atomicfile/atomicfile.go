@@ -20,6 +20,22 @@ func Write(path string, content []byte, mode fs.FileMode) error {
 	return staged.Commit()
 }
 
+// Sweep removes what writers of files in a folder left when they were killed.
+// Nobody may be writing there.
+func Sweep(dir string) error {
+	leftovers, err := filepath.Glob(filepath.Join(dir, ".*.tmp"))
+	if err != nil {
+		return fmt.Errorf("sweep %s: %w", dir, err)
+	}
+	var errs []error
+	for _, path := range leftovers {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("sweep %s: %w", dir, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // Staged is content on disk that is to replace a file.
 type Staged struct{ temporary, path string }
 

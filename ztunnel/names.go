@@ -1,0 +1,53 @@
+package main
+
+import (
+	"log/slog"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/ambit-mesh/ambit/internal/workload"
+	"github.com/ambit-mesh/ambit/ztunnel/dns"
+	"github.com/ambit-mesh/ambit/ztunnel/redirect"
+)
+
+// dnsDrain is how long a pod's connections to DNS servers live on: longer than
+// an answer takes.
+const dnsDrain = 5 * time.Second
+
+// answer makes what answers the questions of a captured pod.
+func (d *dataplane) answer(captured *redirect.Capture, pod func() *workload.Workload, logger *slog.Logger) *dns.Proxy {
+	return dns.New(dns.Config{
+		Datagrams: captured.DNS, Streams: captured.DNSStream, Resolver: d.resolver,
+		Learn:   func(dns.Answer) {},
+		Direct:  func(netip.AddrPort) bool { return d.isResolver(pod()) },
+		Metrics: d.dnsMetrics, Logger: logger, DrainTimeout: dnsDrain,
+	})
+}
+
+// isResolver tells whether a pod is one of those that the node's resolvers lead
+// to, such as the cluster's DNS server in the mesh.
+func (d *dataplane) isResolver(pod *workload.Workload) bool {
+	snapshot := d.store.Snapshot()
+	for _, server := range d.resolver.Servers() {
+		if slices.Contains(pod.Addresses, server.Addr()) {
+			return true
+		}
+		for _, service := range snapshot.ServicesByAddr(server.Addr()) {
+			for _, endpoint := range snapshot.Endpoints(service.Key) {
+				if endpoint.UID == pod.UID {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// resolverProblems of the node, coded.
+func (z *ztunnel) resolverProblems() []string {
+	if err := z.resolvers.Problem(); err != nil {
+		return []string{"ResolversMissing: " + err.Error() + ": what captured pods ask DNS servers cannot be answered"}
+	}
+	return nil
+}

@@ -1,0 +1,136 @@
+package redirect
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ambit-mesh/ambit/ztunnel/podns"
+)
+
+const (
+	// guardCheck is how soon a guard is there again that was taken off a strict pod without a word.
+	guardCheck = 500 * time.Millisecond
+	// Where nothing is held back yet it is looked for less often, and so for what has ended: every so many times.
+	permissiveChecks = 10
+)
+
+// watch looks after what is attached until the Redirect is closed.
+func (r *Redirect) watch() {
+	ticker := time.NewTicker(guardCheck)
+	defer ticker.Stop()
+	for round := 0; ; round++ {
+		select {
+		case <-r.closing:
+			return
+		case <-ticker.C:
+		}
+		for _, c := range r.snapshot() {
+			c.endOlder()
+			seldom := round%permissiveChecks == 0
+			if strict, err := c.Strict(); err != nil || strict || seldom {
+				c.check()
+			}
+			if seldom {
+				c.prune()
+			}
+		}
+	}
+}
+
+// snapshot returns the captures of now.
+func (r *Redirect) snapshot() []*Capture {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := make([]*Capture, 0, len(r.captures))
+	for _, c := range r.captures {
+		all = append(all, c)
+	}
+	return all
+}
+
+// check has the guard attached wherever it is not, and what captures DNS. What cannot be stays a problem of the node.
+func (c *Capture) check() {
+	before := c.guardProblem()
+	err := c.guardNow()
+	if err != nil && before == nil && c.held() {
+		c.redirect.logger.Error("pod is not guarded everywhere", "pod_uid", c.pod.UID, "error", err)
+	}
+	hadDNS := c.dnsProblem() == nil
+	if err := c.attachDNS(); err != nil && hadDNS && c.held() {
+		c.redirect.logger.Error("what a pod asks DNS servers is not captured everywhere", "pod_uid", c.pod.UID, "error", err)
+	}
+}
+
+func (c *Capture) guardProblem() *Problem {
+	c.guard.mu.Lock()
+	defer c.guard.mu.Unlock()
+	return c.guard.missing
+}
+
+// removalMemory is how long it is a problem of the node that somebody took a guard off.
+const removalMemory = 10 * time.Minute
+
+// Problems are those of a node that redirects all the same.
+func (r *Redirect) Problems() []*Problem {
+	var all []*Problem
+	for _, c := range r.snapshot() {
+		if p := c.guardProblem(); p != nil {
+			all = append(all, p)
+		}
+		c.guard.mu.Lock()
+		restored := c.guard.restored
+		c.guard.mu.Unlock()
+		if !restored.IsZero() && time.Since(restored) < removalMemory {
+			all = append(all, &Problem{
+				Code:   GuardRemoved,
+				Detail: fmt.Sprintf("The guard of pod %s was taken off at %s, and is there again.", c.pod.UID, restored.UTC().Format(time.RFC3339)),
+				Fix:    "Find out who on the node, or which application with CAP_NET_ADMIN, detaches programs.",
+			})
+		}
+	}
+	return all
+}
+
+// watchDevices checks the guard at each change of the pod's devices, and of the filters at them, until the socket is closed.
+func (c *Capture) watchDevices() error {
+	socket, err := notices(c.pod.NetNS)
+	if err != nil {
+		return fmt.Errorf("watch devices: %w", err)
+	}
+	c.devices = socket
+	c.redirect.reading.Go(func() {
+		var some [1]byte // what changed is looked for, not read
+		for {
+			_, err := socket.Read(some[:])
+			if err != nil && !errors.Is(err, unix.ENOBUFS) { // of which some were lost
+				return
+			}
+			c.check()
+		}
+	})
+	return nil
+}
+
+// notices opens what the kernel tells of a namespace's devices and filters.
+func notices(netns *podns.NetNS) (socket *os.File, err error) {
+	const linkChanges, filterChanges = 1, 1 << 3 // RTMGRP_LINK, RTMGRP_TC
+	err = netns.Do(func() error {
+		fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+		if err != nil {
+			return os.NewSyscallError("socket", err)
+		}
+		socket = os.NewFile(uintptr(fd), "notices")
+		return os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: linkChanges | filterChanges}))
+	})
+	if err != nil {
+		if socket != nil {
+			socket.Close()
+		}
+		return nil, err
+	}
+	return socket, nil
+}

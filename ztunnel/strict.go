@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/ambit-mesh/ambit/internal/workload"
+	"github.com/ambit-mesh/ambit/ztunnel/pods"
+)
+
+// startsStrict tells whether a pod is guarded from its first moment. One whose applications have not started loses nothing by
+// it, and so is, unless it is known that it need not be; one that runs already waits for what its workload says.
+func (d *dataplane) startsStrict(target pods.Target) bool {
+	if target.Serving {
+		return false
+	}
+	snapshot := d.store.Snapshot()
+	if w, ok := snapshot.WorkloadByUID(workload.PodUID(d.clusterID, target.Namespace, target.Name)); ok {
+		return w.MutualTLS == workload.StrictMutualTLS
+	}
+	return !d.synced() || snapshot.Namespace(target.Namespace).MutualTLS == workload.StrictMutualTLS
+}
+
+// followStrictness keeps the guard of each pod as strict as its workload is to be, until the context ends. What a workload is to
+// be that is not known is what it was.
+func (d *dataplane) followStrictness(ctx context.Context) error {
+	for {
+		snapshot := d.store.Snapshot()
+		var retry <-chan time.Time
+		for _, c := range d.captured() {
+			if w, ok := snapshot.WorkloadByUID(c.uid); ok && !c.setStrict(w.MutualTLS == workload.StrictMutualTLS) {
+				retry = time.After(strictRetry)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-snapshot.Changed():
+		case <-d.started:
+		case <-retry:
+		}
+	}
+}
+
+// strictRetry is how soon a guard is turned again that could not be.
+const strictRetry = time.Second
+
+// captured returns the pods that are captured now.
+func (d *dataplane) captured() []*capture {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	all := make([]*capture, 0, len(d.captures))
+	for _, c := range d.captures {
+		all = append(all, c)
+	}
+	return all
+}
+
+// signalStarted has followStrictness look at a pod that was just captured.
+func (d *dataplane) signalStarted() {
+	select {
+	case d.started <- struct{}{}:
+	default:
+	}
+}
+
+// setStrict is for followStrictness alone. It tells whether the guard took it; where the guard is missing is looked after by
+// itself.
+func (c *capture) setStrict(strict bool) bool {
+	if c.strict != nil && *c.strict == strict {
+		return true
+	}
+	older := len(c.redirect.Precapture())
+	was, err := c.redirect.Strict()
+	if err == nil {
+		err = c.redirect.SetStrict(strict, c.dataplane.grace)
+	}
+	if err != nil {
+		c.logger.Error("guard of a pod not as it ought to be", "strict", strict, "error", err)
+	}
+	if is, err := c.redirect.Strict(); err != nil || is != strict {
+		return false
+	}
+	c.strict = &strict
+	if was == strict {
+		return true
+	}
+	if strict && older > 0 {
+		c.logger.Warn("pod is strict: connections older than its capture go on in plaintext, and end after the grace",
+			"connections", older, "grace", c.dataplane.grace)
+		return true
+	}
+	c.logger.Info("guard of a pod turned", "strict", strict)
+	return true
+}
+
+// dumpedGuard is what leaves a captured pod besides what ztunnel carries.
+type dumpedGuard struct {
+	Pod    string `json:"pod"`
+	Strict bool   `json:"strict"`
+	// OneSided are devices where only the pod's end is guarded.
+	OneSided []string `json:"guarded_at_one_end,omitempty"`
+	// Older are the connections from before the capture: while the pod is not strict, those that would end if it turned.
+	Older []dumpedOlder `json:"older_connections,omitempty"`
+}
+
+type dumpedOlder struct {
+	Local  string `json:"local"`
+	Remote string `json:"remote"`
+}
+
+func (d *dataplane) dumpGuards() any {
+	all := []dumpedGuard{}
+	for _, c := range d.captured() {
+		g := dumpedGuard{Pod: c.uid, OneSided: c.redirect.OneSided()}
+		g.Strict, _ = c.redirect.Strict()
+		for _, f := range c.redirect.Precapture() {
+			g.Older = append(g.Older, dumpedOlder{f.Local.String(), f.Remote.String()})
+		}
+		all = append(all, g)
+	}
+	slices.SortFunc(all, func(a, b dumpedGuard) int { return strings.Compare(a.Pod, b.Pod) })
+	return all
+}
+
+// defaultGrace is for clients and servers that notice a deployment, not for whole batch jobs.
+const defaultGrace = 30 * time.Second
