@@ -7,6 +7,7 @@ import (
 	"math"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -243,4 +244,35 @@ func (c *capture) sweepLocked() (wait time.Duration) {
 		}
 	}
 	return sweepNames
+}
+
+// dumpedEgress is what decides on the way out of a captured pod whose way out is denied, or of which names are known.
+type dumpedEgress struct {
+	Pod    string `json:"pod"`
+	Denied bool   `json:"denied"` // as the kernel has it
+	// Policies that deny, or do so on trial, and those that have not come.
+	Policies []string `json:"policies,omitempty"`
+	Trial    []string `json:"policies_on_trial,omitempty"`
+	Missing  []string `json:"policies_missing,omitempty"`
+	// Names with their addresses.
+	Names map[string][]string `json:"names,omitempty"`
+}
+
+func (d *dataplane) dumpEgress() any {
+	all := []dumpedEgress{}
+	snapshot := d.store.Snapshot()
+	for _, c := range d.captured() {
+		rules := c.egress.Rules(snapshot)
+		e := dumpedEgress{Pod: c.uid, Policies: rules.Denying(), Trial: rules.Trial(), Missing: rules.Missing, Names: map[string][]string{}}
+		e.Denied, _ = c.redirect.EgressDenied()
+		for _, learnt := range c.egress.Names.All() {
+			e.Names[learnt.Name] = append(e.Names[learnt.Name], learnt.IP.String())
+		}
+		for _, addresses := range e.Names {
+			slices.Sort(addresses)
+		}
+		all = append(all, e)
+	}
+	slices.SortFunc(all, func(a, b dumpedEgress) int { return strings.Compare(a.Pod, b.Pod) })
+	return all
 }

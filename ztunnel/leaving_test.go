@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -209,8 +210,8 @@ func TestNamesAreWhatTheNodesResolversSay(t *testing.T) {
 // as they are used.
 func TestDatagramsLeaveAsPolicySays(t *testing.T) {
 	b := newBed(t)
-	known := false
-	b.synced = func() bool { return known }
+	var known atomic.Bool
+	b.synced = known.Load
 	web, quic, liar := b.network.Node("a").Pod("web"), b.network.Node("b").Pod("quic"), b.network.Node("b").Pod("liar")
 	for _, server := range []*netnstest.Pod{quic, liar} {
 		server.Start().ListenUDP("[::]:443")
@@ -231,7 +232,7 @@ func TestDatagramsLeaveAsPolicySays(t *testing.T) {
 	if err := asks(quic.IPv4, 443); err == nil {
 		t.Error("it leaves while nothing is known")
 	}
-	known = true
+	known.Store(true)
 	b.egress(web, nil)
 	eventually(t, "it leaves where nothing is denied", func() bool { return asks(quic.IPv4, 443) == nil })
 
