@@ -16,8 +16,8 @@ import (
 
 // pinnedMaps outlive the process. The listeners do not, nor what they are told: they end with it.
 var pinnedMaps = []string{
-	guardMapMeshClasses, guardMapMeshEnrolled, guardMapMeshGuards, guardMapMeshNode, guardMapMeshOwn,
-	guardMapMeshPermits, guardMapMeshPods, guardMapMeshPrecapture, guardMapMeshVerdicts,
+	guardMapMeshClasses, guardMapMeshEgress, guardMapMeshEnrolled, guardMapMeshGuards, guardMapMeshNames, guardMapMeshNode,
+	guardMapMeshOwn, guardMapMeshPermits, guardMapMeshPods, guardMapMeshPrecapture, guardMapMeshRanges, guardMapMeshVerdicts,
 }
 
 // bind has the maps live as long as the program is attached, though it uses few of them: Adopt finds them by it.

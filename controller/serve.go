@@ -5,18 +5,20 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
+	"net/netip"
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 
-	caapi "github.com/ambit-mesh/ambit/api/ca"
 	reportapi "github.com/ambit-mesh/ambit/api/report"
 	"github.com/ambit-mesh/ambit/controller/ca"
 	"github.com/ambit-mesh/ambit/controller/push"
 	"github.com/ambit-mesh/ambit/controller/report"
+	"github.com/ambit-mesh/ambit/internal/quota"
 )
 
 const (
@@ -24,27 +26,38 @@ const (
 	// it counts as connected, and holds withdrawals up.
 	pingInterval = 15 * time.Second
 	pingTimeout  = 10 * time.Second
-	// clientPingInterval is what clients may ping us at most; ours do every 30 s.
+	// clientPingInterval is what clients may ping us at most; ours do every 10 s.
 	clientPingInterval = 5 * time.Second
 	// handshakeTimeout bounds a connection that says nothing.
 	handshakeTimeout = 10 * time.Second
 	// streamsPerConnection: a data plane has two, and certificates on top.
 	streamsPerConnection = 256
+	// connectionsPerAddress is for a data plane with several connections, and for
+	// some others behind the same address.
+	connectionsPerAddress = 64
+	// maxHeaderBytes is several times a token and what comes with it.
+	maxHeaderBytes = 64 << 10
+	// idleTimeout ends connections that nobody calls on.
+	idleTimeout = 15 * time.Minute
 	// drainTimeout is what calls have to end after the last signal to go on.
 	drainTimeout = 5 * time.Second
 )
 
 // serve data planes until ctx ends, then let calls end until force does.
-func (p *parts) serve(ctx, force context.Context, address string, serving func()) error {
+func (p *parts) serve(ctx, force context.Context, address string) error {
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 	if err != nil {
 		return fmt.Errorf("serve data planes: %w", err)
 	}
+	refused := prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "ambit_grpc_connections_refused_total", Help: "Connections of addresses that have as many open as they may.",
+	})
+	p.registry.MustRegister(refused)
+	listener = quota.NewListener(listener, connectionsPerAddress, func(netip.Addr) { refused.Inc() })
 	server := p.newServer()
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(listener) }()
 	p.logger.Info("serving data planes", "address", listener.Addr().String())
-	serving()
 
 	select {
 	case err := <-ended:
@@ -75,16 +88,17 @@ func (p *parts) newServer() *grpc.Server {
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.MaxRecvMsgSize(push.MaxRequestBytes),
 		grpc.MaxConcurrentStreams(streamsPerConnection),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: pingInterval, Timeout: pingTimeout}),
+		grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: pingInterval, Timeout: pingTimeout, MaxConnectionIdle: idleTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{
 			MinTime: clientPingInterval, PermitWithoutStream: true,
 		}),
 	)
 	discovery.RegisterAggregatedDiscoveryServiceServer(server, p.push)
-	caapi.RegisterIstioCertificateServiceServer(server, ca.NewServer(ca.ServerConfig{
+	ca.NewServer(ca.ServerConfig{
 		Authority: p.authority, Authenticator: p.authenticator, Pods: p.pods,
 		SystemNamespace: p.settings.namespace, Logger: p.logger, Registerer: p.registry,
-	}))
+	}).Register(server)
 	reportapi.RegisterReportServiceServer(server, report.NewServer(report.ServerConfig{
 		Registry: p.reports, Authenticator: p.authenticator, Pods: p.pods, Leading: p.leadership.held.Load,
 		SystemNamespace: p.settings.namespace, Logger: p.logger, Registerer: p.registry,

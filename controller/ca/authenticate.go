@@ -6,17 +6,21 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/ambit-mesh/ambit/internal/quota"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 )
 
@@ -33,8 +37,15 @@ const (
 	maxReviews = 4096
 	// maxTokenBytes: projected tokens are about 1 KiB.
 	maxTokenBytes = 16 << 10
-	// reviewsAtOnce bounds what a flood of bad tokens asks of the API server.
-	reviewsAtOnce = 16
+	// reviewsPerAddress and reviewsAtOnce bound what a flood of bad tokens asks of
+	// the API server. A data plane calls a dozen times at once when it starts; who
+	// floods makes room for others.
+	reviewsPerAddress = 16
+	reviewsAtOnce     = 64
+	// refusalsPerSecond are the refused calls that are logged, and refusalBurst how
+	// many at once: a flood of them must not fill the node's disk.
+	refusalsPerSecond = 10
+	refusalBurst      = 200
 	// reviewTimeout for one question to the API server.
 	reviewTimeout = 10 * time.Second
 )
@@ -83,7 +94,8 @@ type AuthenticatorConfig struct {
 // Authenticator finds out who calls.
 type Authenticator struct {
 	cfg     AuthenticatorConfig
-	reviews chan struct{} // one element for each question under way
+	reviews *quota.Door[netip.Addr] // questions under way, by who caused them
+	logging *rate.Limiter
 
 	mu    sync.Mutex
 	cache map[[sha256.Size]byte]review // guarded by mu; by the token's hash
@@ -99,7 +111,8 @@ func NewAuthenticator(cfg AuthenticatorConfig) *Authenticator {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Authenticator{cfg: cfg, reviews: make(chan struct{}, reviewsAtOnce), cache: map[[sha256.Size]byte]review{}}
+	return &Authenticator{cfg: cfg, reviews: quota.NewDoor[netip.Addr](reviewsPerAddress, reviewsAtOnce),
+		logging: rate.NewLimiter(refusalsPerSecond, refusalBurst), cache: map[[sha256.Size]byte]review{}}
 }
 
 // errRefused is all that a caller without a good token gets to know.
@@ -110,7 +123,7 @@ var errRefused = status.Error(codes.Unauthenticated, "a service account token fo
 func (a *Authenticator) Authenticate(ctx context.Context) (Peer, error) {
 	token, err := bearer(ctx)
 	if err != nil {
-		a.cfg.Logger.Warn("refused call", "reason", err)
+		a.refused(ctx, "refused call", "reason", err)
 		return Peer{}, errRefused
 	}
 	hash := sha256.Sum256([]byte(token))
@@ -119,17 +132,34 @@ func (a *Authenticator) Authenticate(ctx context.Context) (Peer, error) {
 	}
 	answer, err := a.ask(ctx, token)
 	if err != nil {
-		a.cfg.Logger.Warn("review token", "error", err)
+		a.refused(ctx, "review token", "error", err)
 		return Peer{}, status.Error(codes.Unavailable, "tokens cannot be reviewed now")
 	}
 	peer, err := readReview(answer)
 	if err != nil {
-		a.cfg.Logger.Warn("refused token", "reason", err, "user", answer.User.Username)
+		a.refused(ctx, "refused token", "reason", err, "user", answer.User.Username)
 		return Peer{}, errRefused
 	}
 	a.remember(hash, peer)
 	return peer, nil
 }
+
+// refused logs, unless too many are.
+func (a *Authenticator) refused(ctx context.Context, message string, args ...any) {
+	if a.logging.Allow() {
+		a.cfg.Logger.Warn(message, append(args, "from", callerOf(ctx))...)
+	}
+}
+
+// callerOf is the address of an incoming call; the zero Addr if it has none.
+func callerOf(ctx context.Context) netip.Addr {
+	if from, ok := peer.FromContext(ctx); ok {
+		return quota.AddrOf(from.Addr)
+	}
+	return netip.Addr{}
+}
+
+var errCrowd = errors.New("too many calls of this address at once")
 
 // bearer returns the only token of an incoming call.
 func bearer(ctx context.Context) (string, error) {
@@ -149,14 +179,13 @@ func bearer(ctx context.Context) (string, error) {
 }
 
 func (a *Authenticator) ask(ctx context.Context, token string) (authenticationv1.TokenReviewStatus, error) {
-	select {
-	case a.reviews <- struct{}{}:
-		defer func() { <-a.reviews }()
-	case <-ctx.Done():
-		return authenticationv1.TokenReviewStatus{}, ctx.Err()
-	}
 	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
 	defer cancel()
+	leave, ok := a.reviews.Enter(callerOf(ctx), cancel)
+	if !ok {
+		return authenticationv1.TokenReviewStatus{}, errCrowd
+	}
+	defer leave()
 	answer, err := a.cfg.Reviews.Create(ctx, &authenticationv1.TokenReview{
 		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{Audience}},
 	}, metav1.CreateOptions{})

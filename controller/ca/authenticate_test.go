@@ -5,11 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
+	"net/netip"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -154,4 +159,42 @@ func TestRememberedReviewsAreBounded(t *testing.T) {
 	if len(a.cache) > maxReviews {
 		t.Errorf("%d reviews are remembered", len(a.cache))
 	}
+}
+
+// slowServer answers no question about a token but one.
+type slowServer struct{ *apiServer }
+
+func (s slowServer) Create(ctx context.Context, review *authenticationv1.TokenReview, o metav1.CreateOptions) (*authenticationv1.TokenReview, error) {
+	if review.Spec.Token != "good" {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return s.apiServer.Create(ctx, review, o)
+}
+
+// TestFloodOfTokensLeavesRoom: what some addresses have reviewed does not keep
+// another one from being authenticated, and what they ask at once is bounded.
+func TestFloodOfTokensLeavesRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := NewAuthenticator(AuthenticatorConfig{
+			Reviews: slowServer{&apiServer{tokens: map[string]authenticationv1.TokenReviewStatus{"good": tokenOf(tunnel)}}}, Logger: quiet(),
+		})
+		call := func(from, token string) error {
+			ctx := peer.NewContext(called("Bearer "+token), &peer.Peer{Addr: net.TCPAddrFromAddrPort(netip.MustParseAddrPort(from + ":1"))})
+			_, err := a.Authenticate(ctx)
+			return err
+		}
+		var flood sync.WaitGroup
+		for i := range 1000 {
+			flood.Go(func() { call(fmt.Sprintf("10.0.0.%d", i%10), fmt.Sprint("bad", i)) })
+		}
+		synctest.Wait()
+		if n := a.reviews.Inside(); n > reviewsAtOnce {
+			t.Errorf("%d questions at once", n)
+		}
+		if err := call("10.0.0.77", "good"); err != nil {
+			t.Errorf("in the middle of a flood: %v", err)
+		}
+		flood.Wait()
+	})
 }

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	caapi "github.com/ambit-mesh/ambit/api/ca"
+	"github.com/ambit-mesh/ambit/internal/quota"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 )
 
@@ -35,6 +36,7 @@ type Server struct {
 	caapi.UnimplementedIstioCertificateServiceServer
 	cfg      ServerConfig
 	requests *prometheus.CounterVec
+	reading  *quota.Door[reader]
 }
 
 // Results of a request, as the metric's label has them.
@@ -44,11 +46,12 @@ const (
 	resultDenied          = "denied"
 	resultBadRequest      = "bad_request"
 	resultFailed          = "failed"
+	resultBusy            = "busy"
 )
 
 // NewServer returns the certificate service.
 func NewServer(cfg ServerConfig) *Server {
-	s := &Server{cfg: cfg, requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+	s := &Server{cfg: cfg, reading: newReading(), requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "ambit_ca_requests_total", Help: "Certificate signing requests, by result.",
 	}, []string{"result"})}
 	if cfg.Registerer != nil {
@@ -70,6 +73,11 @@ func (s *Server) CreateCertificate(ctx context.Context, request *caapi.IstioCert
 		s.requests.WithLabelValues(resultUnauthenticated).Inc()
 		return nil, err
 	}
+	return s.create(ctx, peer, request)
+}
+
+// create answers the request of a caller who is known.
+func (s *Server) create(ctx context.Context, peer Peer, request *caapi.IstioCertificateRequest) (*caapi.IstioCertificateResponse, error) {
 	logger := s.cfg.Logger.With("peer", peer)
 	identity, err := s.requested(peer, request)
 	if err == nil {

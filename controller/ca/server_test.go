@@ -42,9 +42,10 @@ func podOf(namespace, name, uid, account, node string) *corev1.Pod {
 
 // mesh is a certificate service over a cluster.
 type mesh struct {
-	client caapi.IstioCertificateServiceClient
-	api    *apiServer
-	pods   *Pods
+	connection *grpc.ClientConn
+	client     caapi.IstioCertificateServiceClient
+	api        *apiServer
+	pods       *Pods
 }
 
 func (m *mesh) add(t *testing.T, pods ...*corev1.Pod) {
@@ -68,10 +69,10 @@ func newMesh(t *testing.T) *mesh {
 		podOf("shop", "cart-1", "uid-c1", "cart", "n1"), podOf("shop", "pay-1", "uid-p1", "pay", "n2"))
 	authority := NewAuthority(AuthorityConfig{Root: testRoot(t), TrustDomain: trustDomain, SystemNamespace: system, Logger: quiet(), Now: func() time.Time { return start }})
 	server := grpc.NewServer()
-	caapi.RegisterIstioCertificateServiceServer(server, NewServer(ServerConfig{
+	NewServer(ServerConfig{
 		Authority: authority, Pods: pods, SystemNamespace: system, Logger: quiet(),
 		Authenticator: NewAuthenticator(AuthenticatorConfig{Reviews: m.api, Logger: quiet()}),
-	}))
+	}).Register(server)
 	listener := bufconn.Listen(1 << 16)
 	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(server.Stop)
@@ -81,6 +82,7 @@ func newMesh(t *testing.T) *mesh {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = connection.Close() })
+	m.connection = connection
 	m.client = caapi.NewIstioCertificateServiceClient(connection)
 	return m
 }
@@ -254,6 +256,56 @@ func TestAskedLifetimeIsHonouredAndCapped(t *testing.T) {
 		}
 		if got := parsePEM(t, response.GetCertChain()[0]).NotAfter.Sub(start); got != want {
 			t.Errorf("%d s asked, %v given", seconds, got)
+		}
+	}
+}
+
+// TestCallerIsKnownBeforeHisRequestIsRead: without a token, nothing of what a
+// caller sends is taken in; gRPC would wait for all of it.
+func TestCallerIsKnownBeforeHisRequestIsRead(t *testing.T) {
+	m := newMesh(t)
+	for title, token := range map[string]string{"no token": "", "a bad token": "Bearer elsewhere"} {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if token != "" {
+			ctx = metadata.AppendToOutgoingContext(ctx, "authorization", token)
+		}
+		call, err := m.connection.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true}, caapi.IstioCertificateService_CreateCertificate_FullMethodName)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// No message is sent; the answer has to come all the same.
+		if err := call.RecvMsg(new(caapi.IstioCertificateResponse)); status.Code(err) != codes.Unauthenticated {
+			t.Errorf("%s: %v", title, err)
+		}
+	}
+}
+
+// TestRequestsThatDoNotComeAreBounded: who has a token and sends no request holds
+// so many places and no more, and none for long.
+func TestRequestsThatDoNotComeAreBounded(t *testing.T) {
+	m := newMesh(t)
+	m.api.tokens["good"] = tokenOf(cartPod)
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer good")
+	refused := make(chan error, 2*readingPerPod)
+	for range 2 * readingPerPod {
+		call, err := m.connection.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true}, caapi.IstioCertificateService_CreateCertificate_FullMethodName)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() { refused <- call.RecvMsg(new(caapi.IstioCertificateResponse)) }()
+	}
+	for range readingPerPod {
+		if err := <-refused; status.Code(err) != codes.ResourceExhausted {
+			t.Errorf("%v", err)
+		}
+	}
+	if _, err := m.askFor(t, tunnel, cartID); err != nil {
+		t.Errorf("another caller meanwhile: %v", err)
+	}
+	for range readingPerPod {
+		if err := <-refused; status.Code(err) != codes.ResourceExhausted {
+			t.Errorf("one that waited in vain: %v", err)
 		}
 	}
 }

@@ -225,3 +225,21 @@ func TestSubscriptionsAreBounded(t *testing.T) {
 		}
 	})
 }
+
+// TestStreamsOfOneProxyAreBounded: who opens more than a proxy does is refused,
+// and others are served.
+func TestStreamsOfOneProxyAreBounded(t *testing.T) {
+	r := newRig(t)
+	r.Publish(mesh{}.world())
+	var open []*proxy
+	for range streamsPerProxy {
+		p := r.ztunnel(t, "n1")
+		p.expect(nil, nil)
+		open = append(open, p)
+	}
+	r.ztunnel(t, "n1").expectEnd(codes.ResourceExhausted)
+	r.ztunnel(t, "n2").expect(nil, nil)
+	open[0].stop()
+	eventually(t, "one may be opened again", func() bool { return r.streams.Held(ProxyKey{Node: "n1", Pod: "ztunnel-n1"}) < streamsPerProxy })
+	r.ztunnel(t, "n1").expect(nil, nil)
+}

@@ -17,6 +17,8 @@ const (
 	maxObservations = 4096
 	// maxTextBytes of what a node says in words.
 	maxTextBytes = 1024
+	// maxNameBytes of a pod's namespace, name or UID: Kubernetes' own limit.
+	maxNameBytes = 253
 	// maxProblems of one node.
 	maxProblems = 32
 )
@@ -65,6 +67,9 @@ func (r *Registry) observe(s *session, w *reportapi.WorkloadState) error {
 	}
 	if o.UID == "" || o.Pod.Namespace == "" || o.Pod.Name == "" {
 		return errors.New("it names no pod")
+	}
+	if max(len(o.UID), len(o.Pod.Namespace), len(o.Pod.Name)) > maxNameBytes {
+		return fmt.Errorf("a name has more than %d bytes", maxNameBytes)
 	}
 	if w.GetSince() != nil {
 		o.Since = w.GetSince().AsTime()

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -25,6 +26,11 @@ const (
 	// checkInterval is how often an open stream is checked for that, and for
 	// whether this is still the leader.
 	checkInterval = time.Second
+	// statementsPerSecond is what is taken of one node, and statementBurst what it
+	// may say at once: all about all its pods. What comes faster waits, and then
+	// its sender does.
+	statementsPerSecond = 200
+	statementBurst      = maxObservations
 	// maxStreamAge makes a node show its token again.
 	maxStreamAge = 30 * time.Minute
 )
@@ -97,7 +103,7 @@ func (s *Server) Report(stream stream) error {
 	// goroutine.
 	messages := make(chan *reportapi.NodeReport)
 	ended := make(chan error, 1)
-	go func() { ended <- receive(stream, messages) }()
+	go func() { ended <- receive(stream, messages, rate.NewLimiter(statementsPerSecond, statementBurst)) }()
 
 	session, err := s.greet(stream.Context(), peer, messages, ended)
 	if err != nil {
@@ -111,8 +117,11 @@ func (s *Server) Report(stream stream) error {
 	return err
 }
 
-func receive(stream stream, messages chan<- *reportapi.NodeReport) error {
+func receive(stream stream, messages chan<- *reportapi.NodeReport, pace *rate.Limiter) error {
 	for {
+		if err := pace.Wait(stream.Context()); err != nil {
+			return err
+		}
 		message, err := stream.Recv()
 		if err != nil {
 			return err
@@ -218,7 +227,7 @@ func (s *Server) take(session *session, message *reportapi.NodeReport, logger *s
 		}
 		if err != nil {
 			s.refused.Inc()
-			logger.Warn("refused report", "namespace", w.GetNamespace(), "pod", w.GetName(), "uid", w.GetUid(), "reason", err)
+			logger.Warn("refused report", "namespace", cut(w.GetNamespace()), "pod", cut(w.GetName()), "uid", cut(w.GetUid()), "reason", err)
 		}
 	default:
 		s.refused.Inc()

@@ -2,9 +2,11 @@ package report
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -243,5 +245,37 @@ func TestANewStreamReplacesTheOld(t *testing.T) {
 	s.stream(t, "z1", hello("n1", "ztunnel-n1"))
 	if _, err := old.Recv(); status.Code(err) != codes.Aborted {
 		t.Errorf("the old stream: %v", err)
+	}
+}
+
+// TestWhatANodeSaysIsBounded: names that no pod has, and more pods than a node
+// runs, are refused and take no memory.
+func TestWhatANodeSaysIsBounded(t *testing.T) {
+	s := newService(t)
+	long := strings.Repeat("x", maxNameBytes+1)
+	messages := []*reportapi.NodeReport{hello("n1", "ztunnel-n1")}
+	for _, w := range []*reportapi.WorkloadState{
+		{Namespace: long, Name: "a", Uid: "1"}, {Namespace: "a", Name: long, Uid: "2"}, {Namespace: "a", Name: "a", Uid: long},
+	} {
+		messages = append(messages, workload(w))
+	}
+	for i := range maxObservations + 10 {
+		messages = append(messages, workload(&reportapi.WorkloadState{Namespace: "a", Name: fmt.Sprint("pod", i), Uid: fmt.Sprint("uid", i), Reason: strings.Repeat("r", 2*maxTextBytes)}))
+	}
+	s.stream(t, "z1", append(messages, complete())...)
+	eventually(t, "the snapshot is complete", func() bool { return s.registry.Reporting("n1") })
+	s.registry.mu.Lock()
+	defer s.registry.mu.Unlock()
+	n := s.registry.nodes["n1"]
+	if len(n.observed) != maxObservations || len(n.session.mentioned) != maxObservations {
+		t.Errorf("%d pods are remembered, %d mentioned", len(n.observed), len(n.session.mentioned))
+	}
+	for _, o := range n.observed {
+		if len(o.Reason) > maxTextBytes || len(o.Pod.Name) > maxNameBytes {
+			t.Fatalf("remembered: %d bytes of reason, a name of %d", len(o.Reason), len(o.Pod.Name))
+		}
+	}
+	if got := testutil.ToFloat64(s.server.refused); got != 13 {
+		t.Errorf("%v refused, want 13", got)
 	}
 }

@@ -23,6 +23,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/ambit-mesh/ambit/internal/quota"
 )
 
 // Version of the binary, set by the linker.
@@ -75,8 +77,15 @@ func SignalContext(parent context.Context) (run, force context.Context, stop fun
 }
 
 const (
-	// headerTimeout bounds a client that connects and says nothing.
+	// headerTimeout bounds a client that connects and says nothing; idleTimeout
+	// one that has nothing more to say.
 	headerTimeout = 10 * time.Second
+	idleTimeout   = 2 * time.Minute
+	// maxHeaderBytes of a request: those who ask here have a few lines.
+	maxHeaderBytes = 16 << 10
+	// connectionsPerAddress is for a few who look at the same time. No client takes
+	// the server from the kubelet, or from Prometheus.
+	connectionsPerAddress = 32
 	// closeTimeout bounds the last requests of a server that ends.
 	closeTimeout = 2 * time.Second
 )
@@ -87,7 +96,8 @@ func serve(ctx context.Context, address string, handler http.Handler) error {
 	if err != nil {
 		return fmt.Errorf("listen on %s: %w", address, err)
 	}
-	server := &http.Server{Handler: handler, ReadHeaderTimeout: headerTimeout}
+	listener = quota.NewListener(listener, connectionsPerAddress, nil)
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes}
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(listener) }()
 	select {

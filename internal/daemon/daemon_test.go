@@ -164,3 +164,61 @@ func TestMetricsTellTheVersion(t *testing.T) {
 		t.Errorf("it ended with %v", err)
 	}
 }
+
+// TestOneClientDoesNotTakeTheServer: who opens connections and says nothing gets
+// so many, and others, the kubelet first of all, are answered.
+func TestOneClientDoesNotTakeTheServer(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	address, ended := free(t), make(chan error)
+	go func() { ended <- NewReadiness().Run(ctx, address) }()
+	get(t, "http://"+address+"/healthz/ready")
+	slow := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP("127.0.0.9")}}
+	refused := 0
+	for range 2 * connectionsPerAddress {
+		conn, err := slow.Dial("tcp", address)
+		if err != nil {
+			refused++
+			continue
+		}
+		defer conn.Close()
+		io.WriteString(conn, "GET /healthz/ready HTTP/1.1\r\nX: ")
+		conn.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			refused++
+		}
+	}
+	if refused != connectionsPerAddress {
+		t.Errorf("%d connections of one client were refused, want %d", refused, connectionsPerAddress)
+	}
+	if code, _ := get(t, "http://"+address+"/healthz/ready"); code != 200 {
+		t.Errorf("another client: %d", code)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Errorf("it ended with %v", err)
+	}
+}
+
+func TestHeadersAreBounded(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	address, ended := free(t), make(chan error)
+	go func() { ended <- NewReadiness().Run(ctx, address) }()
+	get(t, "http://"+address+"/healthz/ready")
+	request, err := http.NewRequest("GET", "http://"+address+"/healthz/ready", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Header.Set("X", strings.Repeat("x", 64<<10))
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	response.Body.Close()
+	if response.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
+		t.Errorf("answered %s", response.Status)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Errorf("it ended with %v", err)
+	}
+}

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"net/http"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -27,9 +28,17 @@ func NewMetrics() *Metrics {
 	return m
 }
 
+const (
+	// scrapesAtOnce bounds what collecting everything anew for each request costs.
+	scrapesAtOnce = 4
+	scrapeTimeout = 30 * time.Second
+)
+
 // Run serves /metrics, also under its name in the field, until ctx ends.
 func (m *Metrics) Run(ctx context.Context, address string) error {
-	handler := promhttp.HandlerFor(m.Registry, promhttp.HandlerOpts{Registry: m.Registry})
+	handler := promhttp.HandlerFor(m.Registry, promhttp.HandlerOpts{
+		Registry: m.Registry, MaxRequestsInFlight: scrapesAtOnce, Timeout: scrapeTimeout,
+	})
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", handler)
 	mux.Handle("GET /stats/prometheus", handler)

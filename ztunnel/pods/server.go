@@ -19,6 +19,10 @@ import (
 const (
 	// maxRequest is far above any request of the plugin.
 	maxRequest = 64 << 10
+	// requestTimeout is for a request to come, of a few hundred bytes.
+	requestTimeout = 5 * time.Second
+	// maxHeaders of a request: the plugin's have a few lines.
+	maxHeaders = 16 << 10
 	// serverGrace is what requests in flight get when the server stops.
 	serverGrace = 2 * time.Second
 )
@@ -39,9 +43,11 @@ func (p *Pods) ServeCNI(ctx context.Context, path string) error {
 		return errors.Join(fmt.Errorf("serve CNI plugin: %w", err), listener.Close())
 	}
 	server := &http.Server{
-		Handler:           p.cniRoutes(),
-		ReadHeaderTimeout: cniproto.AddTimeout,
-		BaseContext:       func(net.Listener) context.Context { return ctx },
+		Handler:        p.cniRoutes(),
+		ReadTimeout:    requestTimeout,
+		WriteTimeout:   cniproto.AddTimeout + requestTimeout,
+		MaxHeaderBytes: maxHeaders,
+		BaseContext:    func(net.Listener) context.Context { return ctx },
 	}
 	stopped := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -52,7 +58,7 @@ func (p *Pods) ServeCNI(ctx context.Context, path string) error {
 			server.Close()
 		}
 	})
-	err = server.Serve(listener)
+	err = server.Serve(rootOnly{listener, p.logger})
 	if !stop() {
 		<-stopped
 	}

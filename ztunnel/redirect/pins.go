@@ -33,6 +33,9 @@ const guardsMap = "mesh_guards"
 // verdictsMap is one that all programs of a layout use, and no others.
 const verdictsMap = "mesh_verdicts"
 
+// egressMap is the map of whose way out of the mesh is denied, by the same key, in the layouts that have it.
+const egressMap = "mesh_egress"
+
 // What is pinned of a pod: the link of steer, and those of hold and of DNS, whose names go on with the cookie of the pod's
 // namespace: such a link knows its device's number, which is no namespace's own. That of DNS goes on with this number.
 const (

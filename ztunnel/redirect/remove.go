@@ -17,7 +17,7 @@ import (
 // remove ends all of one layout: first whatever pods send leaves them, then what they connect to goes past ztunnel, then what
 // connects to them, then the node's programs end, and last the guards that let everything pass by now.
 func (p pins) remove(cgroup string, namespaces []*podns.NetNS) error {
-	for _, name := range []string{guardsMap, enrolledMap} {
+	for _, name := range []string{guardsMap, egressMap, enrolledMap} {
 		if err := p.withdrawAll(name); err != nil {
 			return err
 		}
