@@ -76,6 +76,11 @@ const killPoll = 20 * time.Millisecond
 // KeepDead kills ztunnel of a node, and again whenever the kubelet starts it,
 // until Revive.
 func (l *Lab) KeepDead(node string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.dead[node] != nil {
+		return nil
+	}
 	m := l.Bed.Machine(node)
 	if _, err := m.Signal(ztunnel, syscall.SIGKILL); err != nil {
 		return err
@@ -89,8 +94,6 @@ func (l *Lab) KeepDead(node string) error {
 			time.Sleep(killPoll)
 		}
 	}()
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	if l.dead == nil {
 		l.dead = map[string]func(){}
 	}
@@ -119,6 +122,15 @@ func (l *Lab) Revive(ctx context.Context) error {
 // renew replaces ztunnel's pod of a node by a new one, without waiting for it.
 func (l *Lab) renew(ctx context.Context, node string) error {
 	return l.system(ctx, "delete", "pod", "-l", "app=ztunnel", "--field-selector", "spec.nodeName="+node, "--grace-period=0", "--force", "--wait=false")
+}
+
+// Renew replaces all of Ambit's pods: an image that was loaded under the same name
+// is what runs then, and nothing has died yet.
+func (l *Lab) Renew(ctx context.Context) error {
+	if err := l.system(ctx, "delete", "pods", "--all", "--grace-period=0", "--force"); err != nil {
+		return err
+	}
+	return l.Settle(ctx)
 }
 
 // Forgive has the kubelet forget how often ztunnel died: it would start it ever
