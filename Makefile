@@ -88,7 +88,7 @@ faults: cluster images-load bin/ambit ## What happens when things die, are missi
 	.tmp/faults-run -version '$(VERSION)' -out $(if $(FAULTS)$(MODES),.tmp/faults,docs/faults) -faults '$(FAULTS)' $(if $(MODES),-modes '$(MODES)')
 
 revocation: cluster images-load bin/ambit ## How long a permission outlives kubectl apply of a DENY: docs/faults/revocation.json, or .tmp/faults with TRIALS=..
-	go run ./e2e/revocation -out $(if $(TRIALS),.tmp/faults -trials $(TRIALS),docs/faults)
+	go run ./e2e/revocation -version '$(VERSION)' -out $(if $(TRIALS),.tmp/faults -trials $(TRIALS),docs/faults)
 
 ##@ Cluster
 

@@ -33,16 +33,17 @@ const namespace = "revocation"
 func main() {
 	trials := flag.Int("trials", 200, "number of trials")
 	out := flag.String("out", ".tmp/faults", "folder of revocation.json")
+	version := flag.String("version", "dev", "version of Ambit, for the page")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *trials, *out); err != nil {
+	if err := run(ctx, *trials, *out, *version); err != nil {
 		fmt.Fprintln(os.Stderr, "revocation:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, trials int, out string) (err error) {
+func run(ctx context.Context, trials int, out, version string) (err error) {
 	bed, err := testbed.Find()
 	if err != nil {
 		return err
@@ -69,7 +70,7 @@ func run(ctx context.Context, trials int, out string) (err error) {
 			fmt.Printf("%d trials: live %+v, new %+v\n", i+1, summarize(live), summarize(fresh))
 		}
 	}
-	return write(out, results{Live: summarize(live), New: summarize(fresh), CPUs: runtime.NumCPU()})
+	return write(out, results{Live: summarize(live), New: summarize(fresh), CPUs: runtime.NumCPU(), Version: version})
 }
 
 // trial is one permission and its end.
@@ -125,6 +126,12 @@ func write(folder string, r results) error {
 	if err := os.WriteFile(filepath.Join(folder, "revocation.json"), append(content, '\n'), 0o644); err != nil {
 		return fmt.Errorf("write results: %w", err)
 	}
+	if err := os.WriteFile(filepath.Join(folder, "revocation.md"), r.page(), 0o644); err != nil {
+		return fmt.Errorf("write page: %w", err)
+	}
 	fmt.Printf("%s\n", content)
+	if r.Live.P99 >= target || r.New.P99 >= target {
+		return fmt.Errorf("the p99 is not under %d ms", target)
+	}
 	return nil
 }
