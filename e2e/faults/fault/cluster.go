@@ -62,7 +62,9 @@ func deleteDaemonSet(ctx context.Context, l *Lab) error {
 	return l.system(ctx, "delete", "pods", "-l", "app=ztunnel", "--grace-period=2", "--wait")
 }
 
+// install returns when ztunnel is ready: nobody may kill it any more.
 func install(ctx context.Context, l *Lab) error {
+	l.spare()
 	_, err := l.Bed.Run(ctx, "ambit", "install")
 	return err
 }
@@ -107,7 +109,7 @@ func (l *Lab) stopController(ctx context.Context) error {
 }
 
 func (l *Lab) startController(ctx context.Context) error {
-	return l.system(ctx, "scale", "deployment/"+controller, "--replicas=1")
+	return l.system(ctx, "scale", "deployment/"+controller, "--replicas=2")
 }
 
 // cutControlPlane cuts its power, and then kills the sandbox of a pod of each

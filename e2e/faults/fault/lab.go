@@ -51,7 +51,7 @@ type Lab struct {
 	Restarted  string
 
 	mu   sync.Mutex
-	dead map[string]func() // nodes whose ztunnel is kept dead, guarded by mu
+	dead map[string]func() // nodes whose ztunnel is kept dead, and how that ends; guarded by mu
 }
 
 func (l *Lab) kubectl(ctx context.Context, args ...string) error {
@@ -101,17 +101,22 @@ func (l *Lab) KeepDead(node string) error {
 	return nil
 }
 
+// spare ends the killing.
+func (l *Lab) spare() (nodes []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for node, stop := range l.dead {
+		stop()
+		nodes = append(nodes, node)
+	}
+	l.dead = nil
+	return nodes
+}
+
 // Revive lets ztunnel live again on all nodes. The kubelet would start one that
 // died so often only after minutes: a new pod is not made to wait.
 func (l *Lab) Revive(ctx context.Context) error {
-	l.mu.Lock()
-	dead := l.dead
-	l.dead = nil
-	l.mu.Unlock()
-	for _, stop := range dead {
-		stop()
-	}
-	for node := range dead {
+	for _, node := range l.spare() {
 		if err := l.renew(ctx, node); err != nil {
 			return err
 		}
