@@ -81,6 +81,12 @@ bench-enrol: cluster images-load bin/ambit ## From the label to Captured, over 1
 bench-memory: ## What ztunnel occupies with 1,000 and 100,000 workloads; needs root, no cluster
 	go run ./e2e/bench/memory -out docs/benchmarks
 
+# FAULTS=ztunnel-kill9,*+ztunnel-killed and MODES=strict choose; a part of them leaves docs/faults as it is.
+faults: cluster images-load bin/ambit ## What happens when things die, are missing, late or malformed: docs/faults, or .tmp/faults with FAULTS=.., MODES=..
+	@mkdir -p .tmp
+	go build -o .tmp/faults-run ./e2e/faults
+	.tmp/faults-run -version '$(VERSION)' -out $(if $(FAULTS)$(MODES),.tmp/faults,docs/faults) -faults '$(FAULTS)' $(if $(MODES),-modes '$(MODES)')
+
 ##@ Cluster
 
 cluster: setup $(CLUSTER) ## A real three-node Kubernetes on this machine
@@ -135,4 +141,4 @@ help: ## This list
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-zA-Z\/_-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 FORCE:
-.PHONY: FORCE demo test images generate fresh lint test-unit test-e2e test-cluster cluster images-load cluster-down cluster-reboot setup help bench bench-enrol setup-bench bench-memory test-envoy
+.PHONY: FORCE demo test images generate fresh lint test-unit test-e2e test-cluster cluster images-load cluster-down cluster-reboot setup help faults bench bench-enrol setup-bench bench-memory test-envoy

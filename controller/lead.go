@@ -104,5 +104,6 @@ func (p *parts) leaderWork(ctx context.Context) error {
 	group.Go(func() error { return p.root.RunLeader(ctx) })
 	group.Go(func() error { return p.reports.Run(ctx) })
 	group.Go(func() error { return p.status.RunLeader(ctx) })
+	group.Go(func() error { return p.policies.RunLeader(ctx) })
 	return group.Wait()
 }

@@ -27,8 +27,9 @@ type publisher struct {
 	server    *push.Server
 	changes   *watch.Trigger
 	config    translate.Config
-	roots     []string // PEM
-	published func()   // told of every publication
+	roots     []string                  // PEM
+	published func()                    // told of every publication
+	outcomes  func([]*translate.Policy) // told what became of the policies in it
 	logger    *slog.Logger
 	seconds   prometheus.Histogram
 
@@ -40,7 +41,7 @@ func newPublisher(sources *watch.Sources, captures captures, server *push.Server
 	config translate.Config, logger *slog.Logger, registerer prometheus.Registerer) *publisher {
 	p := &publisher{
 		sources: sources, captures: captures, server: server, changes: changes, config: config,
-		published: func() {}, logger: logger,
+		published: func() {}, outcomes: func([]*translate.Policy) {}, logger: logger,
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "ambit_translate_seconds", Help: "From a look at Kubernetes to a publication.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 4, 8), // 0.5 ms to 8 s
@@ -73,6 +74,7 @@ func (p *publisher) publish() {
 	p.complain(err)
 	publication := p.server.Publish(result.Resources)
 	p.captures.Published(captured.Generation(), publication)
+	p.outcomes(result.Policies)
 	p.seconds.Observe(time.Since(began).Seconds())
 	p.logger.Debug("published", "publication", publication, "captured_generation", captured.Generation(),
 		"duration", time.Since(began))

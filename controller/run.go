@@ -98,6 +98,7 @@ type parts struct {
 	push          *push.Server
 	reports       *report.Registry
 	status        *status.Reconciler
+	policies      *policy.Keeper
 	publisher     *publisher
 	leadership    leadership
 }
@@ -132,7 +133,11 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 	p.push = push.New(push.Config{
 		Authenticator: pushAuthenticator{p.authenticator},
 		Namespace:     s.namespace, ServiceAccount: ca.TunnelServiceAccount,
-		Logger: logger, Registerer: registry,
+		Answered: func() { p.policies.Changed() },
+		Logger:   logger, Registerer: registry,
+	})
+	p.policies = policy.New(policy.Config{
+		Client: policies, Objects: p.sources, Proxies: proxies{p.push}, Logger: logger, Registerer: registry,
 	})
 	p.reports = report.NewRegistry(report.RegistryConfig{
 		Acks:    acks{p.push},
@@ -152,6 +157,7 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 		TrustDomain: s.trustDomain, ClusterID: s.clusterID, ClusterDomain: s.clusterDomain, PodRanges: s.podRanges,
 		SystemNamespace: s.namespace,
 	}, logger, registry)
+	p.publisher.outcomes = p.policies.Published
 	return p, nil
 }
 
@@ -214,6 +220,14 @@ func nodesOf(proxies []push.ProxyKey) []string {
 		nodes[i] = p.Node
 	}
 	return nodes
+}
+
+// proxies tells policy, which thinks in nodes, what push knows of proxies.
+type proxies struct{ server *push.Server }
+
+// Each visits every connected proxy.
+func (p proxies) Each(visit func(node string, has func(typeURL, name string) (bool, string))) {
+	p.server.EachProxy(func(h push.Holdings) { visit(h.Proxy.Node, h.Has) })
 }
 
 // pushAuthenticator has the authority's word on who calls.

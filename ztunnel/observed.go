@@ -7,7 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/ambit-mesh/ambit/api/report"
@@ -113,13 +112,7 @@ func configVersion(snapshot *workload.Snapshot, uid string) string {
 		return ""
 	}
 	hash.Write(text)
-	for _, name := range published.Authorizations {
-		if policy, ok := snapshot.Authorization(name); ok {
-			if wire, err := (proto.MarshalOptions{Deterministic: true}).Marshal(policy); err == nil {
-				hash.Write(wire)
-			}
-		}
-	}
+	hash.Write(snapshot.AuthorizationsDigest(published))
 	for _, root := range snapshot.TrustBundle() {
 		hash.Write(root.Raw)
 	}

@@ -33,8 +33,6 @@ import (
 	corelisters "k8s.io/client-go/listers/core/v1"
 	discoverylisters "k8s.io/client-go/listers/discovery/v1"
 	"k8s.io/client-go/tools/cache"
-
-	"github.com/ambit-mesh/ambit/api/v1alpha1"
 )
 
 // Objects are all objects of a cluster that make up its mesh. They are shared:
@@ -45,10 +43,7 @@ type Objects struct {
 	Slices     []*discoveryv1.EndpointSlice
 	Nodes      []*corev1.Node
 	Namespaces []*corev1.Namespace
-
-	PeerAuthentications   []*v1alpha1.PeerAuthentication
-	AuthorizationPolicies []*v1alpha1.AuthorizationPolicy
-	EgressPolicies        []*v1alpha1.EgressPolicy
+	PolicyObjects
 }
 
 // Sources are the informers. Others may add handlers and indexes to them until
@@ -163,15 +158,13 @@ func (s *Sources) WaitSynced(ctx context.Context) error {
 // Objects returns what is there now.
 func (s *Sources) Objects() (Objects, error) {
 	var o Objects
-	var errs [8]error
+	var errs [6]error
 	o.Pods, errs[0] = s.pods.List(labels.Everything())
 	o.Services, errs[1] = s.services.List(labels.Everything())
 	o.Slices, errs[2] = s.slices.List(labels.Everything())
 	o.Nodes, errs[3] = s.nodes.List(labels.Everything())
 	o.Namespaces, errs[4] = s.namespaces.List(labels.Everything())
-	o.PeerAuthentications, errs[5] = list[*v1alpha1.PeerAuthentication](s.policies.peerAuthentications)
-	o.AuthorizationPolicies, errs[6] = list[*v1alpha1.AuthorizationPolicy](s.policies.authorizationPolicies)
-	o.EgressPolicies, errs[7] = list[*v1alpha1.EgressPolicy](s.policies.egressPolicies)
+	o.PolicyObjects, errs[5] = s.Policies()
 	if err := errors.Join(errs[:]...); err != nil {
 		return Objects{}, fmt.Errorf("list Kubernetes objects: %w", err)
 	}

@@ -24,14 +24,14 @@ func ListenOutside(port int) (net.Listener, error) {
 		// The thread stays in that namespace, so it is not given back: a
 		// goroutine that ends locked takes its thread along.
 		runtime.LockOSThread()
-		namespace, err := os.Open(wireNamespace)
+		namespace, err := os.Open(wireNamespace())
 		if err != nil {
 			done <- result{nil, err}
 			return
 		}
 		defer namespace.Close()
 		if err := unix.Setns(int(namespace.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- result{nil, fmt.Errorf("enter %s: %w", wireNamespace, err)}
+			done <- result{nil, fmt.Errorf("enter %s: %w", wireNamespace(), err)}
 			return
 		}
 		listener, err := net.Listen("tcp", fmt.Sprintf("%s:%d", Outside, port))

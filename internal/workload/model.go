@@ -5,12 +5,14 @@
 //	parse*.go              one resource of the wire -> one struct, or an error that names the field
 //	store.go addresses.go  apply deltas, publish a Snapshot; named.go: what is found by name alone
 //	snapshot.go            what readers ask
+//	authorizations.go      which policies decide on connections to a workload
 //	table.go index.go      maps whose copy costs as much as what changed, not as what they hold
 //	digest.go              the version of the whole, from the versions of its parts
 //
 // Invariants: a Snapshot and everything reached from it never changes. A
 // resource that cannot be read leaves its former state in place and is
-// remembered: its addresses are refused by route, never taken for unknown ones.
+// remembered: its addresses are refused by route, never taken for unknown ones. A
+// policy that cannot be read denies instead, where it may apply.
 // What a field's unknown value would mean is never guessed.
 //
 // Getting resources from a controller is feed's job, choosing endpoints route's.

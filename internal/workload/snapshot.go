@@ -7,8 +7,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-
-	"github.com/ambit-mesh/ambit/api/security"
 )
 
 // Snapshot is the mesh at one moment. It never changes; lists that it returns
@@ -22,7 +20,7 @@ type Snapshot struct {
 	// heaviest has the largest weight among a service's endpoints, where that is not 1.
 	heaviest *table[string, uint32]
 
-	authorizations map[string]authorization
+	authorizations *authorizations
 	bundles        map[string]bundle
 	namespaces     map[string]named[Namespace]
 	egress         map[string]named[*EgressPolicy]
@@ -33,11 +31,6 @@ type Snapshot struct {
 	digest   digest
 	// changed is closed when the next snapshot has been published.
 	changed chan struct{}
-}
-
-type authorization struct {
-	policy *security.Authorization
-	digest digest
 }
 
 type bundle struct {
@@ -60,6 +53,7 @@ func emptySnapshot() *Snapshot {
 		servicesByAddr:  newIndex[netip.Addr, *Service](),
 		endpoints:       newIndex[string, *Workload](),
 		heaviest:        newTable[string, uint32](),
+		authorizations:  arrange(map[string]authorization{}),
 		config:          meshConfig{trustDomain: DefaultTrustDomain},
 		changed:         make(chan struct{}),
 	}
@@ -124,17 +118,6 @@ func (s *Snapshot) Workloads() iter.Seq2[string, *Workload] { return s.workloads
 // Services yields all of them, in no order.
 func (s *Snapshot) Services() iter.Seq2[string, *Service] { return s.services.all() }
 
-// Authorization finds a policy by its name, namespace/name.
-func (s *Snapshot) Authorization(name string) (*security.Authorization, bool) {
-	a, ok := s.authorizations[name]
-	return a.policy, ok
-}
-
-// Authorizations lists the names of all policies, sorted.
-func (s *Snapshot) Authorizations() []string {
-	return slices.Sorted(maps.Keys(s.authorizations))
-}
-
 // Configured tells whether the mesh's Config is known. Without it nobody can
 // say which addresses are outside the mesh.
 func (s *Snapshot) Configured() bool { return s.config.digest != (digest{}) }
@@ -191,7 +174,7 @@ func (s *Snapshot) Count(typeURL string) int {
 	case AddressType:
 		return s.workloads.len + s.services.len
 	case AuthorizationType:
-		return len(s.authorizations)
+		return len(s.authorizations.byName)
 	case TrustBundleType:
 		return len(s.bundles)
 	case NamespaceType:

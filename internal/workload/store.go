@@ -12,7 +12,6 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/ambit-mesh/ambit/api/mesh"
-	"github.com/ambit-mesh/ambit/api/security"
 	api "github.com/ambit-mesh/ambit/api/workload"
 )
 
@@ -71,7 +70,7 @@ func (s *Store) SetPartial() {
 
 // Apply makes d part of the next snapshot, which is published when Apply
 // returns. Resources that cannot be read are returned; what was known of them
-// before stays as it was.
+// before stays as it was, but policies then deny.
 func (s *Store) Apply(d Delta) (rejected []Rejection) {
 	s.publish(func(next *Snapshot) (changed bool) {
 		e := edit{next: next, rejected: maps.Clone(next.rejected)}
@@ -155,29 +154,6 @@ func (e *edit) settle(r Resource, typeURL string, addrs []netip.Addr, err error)
 	e.rejected[key] = rejection
 	e.changed = true
 	return []Rejection{rejection}
-}
-
-func (e *edit) applyAuthorizations(d Delta) (rejected []Rejection) {
-	next := maps.Clone(e.next.authorizations)
-	if next == nil {
-		next = map[string]authorization{}
-	}
-	for _, name := range d.Removed {
-		e.replaced(next[name].digest, digest{})
-		e.settle(Resource{Name: name}, d.Type, nil, nil)
-		delete(next, name)
-	}
-	for _, r := range d.Upserts {
-		policy, err := unpack(r.Body, &security.Authorization{})
-		if rejected = append(rejected, e.settle(r, d.Type, nil, err)...); err != nil {
-			continue
-		}
-		sum := resourceDigest(r)
-		e.replaced(next[r.Name].digest, sum)
-		next[r.Name] = authorization{policy: policy, digest: sum}
-	}
-	e.next.authorizations = next
-	return rejected
 }
 
 func (e *edit) applyBundles(d Delta) (rejected []Rejection) {

@@ -263,21 +263,6 @@ func TestConfig(t *testing.T) {
 	check()
 }
 
-func TestAuthorizationsAreKeptByName(t *testing.T) {
-	store := workloadtest.Store(t, &security.Authorization{Name: "p", Namespace: "shop", Action: security.Action_DENY})
-	s := store.Snapshot()
-	if p, ok := s.Authorization("shop/p"); !ok || p.GetAction() != security.Action_DENY {
-		t.Error("not found")
-	}
-	if got := s.Authorizations(); !slices.Equal(got, []string{"shop/p"}) {
-		t.Errorf("names are %v", got)
-	}
-	remove(store, workload.AuthorizationType, "shop/p")
-	if got := store.Snapshot().Authorizations(); len(got) != 0 {
-		t.Errorf("left are %v", got)
-	}
-}
-
 func TestRejectionIsAnError(t *testing.T) {
 	cause := errors.New("cause")
 	if err := error(workload.Rejection{Err: cause}); !errors.Is(err, cause) {

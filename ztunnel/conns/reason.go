@@ -14,6 +14,10 @@ const (
 	Drained Reason = "Drained"
 	// PolicyDenied: policy does not admit it, or no longer.
 	PolicyDenied Reason = "PolicyDenied"
+	// EgressDenied: policy does not let it out of the mesh, or no longer.
+	EgressDenied Reason = "EgressDenied"
+	// EgressUnknown: a policy that decides on it has not come.
+	EgressUnknown Reason = "EgressUnknown"
 	// CutByDestination: the destination's side ended it.
 	CutByDestination Reason = "CutByDestination"
 	// UnknownDestination: the controller could not be asked what it is.
@@ -54,7 +58,7 @@ const (
 // Flags is the ecosystem's response_flags for a failed connection.
 func (r Reason) Flags() string {
 	switch r {
-	case PolicyDenied:
+	case PolicyDenied, EgressDenied, EgressUnknown:
 		return "DENY"
 	case TLSFailed:
 		return "TLS_FAILURE"

@@ -7,6 +7,7 @@
 //	shop ticker    WebSocket :8090/live
 //	shop shopper   holds one long-lived connection to each, opens new ones all
 //	               the time, and tells on :8081/stats how they fare
+//	shop peer      asks and attacks others, as e2e/faults orders
 //	shop tool get|till|wire|flood|...     one-shot clients, for `kubectl exec`
 //
 // It knows nothing of any mesh. Every service tells its client who the client
@@ -36,6 +37,7 @@ var roles = map[string]role{
 	"ticker":  serveTicker,
 	"shopper": shop,
 	"wires":   serveWires,
+	"peer":    servePeer,
 }
 
 // tool is a one-shot client.
