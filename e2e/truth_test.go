@@ -74,7 +74,7 @@ func TestTheControllerMayBeDown(t *testing.T) {
 	p := enrolledPair(t, "e2e-headless")
 	p.kubectl("-n", "ambit-system", "scale", "deployment/controller", "--replicas=0")
 	defer func() {
-		p.kubectl("-n", "ambit-system", "scale", "deployment/controller", "--replicas=1")
+		p.kubectl("-n", "ambit-system", "scale", "deployment/controller", "--replicas=2")
 		p.meshReady()
 	}()
 	p.kubectl("-n", "ambit-system", "wait", "--for=delete", "pod", "-l", "app=controller", "--timeout=60s")
@@ -98,7 +98,7 @@ func TestTheRootOfTrustIsNotReplaced(t *testing.T) {
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 		defer cancel()
-		p.bed.Kubectl(ctx, "-n", "ambit-system", "scale", "deployment/controller", "--replicas=1")
+		p.bed.Kubectl(ctx, "-n", "ambit-system", "scale", "deployment/controller", "--replicas=2")
 		if out, err := p.bed.Kubectl(ctx, "-n", "ambit-system", "rollout", "status", "deployment/controller", "--timeout=120s"); err != nil {
 			t.Errorf("the controller is back: %v %s", err, out)
 		}

@@ -100,6 +100,7 @@ func (d *dataplane) Start(ctx context.Context, target pods.Target) (pods.Running
 	}
 	captured, err := opened.Enroll(ctx, redirect.Pod{
 		UID: target.UID, NetNS: netns, IPs: target.Sandbox.IPs, DNS: target.DNS, Strict: d.startsStrict(target),
+		EgressDenied: d.startsDenied(target, d.describe(target, id)),
 	})
 	if err != nil {
 		d.certs.Forget(id)

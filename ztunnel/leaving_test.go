@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -202,6 +204,81 @@ func TestNamesAreWhatTheNodesResolversSay(t *testing.T) {
 	if reasons := b.reasons(); len(reasons) > 0 {
 		t.Errorf("cut: %v", reasons)
 	}
+}
+
+// Datagrams, and whatever is not TCP, leave as policy says from the pod's first moment; names count for them too, and for as long
+// as they are used.
+func TestDatagramsLeaveAsPolicySays(t *testing.T) {
+	b := newBed(t)
+	var known atomic.Bool
+	b.synced = known.Load
+	web, quic, liar := b.network.Node("a").Pod("web"), b.network.Node("b").Pod("quic"), b.network.Node("b").Pod("liar")
+	for _, server := range []*netnstest.Pod{quic, liar} {
+		server.Start().ListenUDP("[::]:443")
+	}
+	serveLies(t, liar)
+	b.serveNodesResolver(quic.IPv4, quic.IPv6)
+	app := web.Start()
+	b.capture(web)
+	asks := func(to netip.Addr, port uint16) error {
+		_, err := app.AskUDPWith(netip.AddrPortFrom(to, port), netnstest.DialOptions{Timeout: 150 * time.Millisecond})
+		return err
+	}
+	if err := asks(quic.IPv4, 443); err == nil {
+		t.Error("it leaves before anything is known")
+	}
+	b.followLeaving()
+	time.Sleep(20 * time.Millisecond)
+	if err := asks(quic.IPv4, 443); err == nil {
+		t.Error("it leaves while nothing is known")
+	}
+	known.Store(true)
+	b.egress(web, nil)
+	eventually(t, "it leaves where nothing is denied", func() bool { return asks(quic.IPv4, 443) == nil })
+
+	udp := &mesh.EgressPort{Port: 443, Protocol: mesh.EgressPort_UDP}
+	b.egress(web, nil, denying("shut", byName("*.example", udp)))
+	eventually(t, "it is dropped where it is denied", func() bool { return asks(quic.IPv4, 443) != nil })
+	port := web.SniffPort()
+	for _, way := range []struct{ quic, liar netip.Addr }{{quic.IPv4, liar.IPv4}, {quic.IPv6, liar.IPv6}} {
+		if err := asks(way.quic, 443); err == nil {
+			t.Errorf("%s: it leaves before the name was asked for", way.quic)
+		}
+		if got, err := lookUp(t, web, "udp", way.liar, "api.example."); err != nil || got != way.quic {
+			t.Fatalf("from the liar: %s, %v", got, err)
+		}
+		if err := asks(way.quic, 443); err != nil {
+			t.Errorf("%s: known by its name: %v", way.quic, err)
+		}
+		if err := asks(way.quic, 444); err == nil {
+			t.Errorf("%s: another port", way.quic)
+		}
+		if err := asks(way.liar, 443); err == nil {
+			t.Errorf("%s: what the liar says the name is", way.liar)
+		}
+	}
+	for _, frame := range port.Take() {
+		for _, liar := range []netip.Addr{liar.IPv4, liar.IPv6} {
+			if bytes.Contains(frame, liar.AsSlice()) {
+				t.Errorf("the liar got %x", frame)
+			}
+		}
+	}
+	// The name's time is over, and a policy changes: what is used goes on.
+	b.captured()[0].egress.Names = egress.NewNames()
+	b.egress(web, nil, denying("shut", byName("api.example", udp)))
+	time.Sleep(50 * time.Millisecond)
+	if err := asks(quic.IPv4, 443); err != nil {
+		t.Errorf("used, and excepted still: %v", err)
+	}
+	b.egress(web, nil, denying("shut", byName("other.example", udp)))
+	eventually(t, "it is dropped where it is excepted no more", func() bool { return asks(quic.IPv4, 443) != nil })
+	b.egress(web, nil, denying("shut", byCIDR(quic.IPv4.String()+"/32", udp)))
+	eventually(t, "it leaves where its address is excepted", func() bool { return asks(quic.IPv4, 443) == nil })
+	b.egress(web, []string{"shop/late"}, denying("shut", byCIDR(quic.IPv4.String()+"/32", udp)))
+	eventually(t, "it is dropped while a policy is missing", func() bool { return asks(quic.IPv4, 443) != nil })
+	b.egress(web, nil)
+	eventually(t, "it leaves where nothing is denied any more", func() bool { return asks(quic.IPv6, 443) == nil })
 }
 
 // outsidePodRanges makes addresses that the mesh does not know ones of outside.

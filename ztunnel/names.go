@@ -31,15 +31,6 @@ func (d *dataplane) answer(captured *redirect.Capture, c *capture, pod func() *w
 	})
 }
 
-// learn takes over an answer of the node's resolvers before the pod gets it.
-func (c *capture) learn(answer dns.Answer) {
-	addresses := make([]egress.Address, len(answer.Addresses))
-	for i, a := range answer.Addresses {
-		addresses[i] = egress.Address(a)
-	}
-	c.egress.Names.Learn(answer.Name, addresses)
-}
-
 // isResolver tells whether a pod is one of those that the node's resolvers lead
 // to, such as the cluster's DNS server in the mesh.
 func (d *dataplane) isResolver(pod *workload.Workload) bool {

@@ -79,6 +79,16 @@ func (r Rules) Learnt(l Learnt) (Allowance, bool) {
 	return a, ok
 }
 
+// LearntAll returns what exceptions allow for an address that has several names.
+func (r Rules) LearntAll(ip netip.Addr, names []string) (all Allowance, ok bool) {
+	for _, name := range names {
+		if a, allowed := r.Learnt(Learnt{Name: name, IP: ip}); allowed {
+			all, ok = merge(all, a), true
+		}
+	}
+	return all, ok
+}
+
 func (r Rules) exceptions() (all []*workload.EgressException) {
 	for _, p := range r.denying {
 		for i := range p.Exceptions {

@@ -73,6 +73,12 @@ func same(published, own *workload.Workload) bool {
 // Restrict tells whether anything is refused.
 func (r Rules) Restrict() bool { return len(r.Missing) > 0 || len(r.denying) > 0 }
 
+// Denying are the keys of the policies that deny.
+func (r Rules) Denying() []string { return keys(r.denying) }
+
+// Trial are the keys of the policies that deny on trial.
+func (r Rules) Trial() []string { return keys(r.trial) }
+
 // Equal tells whether both say the same, of the same policies.
 func (r Rules) Equal(other Rules) bool {
 	return slices.Equal(r.Missing, other.Missing) && slices.Equal(r.denying, other.denying) && slices.Equal(r.trial, other.trial)

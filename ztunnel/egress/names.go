@@ -117,6 +117,19 @@ type Learnt struct {
 	Ends time.Time
 }
 
+// At returns what is known of an address now.
+func (n *Names) At(ip netip.Addr) (all []Learnt) {
+	names := n.Of(ip)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, name := range names {
+		if end, ok := n.ends[pair{name, ip}]; ok {
+			all = append(all, Learnt{name, ip, end})
+		}
+	}
+	return all
+}
+
 // All returns what is known now.
 func (n *Names) All() []Learnt {
 	now := time.Now()

@@ -31,7 +31,7 @@ func (r *Redirect) watch() {
 		for _, c := range r.snapshot() {
 			c.endOlder()
 			seldom := round%permissiveChecks == 0
-			if strict, err := c.Strict(); err != nil || strict || seldom {
+			if seldom || c.holdsBack() {
 				c.check()
 			}
 			if seldom {
@@ -39,6 +39,16 @@ func (r *Redirect) watch() {
 			}
 		}
 	}
+}
+
+// holdsBack tells whether the guard does anything.
+func (c *Capture) holdsBack() bool {
+	strict, err := c.Strict()
+	if err != nil || strict {
+		return true
+	}
+	denied, err := c.EgressDenied()
+	return err != nil || denied
 }
 
 // snapshot returns the captures of now.
@@ -54,14 +64,17 @@ func (r *Redirect) snapshot() []*Capture {
 
 // check has the guard attached wherever it is not, and what captures DNS. What cannot be stays a problem of the node.
 func (c *Capture) check() {
+	// First: the guard lets questions to DNS servers pass that are turned round after it.
+	hadDNS := c.dnsProblem() == nil
+	if err := c.attachDNS(); hadDNS != (err == nil) {
+		if err = errors.Join(err, c.letDNS()); err != nil && c.held() {
+			c.redirect.logger.Error("what a pod asks DNS servers is not captured everywhere", "pod_uid", c.pod.UID, "error", err)
+		}
+	}
 	before := c.guardProblem()
 	err := c.guardNow()
 	if err != nil && before == nil && c.held() {
 		c.redirect.logger.Error("pod is not guarded everywhere", "pod_uid", c.pod.UID, "error", err)
-	}
-	hadDNS := c.dnsProblem() == nil
-	if err := c.attachDNS(); err != nil && hadDNS && c.held() {
-		c.redirect.logger.Error("what a pod asks DNS servers is not captured everywhere", "pod_uid", c.pod.UID, "error", err)
 	}
 }
 

@@ -107,7 +107,7 @@ func (l *Lab) stopController(ctx context.Context) error {
 }
 
 func (l *Lab) startController(ctx context.Context) error {
-	return l.system(ctx, "scale", "deployment/"+controller, "--replicas=1")
+	return l.system(ctx, "scale", "deployment/"+controller, "--replicas=2")
 }
 
 // cutControlPlane cuts its power, and then kills the sandbox of a pod of each
