@@ -44,6 +44,7 @@ type settings struct {
 // folders are where things are on the node, as this process sees them.
 type folders struct {
 	HostProc, BPFFS      string
+	HostNetNS            string // empty: that of the node's first process
 	Cgroup2              string // empty: found by its file system type
 	CNIBinDir, CNIConfig string
 	StateDir, RunDir     string
@@ -58,7 +59,7 @@ func (f folders) pins() string { return filepath.Join(f.BPFFS, "ambit") }
 // redirection is where redirect finds things.
 func (f folders) redirection() redirect.Config {
 	return redirect.Config{
-		PinDir: f.pins(), CgroupPath: f.Cgroup2, Procfs: f.HostProc, NetNSDir: f.NetNSDir, MountBPFFS: true,
+		PinDir: f.pins(), CgroupPath: f.Cgroup2, Procfs: f.HostProc, HostNetNS: f.HostNetNS, NetNSDir: f.NetNSDir, MountBPFFS: true,
 	}
 }
 
@@ -146,6 +147,7 @@ func readFolders(e *environment) folders {
 	return folders{
 		HostProc:   e.folder("HOST_PROC", "/host/proc"),
 		BPFFS:      e.folder("BPFFS", "/sys/fs/bpf"),
+		HostNetNS:  e.folder("HOST_NETNS", ""),
 		Cgroup2:    e.folder("CGROUP2", ""),
 		CNIBinDir:  e.folder("CNI_BIN_DIR", "/host/opt/cni/bin"),
 		CNIConfig:  e.folder("CNI_CONF_DIR", "/host/etc/cni/net.d"),
