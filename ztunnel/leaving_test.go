@@ -281,6 +281,23 @@ func TestDatagramsLeaveAsPolicySays(t *testing.T) {
 	eventually(t, "it leaves where nothing is denied any more", func() bool { return asks(quic.IPv6, 443) == nil })
 }
 
+// What a pod's configuration is known by changes with the policies on its way out, and with what they say.
+func TestConfigurationVersionsTellOfTheWayOut(t *testing.T) {
+	b := newBed(t)
+	web := b.network.Node("a").Pod("web")
+	seen := map[string]string{}
+	for name, policies := range map[string][]*mesh.EgressPolicy{
+		"none": nil, "denied": {denying("shut")}, "with an exception": {denying("shut", byName("api.example"))}, "with another": {denying("shut", byName("www.example"))},
+	} {
+		b.egress(web, nil, policies...)
+		version := configVersion(b.store.Snapshot(), workload.PodUID("Kubernetes", "shop", "web"))
+		if before, ok := seen[version]; ok || version == "" {
+			t.Errorf("version %q of %q is that of %q", version, name, before)
+		}
+		seen[version] = name
+	}
+}
+
 // outsidePodRanges makes addresses that the mesh does not know ones of outside.
 func (b *bed) outsidePodRanges() {
 	b.t.Helper()
