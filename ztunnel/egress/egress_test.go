@@ -304,6 +304,28 @@ func TestNamesAreKnownForTheirTime(t *testing.T) {
 	})
 }
 
+func TestNamesAreRestored(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := NewNames()
+		ip, other := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("203.0.113.2")
+		n.Learn("api.example", []Address{{ip, time.Minute}, {other, time.Hour}})
+		saved := append(n.All(), Learnt{Name: "", IP: ip, Ends: time.Now().Add(time.Hour)}, Learnt{Name: "for.ever", IP: ip, Ends: time.Now().Add(1000 * time.Hour)})
+		time.Sleep(2 * time.Minute)
+		next := NewNames()
+		next.Restore(saved)
+		if got := next.Of(other); !slices.Equal(got, []string{"api.example"}) {
+			t.Errorf("%v", got)
+		}
+		if got := next.Of(ip); !slices.Equal(got, []string{"for.ever"}) {
+			t.Errorf("over, and without a name: %v", got)
+		}
+		time.Sleep(maxTTL)
+		if got := next.Of(ip); len(got) > 0 {
+			t.Errorf("for ever: %v", got)
+		}
+	})
+}
+
 func TestNamesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNames()
