@@ -218,6 +218,7 @@ int guard_tc(struct __sk_buff *skb)
 {
 	struct segment segment = {};
 	struct guard *guard;
+	bool own_listener = false;
 	enum verdict verdict;
 	struct bpf_sock *sk;
 	__u64 key = cookie;
@@ -232,8 +233,11 @@ int guard_tc(struct __sk_buff *skb)
 	sk = skb->sk;
 	if (sk)
 		sk = bpf_sk_fullsock(sk);
-	if (sk && is_own(sk))
-		return end(VERDICT_GUARD_OWN, PASS);
+	if (sk && is_own(sk)) {
+		if (sk->state != BPF_TCP_LISTEN)
+			return end(VERDICT_GUARD_OWN, PASS);
+		own_listener = true;
+	}
 	verdict = read_packet(skb, &segment);
 	if (verdict == VERDICT_GUARD_NOT_TCP && egress && denied && !is_arp(skb)) {
 		verdict = leave(skb, ethernet ? sizeof(struct ethhdr) : 0, key, *egress, on_node);
@@ -243,6 +247,10 @@ int guard_tc(struct __sk_buff *skb)
 	}
 	if (verdict != VERDICT_COUNT)
 		return end(verdict, verdict == VERDICT_GUARD_NOT_TCP ? PASS : DROP);
+	/* A listener resets what belongs to no connection. Peers have to learn so that a tunnel has ended; but the plaintext listener
+	 * would do the same, in the pod's name, for what ztunnel sent to a connection that the application has closed. */
+	if (own_listener && (segment.opens || segment.flow.source_port == bpf_htons(PORT_HBONE)))
+		return end(VERDICT_GUARD_OWN, PASS);
 	if (is_answer_to_node(&segment))
 		return end(VERDICT_GUARD_NODE, PASS);
 	if (sk && is_precapture(skb, guard))
