@@ -3,6 +3,8 @@ package redirect
 import (
 	"fmt"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ambit-mesh/ambit/bpf"
 	"github.com/ambit-mesh/ambit/ztunnel/podns"
 )
@@ -18,6 +20,12 @@ func (r *Redirect) Leave(netns *podns.NetNS) error {
 	return nil
 }
 
+// Leave notes the same of a captured pod that is about to be released.
+func (c *Capture) Leave() error { return c.redirect.Leave(c.pod.NetNS) }
+
+// ErrFull is wrapped by Leave if more namespaces are noted than there is room for: ForgetClasses makes some.
+var ErrFull = unix.E2BIG
+
 // RefuseUnclassified says whether connect(2) for TCP fails in pods that are neither captured nor left alone: any of them might be
 // one that is to be captured, and strict. It holds until it is said otherwise, whatever becomes of the process.
 func (r *Redirect) RefuseUnclassified(refuse bool) error {
@@ -26,6 +34,9 @@ func (r *Redirect) RefuseUnclassified(refuse bool) error {
 	}
 	return nil
 }
+
+// RefusesUnclassified tells what RefuseUnclassified said last, in whatever process.
+func (r *Redirect) RefusesUnclassified() (bool, error) { return r.node.RefusesUnclassified() }
 
 // classifySelf lets this process connect. Its namespace is that of its pod.
 func (r *Redirect) classifySelf() error {

@@ -170,7 +170,9 @@ func TestNothingLeavesAStrictPod(t *testing.T) {
 func testAttack(t *testing.T, attack attack, a *testNode, pod, other *netnstest.Pod) {
 	app := pod.Start()
 	for _, ip := range []netip.Addr{other.IPv4, other.IPv6} { // so that the pod knows its router
-		mustDial(t, app, netip.AddrPortFrom(ip, appPort))
+		if err := mustDial(t, app, netip.AddrPortFrom(ip, appPort)).Close(); err != nil {
+			t.Error(err)
+		}
 	}
 	u := a.capture(t, pod)
 	port, arrived := pod.SniffPort(), other.Sniff("eth0")
