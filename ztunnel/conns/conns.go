@@ -65,6 +65,8 @@ type Attempt struct {
 	// Destination.Addr then is what is asked for through it.
 	Tunnel  netip.AddrPort
 	Service *workload.Service
+	// Policy that admitted or refused it, if one did.
+	Policy string
 	// Started is when it was accepted.
 	Started time.Time
 }
