@@ -28,12 +28,12 @@ import (
 
 //go:generate -command bpf2go go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -cflags "-Wall -Wextra -Werror -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu"
 //go:generate bpf2go -type number -type listener -type own -type verdict -type addr -type enrolment -type flow connect connect.c
-//go:generate bpf2go -no-global-types -type guard -type guard_flag guard guard.c
+//go:generate bpf2go -no-global-types -type guard -type guard_flag -type egress_flag -type range_key -type name_key -type name -type allowance guard guard.c
 //go:generate bpf2go -no-global-types -type held hold hold.c
 //go:generate bpf2go -no-global-types permit permit.c
 //go:generate bpf2go -no-global-types steer steer.c
 //go:generate bpf2go -no-global-types dns dns.c
-//go:generate sh -c "sha256sum connect.c dns.c guard.c hold.c maps.h mesh.h permit.c steer.c > sources.sha256"
+//go:generate sh -c "sha256sum connect.c dns.c egress.h guard.c hold.c maps.h mesh.h permit.c steer.c > sources.sha256"
 
 // Numbers that the programs and their users share.
 const (
@@ -210,8 +210,9 @@ func setHost(host Host, connect, permit *ebpf.CollectionSpec) error {
 func loadMaps(spec *ebpf.CollectionSpec, pins string) (map[string]*ebpf.Map, error) {
 	maps := &ebpf.CollectionSpec{Maps: map[string]*ebpf.MapSpec{}, ByteOrder: spec.ByteOrder}
 	for _, name := range []string{
-		guardMapMeshEnrolled, guardMapMeshGuards, guardMapMeshHeld, guardMapMeshListeners, guardMapMeshOwn,
+		guardMapMeshEgress, guardMapMeshEnrolled, guardMapMeshGuards, guardMapMeshHeld, guardMapMeshListeners, guardMapMeshOwn,
 		guardMapMeshPermits, guardMapMeshPods, guardMapMeshPrecapture, guardMapMeshVerdicts,
+		guardMapMeshNames, guardMapMeshRanges,
 	} {
 		m := spec.Maps[name].Copy()
 		if name != connectMapMeshListeners && name != connectMapMeshHeld {

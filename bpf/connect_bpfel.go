@@ -18,6 +18,17 @@ type connectAddr struct {
 	Word [4]uint32
 }
 
+type connectAllowance struct {
+	_     structs.HostLayout
+	Every uint32
+	Count uint32
+	Udp   [16]struct {
+		_     structs.HostLayout
+		First uint16
+		Last  uint16
+	}
+}
+
 type connectEnrolment struct {
 	_     structs.HostLayout
 	Self4 connectAddr
@@ -50,18 +61,32 @@ const (
 	connectListenerLISTENER_DNS_STREAM connectListener = 4
 )
 
+type connectName struct {
+	_         structs.HostLayout
+	Ends      uint64
+	Allowance connectAllowance
+}
+
+type connectNameKey struct {
+	_           structs.HostLayout
+	Cookie      uint64
+	Destination connectAddr
+}
+
 type connectNumber uint32
 
 const (
-	connectNumberMARK            connectNumber = 1337
-	connectNumberPORT_HBONE      connectNumber = 15008
-	connectNumberPORT_DNS        connectNumber = 53
-	connectNumberMAX_PODS        connectNumber = 1024
-	connectNumberSLOT_SIZE       connectNumber = 8
-	connectNumberMAX_POD_CGROUPS connectNumber = 4
-	connectNumberUID_SIZE        connectNumber = 64
-	connectNumberSYN_SIZE        connectNumber = 120
-	connectNumberMAX_VERDICTS    connectNumber = 256
+	connectNumberMARK             connectNumber = 1337
+	connectNumberPORT_HBONE       connectNumber = 15008
+	connectNumberPORT_DNS         connectNumber = 53
+	connectNumberMAX_PODS         connectNumber = 1024
+	connectNumberSLOT_SIZE        connectNumber = 8
+	connectNumberMAX_POD_CGROUPS  connectNumber = 4
+	connectNumberUID_SIZE         connectNumber = 64
+	connectNumberSYN_SIZE         connectNumber = 120
+	connectNumberMAX_UDP_RANGES   connectNumber = 16
+	connectNumberMAX_DESTINATIONS connectNumber = 65536
+	connectNumberMAX_VERDICTS     connectNumber = 256
 )
 
 type connectOwn uint32
@@ -80,6 +105,14 @@ const (
 	connectPermitPERMIT_DELIVERY connectPermit = 1
 	connectPermitPERMIT_NODE     connectPermit = 2
 )
+
+type connectRangeKey struct {
+	_           structs.HostLayout
+	Bits        uint32
+	Cookie      [2]uint32
+	Family      uint32
+	Destination connectAddr
+}
 
 type connectVerdict uint32
 
@@ -146,21 +179,28 @@ const (
 	connectVerdictVERDICT_DNS_DROPPED_FRAGMENT          connectVerdict = 59
 	connectVerdictVERDICT_DNS_DROPPED_NO_LISTENER       connectVerdict = 60
 	connectVerdictVERDICT_DNS_DROPPED_REWRITE           connectVerdict = 61
-	connectVerdictVERDICT_COUNT                         connectVerdict = 62
+	connectVerdictVERDICT_GUARD_NEIGHBOUR               connectVerdict = 62
+	connectVerdictVERDICT_GUARD_DNS                     connectVerdict = 63
+	connectVerdictVERDICT_GUARD_EXCEPTED                connectVerdict = 64
+	connectVerdictVERDICT_GUARD_DROPPED_EGRESS          connectVerdict = 65
+	connectVerdictVERDICT_COUNT                         connectVerdict = 66
 )
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	connectMapMeshEgress       = "mesh_egress"
 	connectMapMeshEnrolled     = "mesh_enrolled"
 	connectMapMeshGuards       = "mesh_guards"
 	connectMapMeshHeld         = "mesh_held"
 	connectMapMeshListeners    = "mesh_listeners"
+	connectMapMeshNames        = "mesh_names"
 	connectMapMeshOwn          = "mesh_own"
 	connectMapMeshPermits      = "mesh_permits"
 	connectMapMeshPods         = "mesh_pods"
 	connectMapMeshPrecapture   = "mesh_precapture"
+	connectMapMeshRanges       = "mesh_ranges"
 	connectMapMeshVerdicts     = "mesh_verdicts"
 	connectProgConnectConnect4 = "connect_connect4"
 	connectProgConnectConnect6 = "connect_connect6"
@@ -220,14 +260,17 @@ type connectProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type connectMapSpecs struct {
+	MeshEgress     *ebpf.MapSpec `ebpf:"mesh_egress"`
 	MeshEnrolled   *ebpf.MapSpec `ebpf:"mesh_enrolled"`
 	MeshGuards     *ebpf.MapSpec `ebpf:"mesh_guards"`
 	MeshHeld       *ebpf.MapSpec `ebpf:"mesh_held"`
 	MeshListeners  *ebpf.MapSpec `ebpf:"mesh_listeners"`
+	MeshNames      *ebpf.MapSpec `ebpf:"mesh_names"`
 	MeshOwn        *ebpf.MapSpec `ebpf:"mesh_own"`
 	MeshPermits    *ebpf.MapSpec `ebpf:"mesh_permits"`
 	MeshPods       *ebpf.MapSpec `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.MapSpec `ebpf:"mesh_precapture"`
+	MeshRanges     *ebpf.MapSpec `ebpf:"mesh_ranges"`
 	MeshVerdicts   *ebpf.MapSpec `ebpf:"mesh_verdicts"`
 }
 
@@ -261,27 +304,33 @@ func (o *connectObjects) Close() error {
 //
 // It can be passed to loadConnectObjects or ebpf.CollectionSpec.LoadAndAssign.
 type connectMaps struct {
+	MeshEgress     *ebpf.Map `ebpf:"mesh_egress"`
 	MeshEnrolled   *ebpf.Map `ebpf:"mesh_enrolled"`
 	MeshGuards     *ebpf.Map `ebpf:"mesh_guards"`
 	MeshHeld       *ebpf.Map `ebpf:"mesh_held"`
 	MeshListeners  *ebpf.Map `ebpf:"mesh_listeners"`
+	MeshNames      *ebpf.Map `ebpf:"mesh_names"`
 	MeshOwn        *ebpf.Map `ebpf:"mesh_own"`
 	MeshPermits    *ebpf.Map `ebpf:"mesh_permits"`
 	MeshPods       *ebpf.Map `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.Map `ebpf:"mesh_precapture"`
+	MeshRanges     *ebpf.Map `ebpf:"mesh_ranges"`
 	MeshVerdicts   *ebpf.Map `ebpf:"mesh_verdicts"`
 }
 
 func (m *connectMaps) Close() error {
 	return _ConnectClose(
+		m.MeshEgress,
 		m.MeshEnrolled,
 		m.MeshGuards,
 		m.MeshHeld,
 		m.MeshListeners,
+		m.MeshNames,
 		m.MeshOwn,
 		m.MeshPermits,
 		m.MeshPods,
 		m.MeshPrecapture,
+		m.MeshRanges,
 		m.MeshVerdicts,
 	)
 }

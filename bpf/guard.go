@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -88,9 +89,9 @@ func (n *Node) Guard(cookie uint64) (Guard, bool, error) {
 	return g, true, nil
 }
 
-// RemoveGuard ends what SetGuard said. To remove what is not there is no error.
+// RemoveGuard ends what SetGuard and SetEgress said, and whatever was allowed. To remove what is not there is no error.
 func (n *Node) RemoveGuard(cookie uint64) error {
-	return ignoreMissing(n.maps[guardMapMeshGuards].Delete(cookie))
+	return errors.Join(ignoreMissing(n.maps[guardMapMeshGuards].Delete(cookie)), n.forgetEgress(cookie))
 }
 
 // TagsFD is the file descriptor of the map that Tag writes, which stays the Node's.

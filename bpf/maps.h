@@ -75,6 +75,68 @@ struct {
 	__type(value, __u64);
 } mesh_precapture SEC(".maps");
 
+/* Network namespace cookie -> bits of enum egress_flag; a pod whose way out of the mesh nothing is said about has none. Written
+ * by Go. Pinned. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_PODS);
+	__type(key, __u64);
+	__type(value, __u32);
+} mesh_egress SEC(".maps");
+
+/* Ports in host byte order, both included. */
+struct udp_range {
+	__u16 first;
+	__u16 last;
+};
+
+/* What may leave for some addresses, other than by TCP. */
+struct allowance {
+	__u32 every; /* packets of every protocol; else datagrams of UDP alone */
+	__u32 count; /* of the ranges */
+	struct udp_range udp[MAX_UDP_RANGES];
+};
+_Static_assert(sizeof(struct allowance) == 8 + 4 * MAX_UDP_RANGES, "no padding in a pinned map");
+
+/* A range of addresses that a pod may send to. */
+struct range_key {
+	__u32 bits; /* that count of what follows */
+	__u32 cookie[2];
+	__u32 family; /* AF_INET and AF_INET6 have nothing in common */
+	struct addr destination;
+};
+_Static_assert(sizeof(struct range_key) == 32, "no padding in a key");
+
+/* Written by Go: of several ranges that an address is in the longest counts, and includes what the others allow. Pinned. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_DESTINATIONS);
+	__type(key, struct range_key);
+	__type(value, struct allowance);
+} mesh_ranges SEC(".maps");
+
+/* An address that a name has which a pod may send to. */
+struct name_key {
+	__u64 cookie;
+	struct addr destination;
+};
+_Static_assert(sizeof(struct name_key) == 24, "no padding in a key");
+
+struct name {
+	__u64 ends; /* CLOCK_MONOTONIC, nanoseconds */
+	struct allowance allowance;
+};
+
+/* Written by Go; by guard, which puts the end off while it is used. Pinned. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_DESTINATIONS);
+	__type(key, struct name_key);
+	__type(value, struct name);
+} mesh_names SEC(".maps");
+
 /* slot * SLOT_SIZE + enum listener -> listening socket. Written by Go, emptied by the kernel when a socket closes.
  * Not pinned: sockets do not outlive the process, and without them steer drops. */
 struct {

@@ -34,6 +34,10 @@ enum number {
 	UID_SIZE = 64,
 	/* The longest headers of a SYN: 60 bytes of IPv4 and 60 of TCP. */
 	SYN_SIZE = 120,
+	/* Ranges of UDP ports that are told of one destination outside the mesh. */
+	MAX_UDP_RANGES = 16,
+	/* Destinations outside the mesh that are told of all pods together. */
+	MAX_DESTINATIONS = 65536,
 	/* Counters in mesh_verdicts. */
 	MAX_VERDICTS = 256,
 };
@@ -61,6 +65,14 @@ enum permit {
 enum guard_flag {
 	/* TCP leaves the pod from ztunnel's sockets alone, and in answer to the node's. */
 	GUARD_STRICT = 1,
+};
+
+/* Bits of the value in mesh_egress. */
+enum egress_flag {
+	/* Nothing but TCP, which ztunnel carries, leaves unless it is allowed. */
+	EGRESS_DENIED = 1,
+	/* What the pod asks DNS servers turns round at its devices. */
+	EGRESS_DNS = 2,
 };
 
 /* Value in mesh_own: whose the socket is, if not anyone's. */
@@ -138,7 +150,11 @@ enum verdict {
 	VERDICT_DNS_DROPPED_FRAGMENT = 59,
 	VERDICT_DNS_DROPPED_NO_LISTENER = 60,
 	VERDICT_DNS_DROPPED_REWRITE = 61,
-	VERDICT_COUNT = 62,
+	VERDICT_GUARD_NEIGHBOUR = 62,
+	VERDICT_GUARD_DNS = 63,
+	VERDICT_GUARD_EXCEPTED = 64,
+	VERDICT_GUARD_DROPPED_EGRESS = 65,
+	VERDICT_COUNT = 66,
 };
 
 /* An IPv6 address, or an IPv4 one as ::ffff:a.b.c.d, in network byte order. All zero: no address. */

@@ -16,14 +16,17 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	permitMapMeshEgress     = "mesh_egress"
 	permitMapMeshEnrolled   = "mesh_enrolled"
 	permitMapMeshGuards     = "mesh_guards"
 	permitMapMeshHeld       = "mesh_held"
 	permitMapMeshListeners  = "mesh_listeners"
+	permitMapMeshNames      = "mesh_names"
 	permitMapMeshOwn        = "mesh_own"
 	permitMapMeshPermits    = "mesh_permits"
 	permitMapMeshPods       = "mesh_pods"
 	permitMapMeshPrecapture = "mesh_precapture"
+	permitMapMeshRanges     = "mesh_ranges"
 	permitMapMeshVerdicts   = "mesh_verdicts"
 	permitProgPermitSockops = "permit_sockops"
 	permitVarHostCookie     = "host_cookie"
@@ -78,14 +81,17 @@ type permitProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type permitMapSpecs struct {
+	MeshEgress     *ebpf.MapSpec `ebpf:"mesh_egress"`
 	MeshEnrolled   *ebpf.MapSpec `ebpf:"mesh_enrolled"`
 	MeshGuards     *ebpf.MapSpec `ebpf:"mesh_guards"`
 	MeshHeld       *ebpf.MapSpec `ebpf:"mesh_held"`
 	MeshListeners  *ebpf.MapSpec `ebpf:"mesh_listeners"`
+	MeshNames      *ebpf.MapSpec `ebpf:"mesh_names"`
 	MeshOwn        *ebpf.MapSpec `ebpf:"mesh_own"`
 	MeshPermits    *ebpf.MapSpec `ebpf:"mesh_permits"`
 	MeshPods       *ebpf.MapSpec `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.MapSpec `ebpf:"mesh_precapture"`
+	MeshRanges     *ebpf.MapSpec `ebpf:"mesh_ranges"`
 	MeshVerdicts   *ebpf.MapSpec `ebpf:"mesh_verdicts"`
 }
 
@@ -116,27 +122,33 @@ func (o *permitObjects) Close() error {
 //
 // It can be passed to loadPermitObjects or ebpf.CollectionSpec.LoadAndAssign.
 type permitMaps struct {
+	MeshEgress     *ebpf.Map `ebpf:"mesh_egress"`
 	MeshEnrolled   *ebpf.Map `ebpf:"mesh_enrolled"`
 	MeshGuards     *ebpf.Map `ebpf:"mesh_guards"`
 	MeshHeld       *ebpf.Map `ebpf:"mesh_held"`
 	MeshListeners  *ebpf.Map `ebpf:"mesh_listeners"`
+	MeshNames      *ebpf.Map `ebpf:"mesh_names"`
 	MeshOwn        *ebpf.Map `ebpf:"mesh_own"`
 	MeshPermits    *ebpf.Map `ebpf:"mesh_permits"`
 	MeshPods       *ebpf.Map `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.Map `ebpf:"mesh_precapture"`
+	MeshRanges     *ebpf.Map `ebpf:"mesh_ranges"`
 	MeshVerdicts   *ebpf.Map `ebpf:"mesh_verdicts"`
 }
 
 func (m *permitMaps) Close() error {
 	return _PermitClose(
+		m.MeshEgress,
 		m.MeshEnrolled,
 		m.MeshGuards,
 		m.MeshHeld,
 		m.MeshListeners,
+		m.MeshNames,
 		m.MeshOwn,
 		m.MeshPermits,
 		m.MeshPods,
 		m.MeshPrecapture,
+		m.MeshRanges,
 		m.MeshVerdicts,
 	)
 }

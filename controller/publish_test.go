@@ -2,11 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -20,6 +23,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
 
+	"github.com/ambit-mesh/ambit/api/v1alpha1"
 	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/controller/push"
 	"github.com/ambit-mesh/ambit/controller/report"
@@ -66,6 +70,36 @@ func TestProxiesFollowKubernetes(t *testing.T) {
 	p.await("the deleted Service gone", func(m mesh) bool { return m.service("shop") == nil && !m.serves("second", "shop") })
 }
 
+// From a policy that somebody writes to the workload that names it, and away again.
+func TestProxiesFollowPolicies(t *testing.T) {
+	web := pod("web", "10.244.1.5")
+	web.Labels = map[string]string{"app": "web"}
+	c := startController(t, fake.NewClientset(web))
+	p := c.connect(t)
+	names := func(m mesh) []string { return m["Kubernetes//Pod/shop/web"].GetWorkload().GetAuthorizationPolicies() }
+	p.await("the pod, without policies", func(m mesh) bool { return m["Kubernetes//Pod/shop/web"] != nil && len(names(m)) == 0 })
+
+	deny := &v1alpha1.AuthorizationPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "deny", UID: "1", Generation: 1},
+		Spec: v1alpha1.AuthorizationPolicySpec{
+			Selector: &v1alpha1.WorkloadSelector{MatchLabels: map[string]v1alpha1.LabelValue{"app": "web"}},
+			Action:   v1alpha1.AuthorizationDeny, Rules: []v1alpha1.AuthorizationRule{{}},
+		},
+	}
+	c.policies.AuthorizationPolicies.Add(deny)
+	p.await("the policy on the pod", func(m mesh) bool { return slices.Equal(names(m), []string{"shop/deny"}) })
+	if got := <-c.outcomes; len(got) > 0 {
+		t.Errorf("before the policy, %d outcomes", len(got))
+	}
+	for got := range c.outcomes {
+		if len(got) == 1 && got[0].Name == "deny" && got[0].Workloads == 1 {
+			break
+		}
+	}
+	c.policies.AuthorizationPolicies.Delete(deny)
+	p.await("the policy gone from the pod", func(m mesh) bool { return len(names(m)) == 0 })
+}
+
 // What report waits for: a publication without the pod's HBONE, by its number.
 func TestWithdrawalLearnsItsPublication(t *testing.T) {
 	web := pod("web", "10.244.1.5")
@@ -93,6 +127,7 @@ type controller struct {
 	told     *told
 	address  *bufconn.Listener
 	policies *watchtest.Policies
+	outcomes chan []*translate.Policy
 }
 
 // told passes on to the registry what the publisher tells, and remembers it.
@@ -138,7 +173,7 @@ func startController(t *testing.T, cluster *fake.Clientset) *controller {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &controller{policies: policies, address: bufconn.Listen(1 << 16)}
+	c := &controller{policies: policies, outcomes: make(chan []*translate.Policy, 100), address: bufconn.Listen(1 << 16)}
 	c.server = push.New(push.Config{Authenticator: anybody{}, Namespace: "ambit-system", ServiceAccount: "ztunnel", Logger: logger})
 	c.reports = report.NewRegistry(report.RegistryConfig{Acks: acks{c.server}, Logger: logger})
 	c.reports.OnCaptured(func(types.NamespacedName) { changes.Changed() })
@@ -146,6 +181,7 @@ func startController(t *testing.T, cluster *fake.Clientset) *controller {
 	publisher := newPublisher(sources, c.told, c.server, changes, translate.Config{
 		TrustDomain: "cluster.local", ClusterID: "Kubernetes", ClusterDomain: "cluster.local", SystemNamespace: "ambit-system",
 	}, logger, prometheus.NewRegistry())
+	publisher.outcomes = func(policies []*translate.Policy) { c.outcomes <- policies }
 
 	grpcServer := grpc.NewServer()
 	discovery.RegisterAggregatedDiscoveryServiceServer(grpcServer, c.server)
@@ -287,4 +323,32 @@ func must(t *testing.T) func(any, error) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// Who takes over waits for a publication that began after it asked, not for one
+// that was under way with what was known before.
+func TestAFreshPublicationBeganAfterItWasAskedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &publisher{changes: watch.NewTrigger(), another: make(chan struct{})}
+		underWay := p.begin()
+		done := make(chan error, 1)
+		go func() { done <- p.fresh(t.Context()) }()
+		synctest.Wait()
+		p.finish(underWay)
+		synctest.Wait()
+		select {
+		case <-done:
+			t.Fatal("content with a publication that began before")
+		default:
+		}
+		p.finish(p.begin())
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if err := p.fresh(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("with nobody who publishes: %v", err)
+		}
+	})
 }

@@ -46,7 +46,6 @@ func run(ctx, force context.Context, s settings, logger *slog.Logger, level *slo
 	objectsKnown := readiness.Gate("Kubernetes objects")
 	workloadsKnown := readiness.Gate("Workload objects")
 	parts.publisher.published = readiness.Gate("first publication")
-	serving := readiness.Gate("gRPC server")
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return admin.Run(ctx, s.admin) })
@@ -75,8 +74,7 @@ func run(ctx, force context.Context, s settings, logger *slog.Logger, level *slo
 		parts.changes.Changed()
 		group.Go(func() error { return parts.root.Run(ctx) })
 		group.Go(func() error { return parts.publisher.Run(ctx) })
-		group.Go(func() error { return parts.serve(ctx, force, s.grpc, serving) })
-		group.Go(func() error { return parts.lead(ctx) })
+		group.Go(func() error { return parts.lead(ctx, force) })
 		return nil
 	})
 	return group.Wait()
@@ -98,6 +96,7 @@ type parts struct {
 	push          *push.Server
 	reports       *report.Registry
 	status        *status.Reconciler
+	policies      *policy.Keeper
 	publisher     *publisher
 	leadership    leadership
 }
@@ -132,7 +131,11 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 	p.push = push.New(push.Config{
 		Authenticator: pushAuthenticator{p.authenticator},
 		Namespace:     s.namespace, ServiceAccount: ca.TunnelServiceAccount,
-		Logger: logger, Registerer: registry,
+		Answered: func() { p.policies.Changed() },
+		Logger:   logger, Registerer: registry,
+	})
+	p.policies = policy.New(policy.Config{
+		Client: policies, Objects: p.sources, Proxies: proxies{p.push}, Logger: logger, Registerer: registry,
 	})
 	p.reports = report.NewRegistry(report.RegistryConfig{
 		Acks:    acks{p.push},
@@ -152,6 +155,7 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 		TrustDomain: s.trustDomain, ClusterID: s.clusterID, ClusterDomain: s.clusterDomain, PodRanges: s.podRanges,
 		SystemNamespace: s.namespace,
 	}, logger, registry)
+	p.publisher.outcomes = p.policies.Published
 	return p, nil
 }
 
@@ -214,6 +218,14 @@ func nodesOf(proxies []push.ProxyKey) []string {
 		nodes[i] = p.Node
 	}
 	return nodes
+}
+
+// proxies tells policy, which thinks in nodes, what push knows of proxies.
+type proxies struct{ server *push.Server }
+
+// Each visits every connected proxy.
+func (p proxies) Each(visit func(node string, has func(typeURL, name string) (bool, string))) {
+	p.server.EachProxy(func(h push.Holdings) { visit(h.Proxy.Node, h.Has) })
 }
 
 // pushAuthenticator has the authority's word on who calls.

@@ -23,6 +23,7 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/cniproto"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
 	"github.com/ambit-mesh/ambit/ztunnel/dns"
+	"github.com/ambit-mesh/ambit/ztunnel/egress"
 	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
 	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 	"github.com/ambit-mesh/ambit/ztunnel/kube"
@@ -174,8 +175,8 @@ func (z *ztunnel) composePods() error {
 	z.dataplane = &dataplane{
 		node: z.node, trustDomain: s.TrustDomain, clusterID: s.ClusterID, nodeName: s.NodeName,
 		certs: z.certs, store: z.store, feed: z.feed, conns: z.conns, relay: z.relay, endpoints: z.endpoints, pools: pool.NewMetrics(z.metrics.Registry),
-		resolver: dns.NewResolver(z.resolvers.Servers, dnsMetrics), dnsMetrics: dnsMetrics,
-		policy: z.policy, grace: s.StrictGrace, synced: func() bool { return closed(z.feed.Synced()) }, started: make(chan struct{}, 1),
+		resolver: dns.NewResolver(z.resolvers.Servers, dnsMetrics), dnsMetrics: dnsMetrics, egress: egress.NewMetrics(z.metrics.Registry), names: readNames(s.names(), z.logger),
+		policy: z.policy, grace: s.StrictGrace, synced: func() bool { return closed(z.feed.Synced()) }, started: make(chan struct{}, 1), startedEgress: make(chan struct{}, 1),
 		quotas: inbound.NewQuotas(s.Limits), shares: z.shares(), logger: z.logger, captures: make(map[string]*capture),
 	}
 	z.pods = pods.New(pods.Config{
@@ -232,6 +233,8 @@ func (z *ztunnel) run(running, force context.Context) error {
 	}
 	part("pods", z.pods.Run)
 	part("guards", z.dataplane.followStrictness)
+	part("egress", z.dataplane.followEgress)
+	part("names", func(ctx context.Context) error { return z.dataplane.names.run(ctx, z.dataplane.captured) })
 	part("CNI socket", func(ctx context.Context) error { return z.pods.ServeCNI(ctx, z.settings.cniSocket()) })
 	part("report", z.reporter.run)
 	z.followBundle(ctx, &group)

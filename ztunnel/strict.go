@@ -58,11 +58,13 @@ func (d *dataplane) captured() []*capture {
 	return all
 }
 
-// signalStarted has followStrictness look at a pod that was just captured.
+// signalStarted has those who follow look at a pod that was just captured.
 func (d *dataplane) signalStarted() {
-	select {
-	case d.started <- struct{}{}:
-	default:
+	for _, follower := range []chan struct{}{d.started, d.startedEgress} {
+		select {
+		case follower <- struct{}{}:
+		default:
+		}
 	}
 }
 

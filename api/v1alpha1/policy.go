@@ -58,3 +58,12 @@ type PolicyStatus struct {
 	// +listMapKey=type
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 }
+
+// PolicyStatus of the object.
+func (p *PeerAuthentication) PolicyStatus() *PolicyStatus { return &p.Status }
+
+// PolicyStatus of the object.
+func (p *AuthorizationPolicy) PolicyStatus() *PolicyStatus { return &p.Status }
+
+// PolicyStatus of the object.
+func (p *EgressPolicy) PolicyStatus() *PolicyStatus { return &p.Status }

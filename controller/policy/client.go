@@ -91,3 +91,23 @@ func source[L runtime.Object](client reader[L]) cache.ListerWatcher {
 		WatchFuncWithContext: client.Watch,
 	}
 }
+
+// updateStatus writes a policy's status, and returns the object as it is then.
+// It fails if the object has changed since it was read.
+func (c *Client) updateStatus(ctx context.Context, o object, status v1alpha1.PolicyStatus) (object, error) {
+	switch o := o.(type) {
+	case *v1alpha1.PeerAuthentication:
+		next := o.DeepCopy()
+		next.Status = status
+		return c.peerAuthentications(o.Namespace).UpdateStatus(ctx, next, metav1.UpdateOptions{})
+	case *v1alpha1.AuthorizationPolicy:
+		next := o.DeepCopy()
+		next.Status = status
+		return c.authorizationPolicies(o.Namespace).UpdateStatus(ctx, next, metav1.UpdateOptions{})
+	case *v1alpha1.EgressPolicy:
+		next := o.DeepCopy()
+		next.Status = status
+		return c.egressPolicies(o.Namespace).UpdateStatus(ctx, next, metav1.UpdateOptions{})
+	}
+	return nil, fmt.Errorf("%T is no policy", o)
+}

@@ -2,7 +2,19 @@
 // became of each: whether it is in force as it is written, on how many of the
 // nodes that have to enforce it, and in which version.
 //
-//	client.go  reads policies, writes their status
+//	client.go    reads policies, writes their status
+//	describe.go  what became of a policy -> its status; pure
+//	progress.go  which nodes work with which policy
+//	keep.go      what triggers that, and the writes
 //
-// What policies mean is translate's job.
+// A node has to enforce a policy if a captured pod that it applies to runs
+// there. The policy is in force on it once every proxy of the node acknowledged
+// the policy and the workloads that name it. A node whose proxy connects anew
+// keeps what it had for a moment: a policy that flickers is read by nobody.
+//
+// Invariants: only the leader writes; only changes are written, and not more
+// often than once a second for each policy; conditions of others are left as
+// they are; a status is about the generation that it names.
+//
+// What policies mean is translate's job, what proxies hold push's.
 package policy

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -12,6 +13,8 @@ import (
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/ambit-mesh/ambit/controller/resource"
 )
 
 const (
@@ -73,6 +76,7 @@ func (s *Server) DeltaAggregatedResources(stream stream) error {
 	s.mu.Lock()
 	delete(s.connections, c)
 	s.mu.Unlock()
+	s.answered()
 	s.metrics.clients.Dec()
 	log.Info("proxy disconnected", "cause", err, "duration", time.Since(c.created))
 	return err
@@ -165,19 +169,48 @@ func (c *connection) respond() error {
 	return nil
 }
 
-// due returns the responses to be sent, ordered by type.
+// due returns the responses to be sent, in order. A workload never names a
+// policy that the proxy has not been sent: policies come before the addresses of
+// their publication, which wait if an older response about policies is under
+// way; and what policies there are no longer goes after them.
 func (c *connection) due(w *world) (responses []*response) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, s := range c.subscriptions {
-		if r := s.next(w); r != nil {
+	addresses := c.subscriptions[resource.Address]
+	take := func(s *subscription, keep bool) {
+		if r := s.next(w, keep); r != nil {
 			responses = append(responses, r)
 		}
 	}
-	slices.SortFunc(responses, func(a, b *response) int {
-		return strings.Compare(a.message.TypeUrl, b.message.TypeUrl)
-	})
+	var others []*subscription
+	for _, typeURL := range slices.Sorted(maps.Keys(c.subscriptions)) {
+		if typeURL != resource.Address {
+			others = append(others, c.subscriptions[typeURL])
+		}
+	}
+	behind := addresses != nil && addresses.reached < w.publication
+	ready := true
+	for _, s := range others {
+		take(s, behind && isPolicy(s.typeURL))
+		ready = ready && (!isPolicy(s.typeURL) || s.reached == w.publication)
+	}
+	if addresses == nil || !ready {
+		return responses
+	}
+	take(addresses, false)
+	if behind && addresses.reached == w.publication {
+		for _, s := range others {
+			if isPolicy(s.typeURL) {
+				take(s, false)
+			}
+		}
+	}
 	return responses
+}
+
+// isPolicy tells whether workloads name resources of a type.
+func isPolicy(typeURL string) bool {
+	return typeURL == resource.Authorization || typeURL == resource.EgressPolicy
 }
 
 // request applies what the proxy sent.
@@ -199,6 +232,7 @@ func (c *connection) request(request *discovery.DeltaDiscoveryRequest) error {
 	verdict, answered, err := s.apply(request)
 	if verdict != silent {
 		c.server.metrics.answered(answered, verdict)
+		c.server.answered()
 	}
 	if verdict == refused {
 		c.server.logger.Error("proxy rejected configuration",

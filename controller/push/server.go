@@ -13,7 +13,8 @@
 // slow proxy costs its own progress only.
 //
 // Invariants: nothing is sent before the first publication; what a proxy said
-// it has is not sent again; an acknowledged publication N means that the proxy
+// it has is not sent again; a workload is never sent before the policies that it
+// names, and no policy is taken away while a workload may name it; an acknowledged publication N means that the proxy
 // works with N or newer, and a rejection never counts as one; only
 // authenticated proxies are answered.
 //
@@ -70,6 +71,9 @@ type Config struct {
 	// Namespace and ServiceAccount of the proxies that may subscribe.
 	Namespace      string
 	ServiceAccount string
+	// Answered, if set, is called when it may have changed what proxies are known
+	// to hold. It must not block.
+	Answered func()
 	// StreamAge after which a proxy has to connect again; 30 minutes if 0.
 	StreamAge time.Duration
 
@@ -154,6 +158,45 @@ func (s *Server) AckedBy(publication uint64) (behind []ProxyKey) {
 		}
 	}
 	return behind
+}
+
+// Holdings is what one connected proxy is known to work with.
+type Holdings struct {
+	Proxy      ProxyKey
+	connection *connection
+	world      *world
+}
+
+// EachProxy shows what each connected proxy holds, ordered by node and pod.
+// The Holdings are good only until visit returns, which must not call the Server.
+func (s *Server) EachProxy(visit func(Holdings)) {
+	w := s.world.Load()
+	if w == nil {
+		return
+	}
+	for _, c := range s.snapshot() {
+		c.mu.Lock()
+		visit(Holdings{Proxy: c.key(), connection: c, world: w})
+		c.mu.Unlock()
+	}
+}
+
+// Has tells whether the proxy acknowledged a resource as it is published now.
+// If it refused that, the refusal is the proxy's words.
+func (h Holdings) Has(typeURL, name string) (has bool, refusal string) {
+	published, ok := h.world.set(typeURL).byName[name]
+	subscribed, asked := h.connection.subscriptions[typeURL]
+	if !ok || !asked {
+		return false, ""
+	}
+	return subscribed.has(published)
+}
+
+// answered tells whoever wants to know.
+func (s *Server) answered() {
+	if s.config.Answered != nil {
+		s.config.Answered()
+	}
 }
 
 // Connected returns the proxies with an open stream.

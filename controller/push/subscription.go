@@ -2,6 +2,7 @@ package push
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -40,6 +41,8 @@ type subscription struct {
 
 	nonces   uint64
 	inFlight *response
+	// reached is the publication that the proxy has been sent, acknowledged or not.
+	reached uint64
 
 	// acked is the newest publication that the proxy is known to work with.
 	acked uint64
@@ -49,9 +52,10 @@ type subscription struct {
 }
 
 // span is the publications whose change of a resource may not have arrived:
-// after, up to and including.
+// after, up to and including. The detail is the proxy's words.
 type span struct {
 	after, upTo uint64
+	detail      string
 }
 
 // response is a message to a proxy, and what it means.
@@ -59,6 +63,10 @@ type response struct {
 	message     *discovery.DeltaDiscoveryResponse
 	publication uint64
 	sent        time.Time
+	// resumed: it is the first on its stream, and the proxy said what it has.
+	resumed bool
+	// unchanged is how much of that it has rightly.
+	unchanged int
 }
 
 func newSubscription(typeURL, node string) *subscription {
@@ -121,7 +129,7 @@ func (s *subscription) settle(answered *response, v verdict) {
 			delete(s.rejected, name)
 			continue
 		}
-		unknown := span{after: s.acked, upTo: answered.publication}
+		unknown := span{after: s.acked, upTo: answered.publication, detail: s.detail}
 		if earlier, ok := s.rejected[name]; ok {
 			unknown.after = earlier.after
 		}
@@ -156,13 +164,18 @@ func (s *subscription) change(request *discovery.DeltaDiscoveryRequest) error {
 	return nil
 }
 
-// next returns the response that the proxy has to get now, nil for none.
-func (s *subscription) next(w *world) *response {
+// next returns the response that the proxy has to get now, nil for none. With
+// keep, nothing is taken from it yet.
+func (s *subscription) next(w *world, keep bool) *response {
 	if s.inFlight != nil {
 		return nil
 	}
+	s.reached = w.publication
 	published := w.set(s.typeURL)
 	wanted, d := s.lacking(w, published)
+	if keep && len(d.removed) > 0 {
+		wanted, d = keepRemoved(s.held, wanted, d)
+	}
 	changed, removed := s.withAnswers(published, wanted, d)
 	if !s.first && len(changed) == 0 && len(removed) == 0 {
 		s.held = wanted
@@ -185,10 +198,19 @@ func (s *subscription) next(w *world) *response {
 			Resource: r.Body,
 		})
 	}
+	r := &response{message: message, publication: w.publication, sent: time.Now()}
+	if s.first && len(s.held.byName) > 0 {
+		r.resumed = true
+		for name, had := range s.held.byName {
+			if now, ok := wanted.byName[name]; ok && now.Version == had.Version {
+				r.unchanged++
+			}
+		}
+	}
 	s.held = wanted
 	s.first = false
 	s.answer = nil
-	s.inFlight = &response{message: message, publication: w.publication, sent: time.Now()}
+	s.inFlight = r
 	return s.inFlight
 }
 
@@ -202,6 +224,33 @@ func (s *subscription) lacking(w *world, published *set) (wanted *set, d *differ
 		return published, differ(s.held, published)
 	}
 	return published, w.differ(s.held, published)
+}
+
+// keepRemoved leaves with the proxy what is to be removed.
+func keepRemoved(held, wanted *set, d *difference) (*set, *difference) {
+	kept := maps.Clone(wanted.byName)
+	if kept == nil {
+		kept = make(map[string]*resource.Resource)
+	}
+	for _, name := range d.removed {
+		kept[name] = held.byName[name]
+	}
+	return &set{byName: kept}, &difference{changed: d.changed}
+}
+
+// has tells whether the proxy is known to work with a resource as it is
+// published, and if it refused it, how it put that.
+func (s *subscription) has(published *resource.Resource) (has bool, refusal string) {
+	if unknown, refused := s.rejected[published.Name]; refused {
+		return false, unknown.detail
+	}
+	held, ok := s.held.byName[published.Name]
+	if !ok || held.Version != published.Version {
+		return false, ""
+	}
+	return s.inFlight == nil || !slices.ContainsFunc(s.inFlight.message.Resources, func(r *discovery.Resource) bool {
+		return r.Name == published.Name
+	}), ""
 }
 
 // withAnswers adds to a difference what the proxy asked for by key: resources

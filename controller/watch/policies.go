@@ -77,6 +77,23 @@ func (p *policies) synced() (all []cache.InformerSynced) {
 	return all
 }
 
+// PolicyObjects are all policies of a cluster. They are shared: nobody may
+// change them.
+type PolicyObjects struct {
+	PeerAuthentications   []*v1alpha1.PeerAuthentication
+	AuthorizationPolicies []*v1alpha1.AuthorizationPolicy
+	EgressPolicies        []*v1alpha1.EgressPolicy
+}
+
+// Policies returns what is there now.
+func (s *Sources) Policies() (o PolicyObjects, err error) {
+	var errs [3]error
+	o.PeerAuthentications, errs[0] = list[*v1alpha1.PeerAuthentication](s.policies.peerAuthentications)
+	o.AuthorizationPolicies, errs[1] = list[*v1alpha1.AuthorizationPolicy](s.policies.authorizationPolicies)
+	o.EgressPolicies, errs[2] = list[*v1alpha1.EgressPolicy](s.policies.egressPolicies)
+	return o, errors.Join(errs[:]...)
+}
+
 // list what an informer holds, by its type.
 func list[T any](informer cache.SharedIndexInformer) (all []T, err error) {
 	for _, object := range informer.GetStore().List() {

@@ -5,6 +5,7 @@
 //	policies.go those of the objects that people write
 //	strip.go    what of an object is kept in memory
 //	trigger.go  many changes, one call
+//	catchup.go  no older than Kubernetes, for who takes over
 //
 // It is level-based: a change says that there is something to look at, not what
 // it is. Who is told looks at everything.
@@ -25,6 +26,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/informers"
@@ -33,8 +35,6 @@ import (
 	corelisters "k8s.io/client-go/listers/core/v1"
 	discoverylisters "k8s.io/client-go/listers/discovery/v1"
 	"k8s.io/client-go/tools/cache"
-
-	"github.com/ambit-mesh/ambit/api/v1alpha1"
 )
 
 // Objects are all objects of a cluster that make up its mesh. They are shared:
@@ -45,10 +45,7 @@ type Objects struct {
 	Slices     []*discoveryv1.EndpointSlice
 	Nodes      []*corev1.Node
 	Namespaces []*corev1.Namespace
-
-	PeerAuthentications   []*v1alpha1.PeerAuthentication
-	AuthorizationPolicies []*v1alpha1.AuthorizationPolicy
-	EgressPolicies        []*v1alpha1.EgressPolicy
+	PolicyObjects
 }
 
 // Sources are the informers. Others may add handlers and indexes to them until
@@ -61,6 +58,8 @@ type Sources struct {
 	nodes      corelisters.NodeLister
 	namespaces corelisters.NamespaceLister
 	policies   *policies
+	// restricting are those of which nothing may be missed: see CatchUp.
+	restricting []kept
 }
 
 // New prepares informers for one cluster and its policies. Changed is called, from many
@@ -81,6 +80,14 @@ func New(client kubernetes.Interface, from Policies, changed func()) (*Sources, 
 		nodes:      core.Nodes().Lister(),
 		namespaces: core.Namespaces().Lister(),
 		policies:   policies,
+	}
+	s.restricting = []kept{
+		{"namespaces", core.Namespaces().Informer().GetStore(), func(ctx context.Context) (runtime.Object, error) {
+			return client.CoreV1().Namespaces().List(ctx, metav1.ListOptions{})
+		}},
+		{"peer authentications", policies.peerAuthentications.GetStore(), listFrom(from.PeerAuthentications)},
+		{"authorization policies", policies.authorizationPolicies.GetStore(), listFrom(from.AuthorizationPolicies)},
+		{"egress policies", policies.egressPolicies.GetStore(), listFrom(from.EgressPolicies)},
 	}
 	tell := cache.ResourceEventHandlerFuncs{
 		AddFunc: func(any) { changed() },
@@ -163,15 +170,13 @@ func (s *Sources) WaitSynced(ctx context.Context) error {
 // Objects returns what is there now.
 func (s *Sources) Objects() (Objects, error) {
 	var o Objects
-	var errs [8]error
+	var errs [6]error
 	o.Pods, errs[0] = s.pods.List(labels.Everything())
 	o.Services, errs[1] = s.services.List(labels.Everything())
 	o.Slices, errs[2] = s.slices.List(labels.Everything())
 	o.Nodes, errs[3] = s.nodes.List(labels.Everything())
 	o.Namespaces, errs[4] = s.namespaces.List(labels.Everything())
-	o.PeerAuthentications, errs[5] = list[*v1alpha1.PeerAuthentication](s.policies.peerAuthentications)
-	o.AuthorizationPolicies, errs[6] = list[*v1alpha1.AuthorizationPolicy](s.policies.authorizationPolicies)
-	o.EgressPolicies, errs[7] = list[*v1alpha1.EgressPolicy](s.policies.egressPolicies)
+	o.PolicyObjects, errs[5] = s.Policies()
 	if err := errors.Join(errs[:]...); err != nil {
 		return Objects{}, fmt.Errorf("list Kubernetes objects: %w", err)
 	}

@@ -58,6 +58,9 @@ func (r *Registry) write(level slog.Level, a *Attempt, sent, received int64, rea
 	dst := a.Destination
 	dst.Addr = netip.AddrPort{}
 	attrs = appendPeer(attrs, "dst.", dst)
+	if len(a.Names) > 0 {
+		attrs = append(attrs, slog.Any("dst.names", a.Names))
+	}
 	attrs = append(attrs,
 		slog.String("direction", string(a.Direction)),
 		slog.String("transport", string(a.Transport)),

@@ -20,6 +20,10 @@ const (
 	WaypointBypassed Reason = "WaypointBypassed"
 	// Distrusted: the peer's certificate is no longer one to be trusted.
 	Distrusted Reason = "Distrusted"
+	// EgressDenied: policy does not let it out of the mesh, or no longer.
+	EgressDenied Reason = "EgressDenied"
+	// EgressUnknown: a policy that decides on it has not come.
+	EgressUnknown Reason = "EgressUnknown"
 	// CutByDestination: the destination's side ended it.
 	CutByDestination Reason = "CutByDestination"
 	// UnknownDestination: the controller could not be asked what it is.
@@ -59,7 +63,7 @@ const (
 
 // policy tells whether r is about who may connect, whatever the network says.
 func (r Reason) policy() bool {
-	return r == PolicyDenied || r == PolicyMissing || r == WaypointBypassed
+	return r == PolicyDenied || r == PolicyMissing || r == WaypointBypassed || r == EgressDenied || r == EgressUnknown
 }
 
 // Flags is the ecosystem's response_flags for a failed connection, or one that

@@ -54,6 +54,10 @@ func (l *Listener) connect(cut context.Context, source *workload.Workload, dst n
 			return upstream{}, err
 		}
 		describe(attempt, up)
+		if err := l.leave(ctx, attempt); err != nil {
+			lease.End()
+			return upstream{}, err
+		}
 		conn, err := l.establish(ctx, source, up, attempt, len(request.Avoid)+1 < maxEndpoints)
 		if err == nil {
 			lease.Established()

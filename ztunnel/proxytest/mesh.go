@@ -24,6 +24,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/internal/workload/workloadtest"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
+	"github.com/ambit-mesh/ambit/ztunnel/egress"
 	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
 	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 	"github.com/ambit-mesh/ambit/ztunnel/outbound"
@@ -60,6 +61,7 @@ type Mesh struct {
 
 	t           testing.TB
 	poolMetrics *pool.Metrics
+	egress      *egress.Metrics
 	log         *slog.Logger
 	lines       lines
 
@@ -113,6 +115,7 @@ func newMesh(t testing.TB, synced <-chan struct{}) *Mesh {
 		Logger: m.log, Registerer: m.Metrics,
 		Now: func() time.Time { return began.Add(time.Duration(m.clock.Load())) },
 	})
+	m.egress = egress.NewMetrics(m.Metrics)
 	m.poolMetrics = pool.NewMetrics(m.Metrics)
 	m.Certs = certs.New(certs.Config{Fetch: m.CA.Fetch, Bundle: m.CA.Bundle, Logger: slog.New(slog.DiscardHandler)})
 	m.run("certificates", m.Certs.Run)

@@ -37,6 +37,10 @@ func (n *testNode) captureDNS(t testing.TB, pod *netnstest.Pod) *resolver {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return serveDNS(t, c)
+}
+
+func serveDNS(t testing.TB, c *Capture) *resolver {
 	r := &resolver{Capture: c}
 	var running sync.WaitGroup
 	running.Go(r.datagrams)

@@ -54,10 +54,13 @@ func (c *Capture) raiseGuard() error {
 		}
 	}
 	c.guard.fresh = !known
+	if err := c.raiseEgress(known); err != nil {
+		return errors.Join(err, c.lowerGuard())
+	}
 	if err := c.watchDevices(); err != nil {
 		return errors.Join(err, c.lowerGuard())
 	}
-	if err := c.guardNow(); err != nil && c.guard.fresh && c.pod.Strict {
+	if err := c.guardNow(); err != nil && c.guard.fresh && (c.pod.Strict || c.pod.EgressDenied) {
 		return errors.Join(err, c.lowerGuard())
 	}
 	return nil

@@ -247,31 +247,40 @@ func resetMark(pod *netnstest.Pod, to netip.AddrPort) error {
 	})
 }
 
-// deleteRule has marked packets take the way of all others.
+// deleteRule has marked packets take the way of all others, for as long as the rule is not there again: so it tries a few times.
 func deleteRule(pod *netnstest.Pod, to netip.AddrPort) error {
 	return pod.Do(func() error {
-		rules, err := netlink.RuleList(family(to.Addr()))
-		if err != nil {
-			return err
-		}
-		for _, r := range rules {
-			if r.Mark == uint32(bpf.Mark) {
-				if err := netlink.RuleDel(&r); err != nil {
-					return err
-				}
+		for range 10 {
+			if err := deleteMarkRules(to.Addr()); err != nil {
+				return err
 			}
+			fd, err := unix.Socket(familyOf(to), unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(fd)
+			if err := unix.Connect(fd, sockaddr(to)); err != nil && err != unix.EINPROGRESS {
+				return err
+			}
+			time.Sleep(time.Millisecond)
 		}
-		fd, err := unix.Socket(familyOf(to), unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(fd)
-		if err := unix.Connect(fd, sockaddr(to)); err != nil && err != unix.EINPROGRESS {
-			return err
-		}
-		time.Sleep(10 * time.Millisecond)
 		return nil
 	})
+}
+
+func deleteMarkRules(of netip.Addr) error {
+	rules, err := netlink.RuleList(family(of))
+	if err != nil {
+		return err
+	}
+	for _, r := range rules {
+		if r.Mark == uint32(bpf.Mark) {
+			if err := netlink.RuleDel(&r); err != nil && err != unix.ENOENT {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func familyOf(to netip.AddrPort) int {

@@ -25,6 +25,9 @@ const enrolledMap = "mesh_enrolled"
 // guardsMap is the map of what may leave pods, by the same key, in the layouts that have it.
 const guardsMap = "mesh_guards"
 
+// egressMap is the map of whose way out of the mesh is denied, by the same key, in the layouts that have it.
+const egressMap = "mesh_egress"
+
 // What is pinned of a pod: the link of steer, and those of hold and of DNS, whose names go on with the cookie of the pod's
 // namespace: such a link knows its device's number, which is no namespace's own. That of DNS goes on with this number.
 const (
@@ -255,7 +258,7 @@ func (p pins) withdrawAll(name string) error {
 // remove ends all that is pinned: first whatever pods send leaves them, then what they connect to goes past ztunnel, then what connects to them, then the node's
 // programs end.
 func (p pins) remove() error {
-	for _, name := range []string{guardsMap, enrolledMap} {
+	for _, name := range []string{guardsMap, egressMap, enrolledMap} {
 		if err := p.withdrawAll(name); err != nil {
 			return err
 		}

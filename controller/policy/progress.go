@@ -1,0 +1,101 @@
+package policy
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/ambit-mesh/ambit/controller/resource"
+	"github.com/ambit-mesh/ambit/controller/translate"
+)
+
+// grace is how long a node keeps what it had in force without saying so: its
+// proxy connects anew now and then, and acknowledges changes of its workloads.
+const grace = 10 * time.Second
+
+// Proxies know what nodes work with.
+type Proxies interface {
+	// Each visits every connected proxy. Has tells whether the proxy acknowledged
+	// a resource as it is published now; if it refused that, in which words.
+	Each(visit func(node string, has func(typeURL, name string) (has bool, refusal string)))
+}
+
+// memory is which nodes worked with which versions of policies, and when they
+// were last known to.
+type memory map[remembered]time.Time
+
+type remembered struct{ key, version, node string }
+
+// measure finds out how far each policy has come.
+func (m memory) measure(policies []*translate.Policy, proxies Proxies, now time.Time) map[*translate.Policy]progress {
+	type found struct {
+		proxies, inForce int
+		refusal          string
+	}
+	byNode := make(map[string][]*translate.Policy)
+	for _, p := range policies {
+		for node := range p.Nodes {
+			byNode[node] = append(byNode[node], p)
+		}
+	}
+	states := make(map[*translate.Policy]map[string]*found, len(policies))
+	for _, p := range policies {
+		states[p] = make(map[string]*found, len(p.Nodes))
+		for node := range p.Nodes {
+			states[p][node] = &found{}
+		}
+	}
+	proxies.Each(func(node string, has func(typeURL, name string) (bool, string)) {
+		for _, p := range byNode[node] {
+			f := states[p][node]
+			f.proxies++
+			if ok, refusal := holds(p, node, has); ok {
+				f.inForce++
+			} else if refusal != "" {
+				f.refusal = refusal
+			}
+		}
+	})
+
+	result := make(map[*translate.Policy]progress, len(policies))
+	known := make(map[remembered]bool)
+	for _, p := range policies {
+		on := progress{required: len(p.Nodes), refusals: make(map[string]string)}
+		for _, node := range slices.Sorted(maps.Keys(p.Nodes)) {
+			key := remembered{key: string(p.Kind) + " " + p.Namespace + "/" + p.Name + " " + string(p.UID), version: p.Version, node: node}
+			f := states[p][node]
+			if f.proxies > 0 && f.inForce == f.proxies {
+				m[key] = now
+			}
+			last, remembers := m[key]
+			switch known[key] = true; {
+			case f.refusal != "":
+				on.refusals[node] = f.refusal
+				on.waiting = append(on.waiting, node)
+			case remembers && now.Sub(last) < grace:
+				on.inForce++
+			default:
+				on.waiting = append(on.waiting, node)
+			}
+		}
+		result[p] = on
+	}
+	maps.DeleteFunc(m, func(key remembered, _ time.Time) bool { return !known[key] })
+	return result
+}
+
+// holds tells whether a proxy works with a policy, and with what says on its
+// node that it applies.
+func holds(p *translate.Policy, node string, has func(typeURL, name string) (bool, string)) (bool, string) {
+	for _, r := range p.Resources {
+		if ok, refusal := has(r.Type, r.Name); !ok {
+			return false, refusal
+		}
+	}
+	for _, name := range p.Nodes[node] {
+		if ok, refusal := has(resource.Address, name); !ok {
+			return false, refusal
+		}
+	}
+	return true, ""
+}

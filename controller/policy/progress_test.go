@@ -1,0 +1,99 @@
+package policy
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/ambit-mesh/ambit/controller/resource"
+	"github.com/ambit-mesh/ambit/controller/translate"
+)
+
+// fleet is connected proxies: node and pod, and what each holds.
+type fleet map[[2]string]holdings
+
+type holdings struct {
+	has     []string // type and name
+	refused map[string]string
+}
+
+func (f fleet) Each(visit func(node string, has func(typeURL, name string) (bool, string))) {
+	for key, h := range f {
+		visit(key[0], func(typeURL, name string) (bool, string) {
+			return slices.Contains(h.has, typeURL+" "+name), h.refused[typeURL+" "+name]
+		})
+	}
+}
+
+const (
+	theDeny = resource.Authorization + " shop/deny"
+	webPod  = resource.Address + " web"
+	dbPod   = resource.Address + " db"
+)
+
+func deny() *translate.Policy {
+	return &translate.Policy{
+		Kind: translate.AuthorizationPolicy, Namespace: "shop", Name: "deny", UID: "1", Generation: 1, Version: "abc", Workloads: 2,
+		Resources: []translate.Ref{{Type: resource.Authorization, Name: "shop/deny"}},
+		Nodes:     map[string][]string{"n1": {"web"}, "n2": {"db"}},
+	}
+}
+
+func TestMeasure(t *testing.T) {
+	for name, test := range map[string]struct {
+		fleet   fleet
+		inForce int
+		waiting []string
+		refusal string
+	}{
+		"no proxy at all":    {fleet{}, 0, []string{"n1", "n2"}, ""},
+		"everywhere":         {fleet{{"n1", "a"}: {has: []string{theDeny, webPod}}, {"n2", "b"}: {has: []string{theDeny, dbPod}}}, 2, nil, ""},
+		"not the policy":     {fleet{{"n1", "a"}: {has: []string{webPod}}, {"n2", "b"}: {has: []string{theDeny, dbPod}}}, 1, []string{"n1"}, ""},
+		"not the workload":   {fleet{{"n1", "a"}: {has: []string{theDeny}}, {"n2", "b"}: {has: []string{theDeny, dbPod}}}, 1, []string{"n1"}, ""},
+		"another's workload": {fleet{{"n1", "a"}: {has: []string{theDeny, dbPod}}, {"n2", "b"}: {has: []string{theDeny, dbPod}}}, 1, []string{"n1"}, ""},
+		"one proxy of two": {fleet{{"n1", "a"}: {has: []string{theDeny, webPod}}, {"n1", "new"}: {},
+			{"n2", "b"}: {has: []string{theDeny, dbPod}}}, 1, []string{"n1"}, ""},
+		"refused": {fleet{{"n1", "a"}: {refused: map[string]string{theDeny: "no"}}, {"n2", "b"}: {has: []string{theDeny, dbPod}}},
+			1, []string{"n1"}, "no"},
+		"nodes that need not": {fleet{{"n3", "c"}: {}, {"n1", "a"}: {has: []string{theDeny, webPod}}, {"n2", "b"}: {has: []string{theDeny, dbPod}}}, 2, nil, ""},
+	} {
+		p := deny()
+		on := make(memory).measure([]*translate.Policy{p}, test.fleet, time.Now())[p]
+		if on.required != 2 || on.inForce != test.inForce || !slices.Equal(on.waiting, test.waiting) || on.refusals["n1"] != test.refusal {
+			t.Errorf("%s: %+v", name, on)
+		}
+	}
+}
+
+// A proxy that connects anew takes nothing out of force, one that stays away
+// does; a new version starts from nothing, and so does a refusal.
+func TestGrace(t *testing.T) {
+	all := fleet{{"n1", "a"}: {has: []string{theDeny, webPod}}, {"n2", "b"}: {has: []string{theDeny, dbPod}}}
+	start := time.Now()
+	m := make(memory)
+	measured := func(p *translate.Policy, f fleet, after time.Duration) int {
+		return m.measure([]*translate.Policy{p}, f, start.Add(after))[p].inForce
+	}
+	if got := measured(deny(), all, 0); got != 2 {
+		t.Fatalf("in force on %d", got)
+	}
+	if got := measured(deny(), fleet{}, grace-1); got != 2 {
+		t.Errorf("within the grace it is in force on %d", got)
+	}
+	if got := measured(deny(), fleet{}, grace); got != 0 {
+		t.Errorf("after the grace it is in force on %d", got)
+	}
+	measured(deny(), all, grace+1)
+	refusing := fleet{{"n1", "a"}: {refused: map[string]string{theDeny: "no"}}}
+	if got := measured(deny(), refusing, grace+2); got != 1 {
+		t.Errorf("refused by one, it is in force on %d", got)
+	}
+	changed := deny()
+	changed.Version = "def"
+	if got := measured(changed, fleet{}, grace+3); got != 0 {
+		t.Errorf("a new version is in force on %d", got)
+	}
+	if len(m) != 0 {
+		t.Errorf("%d old versions are remembered", len(m))
+	}
+}
