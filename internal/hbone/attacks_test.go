@@ -171,3 +171,29 @@ func TestTunnelsThatEndLeaveNothing(t *testing.T) {
 		t.Errorf("%d goroutines, %d before", n, goroutines)
 	}
 }
+
+// TestResetsOneAfterTheOther: no more than one request is there at a time, so that
+// no limit of streams is in the way; it is the resets that are too many.
+func TestResetsOneAfterTheOther(t *testing.T) {
+	over := make(chan struct{})
+	p, ended := serveRaw(t, func(ctx context.Context, in *hbone.Incoming) {
+		<-ctx.Done()
+		over <- struct{}{}
+	})
+	p.WriteSettings()
+	for i := range uint32(20_000) {
+		p.connect(2*i + 1)
+		p.WriteRSTStream(2*i+1, http2.ErrCodeCancel)
+		select {
+		case <-over:
+		case err := <-ended:
+			if hbone.FaultOf(err) != hbone.ResetFlood {
+				t.Errorf("ended with %v", err)
+			}
+			return
+		case <-time.After(10 * time.Second):
+			t.Fatal("a request that was reset goes on")
+		}
+	}
+	t.Error("twenty thousand resets are served")
+}
