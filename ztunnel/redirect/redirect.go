@@ -42,8 +42,9 @@
 // A node can be told to refuse TCP of pods that are neither captured nor known to be left alone (classify.go). It goes by the
 // cgroup of who connects: a process of a pod in a namespace of the pod's own making (Docker in a pod) is refused too.
 //
-// UDP and other protocols are left alone but for questions to DNS servers, and so are link-local IPv6 addresses and networks
-// other than the pod's first, as far as connect(2) is concerned: the guard of a strict pod knows no such exceptions.
+// UDP and other protocols are left alone but for questions to DNS servers, and where [Capture.SetEgress] denies them; so are
+// link-local IPv6 addresses and networks other than the pod's first, as far as connect(2) is concerned: the guard of a strict pod
+// knows no such exceptions.
 //
 // Which pod is captured when, and whose a namespace is, is the pods package's job; what happens on a connection is
 // outbound's and inbound's.
