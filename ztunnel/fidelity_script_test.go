@@ -40,7 +40,7 @@ const (
 	// patience is how long an application waits for anything: many times what it takes.
 	patience = 20 * time.Second
 	// hangs is how long a script may take from one point to the next.
-	hangs = 70 * time.Second
+	hangs = 2 * time.Minute
 )
 
 // An actor is one of a script's two applications, in its own process.
