@@ -147,7 +147,7 @@ func (d *dataplane) serve(target pods.Target, id spiffe.ID, netns *podns.NetNS, 
 		inbound: inbound.New(inbound.Config{
 			HBONE: captured.HBONE, Plaintext: captured.Plaintext, App: captured,
 			TLS: d.certs.ServerConfig(id), Target: workloadNow, Snapshot: d.store.Snapshot,
-			Policy: d.policy, Conns: d.conns, Relay: d.relay, Quotas: d.quotas, Share: share, Logger: logger, DrainTimeout: releasedBound,
+			Policy: d.policy, Trust: d.certs, Conns: d.conns, Relay: d.relay, Quotas: d.quotas, Share: share, Logger: logger, DrainTimeout: releasedBound,
 		}),
 	}
 	if captured.DNS != nil {

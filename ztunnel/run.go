@@ -336,16 +336,18 @@ func (z *ztunnel) controllerIsBack() {
 // followBundle has held certificates judged anew when the trust bundle changes.
 func (z *ztunnel) followBundle(ctx context.Context, group *sync.WaitGroup) {
 	group.Go(func() {
+		before := z.store.Snapshot()
 		for {
-			snapshot := z.store.Snapshot()
 			select {
 			case <-ctx.Done():
 				return
-			case <-snapshot.Changed():
+			case <-before.Changed():
 			}
-			if before, now := snapshot.TrustBundle(), z.store.Snapshot().TrustBundle(); !sameRoots(before, now) {
+			now := z.store.Snapshot()
+			if !sameRoots(before.TrustBundle(), now.TrustBundle()) {
 				z.certs.BundleChanged()
 			}
+			before = now
 		}
 	})
 }

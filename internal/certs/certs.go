@@ -69,6 +69,8 @@ type Store struct {
 
 	mu      sync.Mutex // guards the rest
 	entries map[spiffe.ID]*entry
+	// trustChanged is closed, and another, when the bundle has changed.
+	trustChanged chan struct{}
 	// start begins an entry's goroutine; nil before Run.
 	start func(*entry)
 }
@@ -98,6 +100,8 @@ func New(c Config) *Store {
 		slots:   make(chan struct{}, maxFetches),
 		ahead:   make(chan struct{}, maxAhead),
 		entries: map[spiffe.ID]*entry{},
+
+		trustChanged: make(chan struct{}),
 	}
 	s.metrics = newMetrics(c.Registerer, s)
 	return s
@@ -246,6 +250,7 @@ func (s *Store) BundleChanged() {
 	roots := pool(s.config.Bundle())
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.trustHasChangedLocked()
 	for _, e := range s.entries {
 		if e.certificate != nil && chains(e.certificate, roots) != nil {
 			e.certificate = nil

@@ -76,6 +76,10 @@ func (l *Listener) carry(conn *conns.Conn, client relay.Conn, app *appConn, over
 	forget := l.cfg.Policy.Follow(conn)
 	done := func(reason conns.Reason, err error) {
 		forget()
+		// What the connection's context ended with goes before what that led to.
+		if failure, ok := errors.AsType[*conns.Failure](context.Cause(conn.Context())); ok && reason != conns.Closed {
+			reason, err = failure.Reason, failure.Err
+		}
 		conn.End(reason, err)
 		app.done()
 		over()

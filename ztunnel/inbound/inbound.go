@@ -7,6 +7,7 @@
 //	local.go      what a pod of the same node opens, handed over in the process
 //	limits.go     how much one peer may hold, of this pod and of the process
 //	admit.go      is it for this pod, does policy admit it -> the application
+//	trust.go      tunnels whose peers are no longer trusted
 //	loop.go       what comes back to where it came from
 //	relay         both ways, until both halves close
 //
@@ -70,8 +71,10 @@ type Config struct {
 	// Snapshot says who the peers are, for the record.
 	Snapshot func() *workload.Snapshot
 	Policy   Policy
-	Conns    *conns.Registry
-	Relay    *relay.Relay
+	// Trust is asked again about the peers of live tunnels.
+	Trust Trust
+	Conns *conns.Registry
+	Relay *relay.Relay
 	// Quotas are the process's, Share is the pod's in what all carry.
 	Quotas *Quotas
 	Share  *quota.Share
@@ -87,6 +90,7 @@ type Listener struct {
 	plaintext *listen.Server
 	loops     loops
 	locals    locals
+	peers     *peers
 	// unproven counts plaintext connections by their clients.
 	unproven *quota.Counter[netip.Addr]
 }
@@ -99,6 +103,7 @@ func New(cfg Config) *Listener {
 		plaintext: listen.New(cfg.Plaintext, listen.Limit, cfg.Logger),
 		loops:     newLoops(),
 		locals:    newLocals(),
+		peers:     newPeers(cfg.Trust),
 		unproven:  quota.NewCounter[netip.Addr](plaintextPerAddress),
 	}
 }
@@ -122,7 +127,12 @@ func (l *Listener) Run(ctx context.Context) error {
 		<-ctx.Done()
 		l.locals.drain(l.cfg.DrainTimeout)
 	})
+	var judging sync.WaitGroup
+	judge, over := context.WithCancel(context.WithoutCancel(ctx))
+	judging.Go(func() { l.peers.run(judge) })
 	wg.Wait()
+	over()
+	judging.Wait()
 	if tunnelErr != nil {
 		return tunnelErr
 	}

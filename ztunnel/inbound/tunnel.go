@@ -31,6 +31,8 @@ type tunnel struct {
 // serveTunnel serves one tunnel for as long as it lives.
 func (l *Listener) serveTunnel(draining, cut context.Context, raw *net.TCPConn, over func()) {
 	defer over()
+	cut, distrust := context.WithCancelCause(cut)
+	defer distrust(nil)
 	t := tunnel{remote: addrPort(raw.RemoteAddr()), local: addrPort(raw.LocalAddr())}
 	started := time.Now()
 	stop := context.AfterFunc(cut, func() { raw.Close() })
@@ -71,6 +73,8 @@ func (l *Listener) serveTunnel(draining, cut context.Context, raw *net.TCPConn, 
 		return
 	}
 	defer byIdentity.Give(t.peer)
+	forget := l.peers.follow(conn.ConnectionState(), started, distrust)
+	defer forget()
 	err = hbone.Serve(draining, conn, hbone.Options{DrainTimeout: l.cfg.DrainTimeout}, func(ctx context.Context, in *hbone.Incoming) {
 		l.serveRequest(ctx, cut, t, in)
 	})
@@ -169,7 +173,11 @@ func (l *Listener) serveRequest(alive, cut context.Context, t tunnel, in *hbone.
 		return
 	}
 	conn := l.cfg.Conns.Open(cut, attempt)
-	stop := context.AfterFunc(alive, func() { conn.Cut(conns.TunnelLost, context.Cause(alive)) })
+	stop := context.AfterFunc(alive, func() {
+		if cut.Err() == nil { // which says more
+			conn.Cut(conns.TunnelLost, context.Cause(alive))
+		}
+	})
 	leave := in.Keep()
 	l.carry(conn, stream, app, func() {
 		stop()

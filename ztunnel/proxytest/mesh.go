@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -69,7 +70,8 @@ type Mesh struct {
 	limits   *inbound.Quotas
 	capacity *quota.Shares
 	after    func(*conns.Attempt) // see SetAdmitted
-	captured uint16               // the next port that a pod's outbound listener owns
+	trusted  atomic.Pointer[certstest.CA]
+	captured uint16 // the next port that a pod's outbound listener owns
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -103,6 +105,7 @@ func newMesh(t testing.TB, synced <-chan struct{}) *Mesh {
 		lookup:       func(context.Context, netip.Addr) (bool, error) { return false, nil },
 		captured:     firstCaptured,
 	}
+	m.trusted.Store(m.CA)
 	m.log = slog.New(slog.NewJSONHandler(&m.lines, nil))
 	m.Conns = conns.New(conns.Config{Logger: m.log, Registerer: m.Metrics})
 	var err error
@@ -117,7 +120,7 @@ func newMesh(t testing.TB, synced <-chan struct{}) *Mesh {
 	})
 	m.egress = egress.NewMetrics(m.Metrics)
 	m.poolMetrics = pool.NewMetrics(m.Metrics)
-	m.Certs = certs.New(certs.Config{Fetch: m.CA.Fetch, Bundle: m.CA.Bundle, Logger: slog.New(slog.DiscardHandler)})
+	m.Certs = certs.New(certs.Config{Fetch: m.CA.Fetch, Bundle: m.bundle, Logger: slog.New(slog.DiscardHandler)})
 	m.run("certificates", m.Certs.Run)
 	m.Policy = policy.New(policy.Config{Snapshot: m.Store.Snapshot, Synced: synced, Logger: m.log, Registerer: m.Metrics})
 	m.run("policy", m.Policy.Run)
@@ -225,6 +228,14 @@ func (m *Mesh) SetAdmitted(after func(*conns.Attempt)) { m.after = after }
 
 // Follow is inbound.Policy's.
 func (m *Mesh) Follow(c *conns.Conn) (forget func()) { return m.Policy.Follow(c) }
+
+// Trust makes another authority's root the only one that is trusted.
+func (m *Mesh) Trust(ca *certstest.CA) {
+	m.trusted.Store(ca)
+	m.Certs.BundleChanged()
+}
+
+func (m *Mesh) bundle() []*x509.Certificate { return m.trusted.Load().Bundle() }
 
 // SetLookup replaces the controller that knows of nothing.
 func (m *Mesh) SetLookup(lookup Lookup) {

@@ -107,6 +107,7 @@ func (p *Pod) StartInbound() {
 		Target:       p.workload,
 		Snapshot:     p.mesh.Store.Snapshot,
 		Policy:       p.mesh,
+		Trust:        p.mesh.Certs,
 		Conns:        p.mesh.Conns,
 		Relay:        p.mesh.Relay,
 		Quotas:       p.mesh.quotas(),

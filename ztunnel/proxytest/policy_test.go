@@ -14,6 +14,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/api/security"
 	api "github.com/ambit-mesh/ambit/api/workload"
+	"github.com/ambit-mesh/ambit/internal/certs/certstest"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
 )
@@ -291,6 +292,25 @@ func TestDecisionsThatAreOutrunByAChange(t *testing.T) {
 			t.Errorf("%d bytes reached the application", n)
 		}
 	})
+}
+
+// A root that is taken back takes along the tunnels of those whom it vouched for.
+func TestDistrustEndsTunnels(t *testing.T) {
+	i := captured(t)
+	echoing(i.server)
+	conns := []*net.TCPConn{live(t, i), live(t, i)}
+	i.mesh.Trust(i.mesh.CA) // nothing new
+	for _, conn := range conns {
+		say(t, conn, "y")
+		hear(t, conn, "y")
+	}
+	i.mesh.Trust(certstest.NewCA(t, trustDomain))
+	for _, conn := range conns {
+		hearReset(t, conn)
+	}
+	if line := i.mesh.ended("Distrusted"); !strings.Contains(line["error"].(string), "no longer trusted") {
+		t.Errorf("logged %v", line)
+	}
 }
 
 // Many live connections end with one change, and only those that it is about.
