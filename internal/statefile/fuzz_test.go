@@ -5,19 +5,17 @@ import (
 	"testing"
 )
 
-// FuzzDecode: a file is read exactly if it is one that was written.
+// FuzzDecode: what is read is what was written, to the byte, or nothing.
 func FuzzDecode(f *testing.F) {
-	kind := Kind{Name: "pods", Version: 1, MaxBytes: 1 << 20}
-	f.Add(kind.Encode([]byte(`{"pods":[]}`)))
+	f.Add([]byte{})
+	f.Add([]byte("ambit pods 3 sha256:\n"))
 	f.Add(kind.Encode(nil))
-	f.Add(Kind{Name: "pods", Version: 2}.Encode([]byte("x")))
+	f.Add(kind.Encode([]byte(content)))
+	f.Add(append(kind.Encode([]byte(content)), 0))
 	f.Fuzz(func(t *testing.T, file []byte) {
-		content, err := kind.Decode(file)
-		if err == nil && !bytes.Equal(kind.Encode(content), file) {
-			t.Fatalf("%q is read as %q, which is written otherwise", file, content)
-		}
-		if got, err := kind.Decode(kind.Encode(file)); err != nil || !bytes.Equal(got, file) {
-			t.Fatalf("%q is read back as %q, %v", file, got, err)
+		got, err := kind.Decode(file)
+		if err == nil && !bytes.Equal(kind.Encode(got), file) {
+			t.Errorf("%q was read as %q", file, got)
 		}
 	})
 }
