@@ -2,37 +2,51 @@ package cniinstall
 
 import (
 	"bytes"
-	"encoding/json"
 	"testing"
+
+	"github.com/ambit-mesh/ambit/ztunnel/cniproto"
 )
 
-// FuzzChain: whatever somebody has written, our entry goes in once, comes out
-// without a trace, and nothing else of the file is touched.
+// FuzzChain: whatever conflist is there, editing it gives one that has exactly
+// one entry of ours, is stable, and without that entry has everything else.
 func FuzzChain(f *testing.F) {
-	f.Add([]byte(chain))
-	f.Add([]byte(`{"name":"net","plugins":[{"type":"ptp"}]}`))
-	f.Add([]byte(`{"name":"net","plugins":[{"type":"ptp"},{"type":"ambit-cni"},{"type":"x"}],"plugins":[]}`))
-	f.Add([]byte(`{"name":"net","Plugins":[{"type":"ptp"}],"plugins":[{"type":"b"}]}`))
-	f.Add([]byte("{\"name\":\"\\u006e\",\"plugins\" : [ {\"type\":\"ptp\"} , {\"type\":\"ambit\\u002dcni\"} ]}"))
+	for _, s := range []string{
+		`{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"bridge"},{"type":"portmap","x":[1,2]}]}`,
+		"{\n  \"name\": \"n\",\n  \"plugins\": [ {\"type\":\"a\"} , {\"type\":\"ambit-cni\"} , {\"type\":\"ambit-cni\",\"socket\":\"/x\"} ] }\n",
+		`{"plugins":[{"type":"a"}],"plugins":[{"type":"b"}]}`, `{"plugins":[{"type":"a","type":"ambit-cni"}]}`, `[]`,
+	} {
+		f.Add([]byte(s))
+	}
+	entry := cniproto.ChainEntry{Type: cniproto.PluginType, Socket: "/run/ambit/cni.sock", EnrolmentFile: "/var/lib/ambit/enrolment.json"}
 	f.Fuzz(func(t *testing.T, content []byte) {
-		with, err := withEntry(content, entry)
+		edited, err := withEntry(content, entry)
 		if err != nil {
-			return // not understood, and so not touched
+			return
 		}
-		if !json.Valid(with) {
-			t.Fatalf("%q became %q, which is no JSON", content, with)
-		}
-		again, err := withEntry(with, entry)
-		if err != nil || !bytes.Equal(again, with) {
-			t.Fatalf("%q: a second time it became %q (%v)", with, again, err)
-		}
-		plain, err := withoutEntry(content)
+		plugins, err := parseChain(edited)
 		if err != nil {
-			t.Fatalf("%q: in, and not out: %v", content, err)
+			t.Fatalf("%s became %s: %v", content, edited, err)
 		}
-		out, err := withoutEntry(with)
-		if err != nil || !bytes.Equal(out, plain) {
-			t.Fatalf("%q came out as %q (%v), without an entry it is %q", with, out, err, plain)
+		ours := 0
+		for _, p := range plugins {
+			if p.kind == cniproto.PluginType {
+				ours++
+				if !says(p.raw, entry) {
+					t.Fatalf("our entry says %s", p.raw)
+				}
+			}
+		}
+		if ours != 1 {
+			t.Fatalf("%d entries of ours in %s", ours, edited)
+		}
+		again, err := withEntry(edited, entry)
+		if err != nil || !bytes.Equal(again, edited) {
+			t.Fatalf("edited again, %s became %s, %v", edited, again, err)
+		}
+		before, errBefore := withoutEntry(content)
+		after, errAfter := withoutEntry(edited)
+		if errBefore != nil || errAfter != nil || !bytes.Equal(before, after) {
+			t.Fatalf("without our entries: %s, %v before; %s, %v after", before, errBefore, after, errAfter)
 		}
 	})
 }
