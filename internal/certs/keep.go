@@ -51,6 +51,9 @@ func (s *Store) keep(ctx context.Context, e *entry) {
 		}
 	}()
 	failures := 0
+	// had: whatever is in the locker has been in use here. What was dropped since,
+	// for whatever reason, does not come back from there.
+	had := false
 	for ctx.Err() == nil {
 		if !s.wanted(e) {
 			select {
@@ -59,8 +62,10 @@ func (s *Store) keep(ctx context.Context, e *entry) {
 			}
 			continue
 		}
-		if kept := s.recall(e); kept != nil {
+		if kept := s.recall(e, had); kept != nil {
+			had = true
 			s.use(e, kept)
+			e.hurry() // what happened to its root while no process ran is looked at again
 			s.pause(ctx, e, untilRenewal(kept.Leaf, time.Now()))
 			continue
 		}
@@ -75,10 +80,13 @@ func (s *Store) keep(ctx context.Context, e *entry) {
 		}
 		s.settle(e, certificate, err)
 		if err == nil {
-			failures = 0
+			failures, had = 0, true
 			s.store(e, certificate)
 			s.pause(ctx, e, untilRenewal(certificate.Leaf, time.Now()))
 			continue
+		}
+		if had && !s.valid(e) {
+			s.removeKept(e) // ended, or dropped: the next process may not have it either
 		}
 		pause := backoff(failures)
 		if s.waitedFor(e) {

@@ -45,11 +45,11 @@ func (s *Store) RetainKept() {
 	s.config.Locker.Retain(names)
 }
 
-// recall returns what the last process, or this one, kept of an identity, if it
-// may be used now and nothing better is at hand.
-func (s *Store) recall(e *entry) *tls.Certificate {
+// recall returns what the last process kept of an identity, if it may be used
+// now and this one has had nothing of it yet.
+func (s *Store) recall(e *entry, had bool) *tls.Certificate {
 	roots := s.config.Bundle()
-	if s.config.Locker == nil || s.valid(e) || len(roots) == 0 {
+	if s.config.Locker == nil || had || len(roots) == 0 {
 		return nil
 	}
 	s.keeping.Lock()
@@ -91,6 +91,18 @@ func (s *Store) store(e *entry, certificate *tls.Certificate) {
 	defer s.keeping.Unlock()
 	if s.current(e) == e {
 		s.config.Locker.Save(e.id.String(), secret)
+	}
+}
+
+// removeKept removes what the locker has of an entry's identity.
+func (s *Store) removeKept(e *entry) {
+	if s.config.Locker == nil {
+		return
+	}
+	s.keeping.Lock()
+	defer s.keeping.Unlock()
+	if s.current(e) == e {
+		s.config.Locker.Remove(e.id.String())
 	}
 }
 

@@ -254,3 +254,47 @@ func TestTheEndOfTheProcessKeepsWhatThereIs(t *testing.T) {
 		}
 	})
 }
+
+// What was dropped while in use, such as below a root that is trusted no more, is
+// not taken from the locker again, even if it would be accepted by then.
+func TestWhatWasDroppedDoesNotComeBackFromTheLocker(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca, other, web, kept := certstest.NewCA(t, "cluster.local"), certstest.NewCA(t, "cluster.local"), id(t, "shop", "web"), newLocker()
+		var distrusted, away atomic.Bool
+		bundle := func() []*x509.Certificate {
+			if distrusted.Load() {
+				return other.Bundle()
+			}
+			return ca.Bundle()
+		}
+		fetch := func(ctx context.Context, id spiffe.ID, csr []byte) ([]string, error) {
+			if away.Load() {
+				return nil, errDown
+			}
+			return ca.Fetch(ctx, id, csr)
+		}
+		process(t, certs.Config{Fetch: fetch, Bundle: bundle, Locker: kept}, func(s *certs.Store) {
+			s.Want(web)
+			if serialOf(t, s, web) == "" {
+				t.Fatal("no certificate")
+			}
+			away.Store(true)
+			distrusted.Store(true)
+			s.BundleChanged()
+			time.Sleep(time.Minute)
+			distrusted.Store(false)
+			s.BundleChanged()
+			if got := serialOf(t, s, web); got != "" {
+				t.Error("it is back")
+			}
+			if kept.Load(web.String()) != nil {
+				t.Error("the next process would use it")
+			}
+			away.Store(false)
+			time.Sleep(5 * time.Minute)
+			if serialOf(t, s, web) == "" {
+				t.Error("none is fetched")
+			}
+		})
+	})
+}

@@ -59,7 +59,18 @@ func (c Client) watch(fields, labels string, list cache.ListWithContextFunc, wat
 		},
 		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
 			options.FieldSelector, options.LabelSelector = fields, labels
-			return watching(ctx, options)
+			events, err := watching(ctx, options)
+			if err != nil {
+				return nil, err
+			}
+			// A server's answers are everyone's own; the fake's are the objects that it
+			// keeps, and transforms of informers write to theirs.
+			return watch.Filter(events, func(e watch.Event) (watch.Event, bool) {
+				if e.Object != nil {
+					e.Object = e.Object.DeepCopyObject()
+				}
+				return e, true
+			}), nil
 		},
 	}, c.Interface)
 }
