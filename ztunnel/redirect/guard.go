@@ -7,7 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 
 	"github.com/ambit-mesh/ambit/bpf"
@@ -22,10 +21,10 @@ import (
 type guard struct {
 	mu sync.Mutex
 	// Guarded by mu.
-	sites    map[guardSite]*ebpf.Program // attached
-	oneSided []string                    // devices whose other end is not in the node's namespace
-	missing  *Problem                    // why a site has none
-	restored time.Time                   // when it was last found missing where it had been
+	sites    map[guardSite]numbered // attached
+	oneSided []string               // devices whose other end is not in the node's namespace
+	missing  *Problem               // why a site has none
+	restored time.Time              // when it was last found missing where it had been
 	ended    bool
 
 	fresh bool // fixed by raiseGuard: no earlier process had said anything
@@ -36,7 +35,7 @@ type guardSite struct {
 	onNode bool
 }
 
-func newGuard() guard { return guard{sites: map[guardSite]*ebpf.Program{}} }
+func newGuard() guard { return guard{sites: map[guardSite]numbered{}} }
 
 // raiseGuard attaches the guard of a pod that is being captured, which changes nothing unless the pod is strict. Only a strict
 // pod that is new waits for that: one that lives is not better off uncaptured.
@@ -290,18 +289,22 @@ func (c *Capture) site(at guardSite) site {
 	return site{netns: c.pod.NetNS, index: at.index}
 }
 
-func (c *Capture) loadGuard(at guardSite, device netlink.Link) (*ebpf.Program, error) {
+func (c *Capture) loadGuard(at guardSite, device netlink.Link) (numbered, error) {
 	place := bpf.GuardPlace{
 		Cookie: c.pod.NetNS.Cookie(), OnNode: at.onNode, Ethernet: device.Attrs().EncapType == "ether",
 	}
 	if at.onNode {
 		id, err := c.numberOnNode()
 		if err != nil {
-			return nil, err
+			return numbered{}, err
 		}
 		place.NetNS = int32(id)
 	}
-	return c.redirect.node.LoadGuard(place)
+	program, err := c.redirect.node.LoadGuard(place)
+	if err != nil {
+		return numbered{}, err
+	}
+	return number(program)
 }
 
 // unguard ends the guard of a pod that is let go.

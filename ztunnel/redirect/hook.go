@@ -38,14 +38,10 @@ const allowMulti = 1 << 1
 
 // put has program run in place of those of its name that share a map with it: at no moment does none of them run. It tells
 // whether there was anything to do.
-func (h hook) put(program *ebpf.Program, name string, shared ebpf.MapID) (changed bool, err error) {
-	id, err := idOf(program)
-	if err != nil {
-		return false, err
-	}
+func (h hook) put(p numbered, name string, shared ebpf.MapID) (changed bool, err error) {
 	err = h.do(func(fd int) error {
 		before, err := h.query(fd)
-		if err != nil || slices.Contains(before, id) {
+		if err != nil || slices.Contains(before, p.id) {
 			return err
 		}
 		former, err := named(before, name, shared)
@@ -53,7 +49,7 @@ func (h hook) put(program *ebpf.Program, name string, shared ebpf.MapID) (change
 		if err != nil {
 			return err
 		}
-		options := link.RawAttachProgramOptions{Target: fd, Program: program, Attach: h.kind, Flags: allowMulti}
+		options := link.RawAttachProgramOptions{Target: fd, Program: p.Program, Attach: h.kind, Flags: allowMulti}
 		for at, first := range former {
 			options.Anchor = link.ReplaceProgram(first)
 			delete(former, at)
@@ -129,17 +125,27 @@ func (h hook) detach(fd int, programs map[int]*ebpf.Program) error {
 
 // attach runs the node's programs, and tells whether one did not run that had.
 func (r *Redirect) attach() (changed bool, err error) {
-	programs := map[string]*ebpf.Program{
-		bpf.PermitName: r.node.Permit, bpf.Connect4Name: r.node.Connect4, bpf.Connect6Name: r.node.Connect6,
-	}
 	for _, h := range nodeHooks(r.config.CgroupPath) {
-		put, err := h.put(programs[h.name], h.name, r.node.ID())
+		put, err := h.put(r.programs[h.name], h.name, r.node.ID())
 		if err != nil {
 			return changed, err
 		}
 		changed = changed || put
 	}
 	return changed, nil
+}
+
+// numberPrograms is once for all that attach does.
+func (r *Redirect) numberPrograms() (err error) {
+	r.programs = map[string]numbered{}
+	for name, program := range map[string]*ebpf.Program{
+		bpf.PermitName: r.node.Permit, bpf.Connect4Name: r.node.Connect4, bpf.Connect6Name: r.node.Connect6,
+	} {
+		if r.programs[name], err = number(program); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // adoptAttached pins the maps of programs that an earlier process of this node attached, where the pins are lost.

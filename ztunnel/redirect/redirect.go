@@ -131,7 +131,8 @@ type Redirect struct {
 	closing    chan struct{}
 	pins       pins
 	node       *bpf.Node
-	withoutTCX bool // as before Linux 6.6
+	programs   map[string]numbered // node's, by name
+	withoutTCX bool                // as before Linux 6.6
 
 	// holds are the pods whose connections are held, by slot: for the reader, who must not wait for mu.
 	holds   [bpf.MaxPods]atomic.Pointer[hold]
@@ -201,7 +202,7 @@ func Open(config Config) (_ *Redirect, err error) {
 			r.Close()
 		}
 	}()
-	if err := r.classifySelf(); err != nil {
+	if err := errors.Join(r.classifySelf(), r.numberPrograms()); err != nil {
 		return nil, err
 	}
 	r.lookForKubelet()

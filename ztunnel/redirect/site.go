@@ -37,11 +37,8 @@ func (s site) kind() ebpf.AttachType {
 
 // put has program run first, in place of those of its name that share a map with it: at no moment does none of them run. It tells
 // whether there was anything to do.
-func (s site) put(program *ebpf.Program, name string, shared ebpf.MapID, withoutTCX bool) (changed bool, err error) {
-	id, err := idOf(program)
-	if err != nil {
-		return false, err
-	}
+func (s site) put(p numbered, name string, shared ebpf.MapID, withoutTCX bool) (changed bool, err error) {
+	program, id := p.Program, p.id
 	err = s.netns.Do(func() error {
 		if withoutTCX {
 			changed, err = s.putFilter(program, id, name)
@@ -78,16 +75,22 @@ func (s site) String() string {
 	return fmt.Sprintf("%s of device %d in %s", direction, s.index, s.netns.Path())
 }
 
-func idOf(program *ebpf.Program) (ebpf.ProgramID, error) {
+// numbered is a program with its number, which takes long to ask for.
+type numbered struct {
+	*ebpf.Program
+	id ebpf.ProgramID
+}
+
+func number(program *ebpf.Program) (numbered, error) {
 	about, err := program.Info()
 	if err != nil {
-		return 0, fmt.Errorf("read program: %w", err)
+		return numbered{}, fmt.Errorf("read program: %w", err)
 	}
 	id, ok := about.ID()
 	if !ok {
-		return 0, errors.New("read program: the kernel tells no id")
+		return numbered{}, errors.New("read program: the kernel tells no id")
 	}
-	return id, nil
+	return numbered{program, id}, nil
 }
 
 // query returns what is attached by tcx, in order.
