@@ -4,6 +4,8 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -41,6 +43,34 @@ func TestAttacksAreTried(t *testing.T) {
 	for _, row := range rows {
 		if tried[row] == 0 {
 			t.Errorf("row %s names no test", row)
+		}
+	}
+}
+
+// TestLibrariesWithoutKnownFaults: HTTP/2 and CONNECT of what is older can be made
+// to crash, or to take what follows a refused request for another one: CVE-2026-97032,
+// CVE-2026-94439, CVE-2026-97054 and others.
+func TestLibrariesWithoutKnownFaults(t *testing.T) {
+	content, err := os.ReadFile("go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for pattern, least := range map[string][3]int{
+		`(?m)^toolchain go(\d+)\.(\d+)\.(\d+)$`:          {1, 27, 4},
+		`(?m)^\tgolang\.org/x/net v(\d+)\.(\d+)\.(\d+)$`: {0, 61, 0},
+	} {
+		found := regexp.MustCompile(pattern).FindSubmatch(content)
+		if found == nil {
+			t.Fatalf("nothing in go.mod matches %s", pattern)
+		}
+		var got [3]int
+		for i := range got {
+			if got[i], err = strconv.Atoi(string(found[i+1])); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if slices.Compare(got[:], least[:]) < 0 {
+			t.Errorf("go.mod has %q; %v is the first without known faults", found[0], least)
 		}
 	}
 }

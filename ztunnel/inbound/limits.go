@@ -24,12 +24,12 @@ type Limits struct {
 
 const (
 	// DefaultHandshakesPerAddress and DefaultHandshakes: an honest one takes
-	// milliseconds, a thousand at once a second; each that stands still holds some
-	// 20 KiB for handshakeTimeout.
+	// milliseconds, a thousand at once a second; each that stands still holds 15 KiB
+	// for handshakeTimeout.
 	DefaultHandshakesPerAddress = 2048
 	DefaultHandshakes           = 4096
 	// DefaultTunnelsPerAddress is twice what Ambit itself opens from one pod, to
-	// all others together.
+	// all others together. One that is idle holds less than 30 KiB.
 	DefaultTunnelsPerAddress = 2048
 	// DefaultTunnelsPerIdentity is for an identity of many pods, such as a gateway's.
 	DefaultTunnelsPerIdentity = 16 << 10
