@@ -57,9 +57,13 @@ type dataplane struct {
 	resolver    *dns.Resolver
 	dnsMetrics  *dns.Metrics
 	egress      *egress.Metrics
+	names       *rememberedNames
 	policy      inbound.Policy
 	grace       time.Duration // of connections older than a pod's capture, once it is strict
 	synced      func() bool   // whether the store can be worked with
+	netNSDir    string        // where the container runtime keeps pods' namespaces
+	// onNode returns the namespaces of this node's pods; false until each of them was captured, or noted as left alone, or could not be.
+	onNode func() (namespaces []string, known bool)
 	// started and startedEgress have an element when a pod was captured, for
 	// followStrictness and for followEgress.
 	started, startedEgress chan struct{}
@@ -126,8 +130,9 @@ func (d *dataplane) serve(target pods.Target, id spiffe.ID, netns *podns.NetNS, 
 	logger := d.logger.With("pod", target.Name, "namespace", target.Namespace)
 	share := d.shares.Join()
 	way := egress.NewPod(workloadNow, d.egress, logger)
+	way.Names.Restore(d.names.take(target.UID))
 	c := &capture{
-		dataplane: d, uid: own.UID, ips: target.Sandbox.IPs, id: id, netns: netns, redirect: captured, share: share, logger: logger,
+		dataplane: d, uid: own.UID, podUID: target.UID, ips: target.Sandbox.IPs, id: id, netns: netns, redirect: captured, share: share, logger: logger,
 		ended:  make(chan struct{}),
 		egress: way,
 		outbound: outbound.New(outbound.Config{
@@ -213,6 +218,43 @@ func (d *dataplane) Pinned() []string {
 		return nil
 	}
 	return opened.Adopted()
+}
+
+// Leave notes that the pod of a sandbox is not to be captured.
+func (d *dataplane) Leave(sandbox pods.Sandbox) error {
+	opened, err := d.node.get()
+	if err != nil {
+		return err
+	}
+	netns, err := podns.Open(sandbox.Path)
+	if err != nil {
+		return err
+	}
+	defer netns.Close()
+	if netns.Inode() != sandbox.Inode {
+		return fmt.Errorf("%s is another namespace by now", sandbox.Path)
+	}
+	err = opened.Leave(netns)
+	if errors.Is(err, redirect.ErrFull) {
+		if err := d.forgetLeft(opened); err != nil {
+			return err
+		}
+		err = opened.Leave(netns)
+	}
+	return err
+}
+
+// forgetLeft forgets those whose namespaces are gone.
+func (d *dataplane) forgetLeft(opened *redirect.Redirect) error {
+	there, err := podns.Scan(d.netNSDir)
+	if err != nil {
+		return err
+	}
+	lives := make(map[uint64]bool, len(there))
+	for _, n := range there {
+		lives[n.Cookie] = true
+	}
+	return opened.ForgetClasses(func(cookie uint64) bool { return lives[cookie] })
 }
 
 // Forget removes the pins of a pod that is gone.

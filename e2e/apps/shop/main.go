@@ -44,12 +44,14 @@ var roles = map[string]role{
 type tool func(ctx context.Context, args []string) error
 
 var tools = map[string]tool{
-	"get":   get,
-	"till":  sayToTill,
-	"flood": flood,
-	"wire":  wire,
-	"dial":  dial,
-	"sleep": sleep,
+	"get":           get,
+	"till":          sayToTill,
+	"flood":         flood,
+	"wire":          wire,
+	"dial":          dial,
+	"ask":           ask,
+	"sleep":         sleep,
+	"until-refused": untilRefused,
 }
 
 func main() {

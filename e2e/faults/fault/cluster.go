@@ -62,7 +62,9 @@ func deleteDaemonSet(ctx context.Context, l *Lab) error {
 	return l.system(ctx, "delete", "pods", "-l", "app=ztunnel", "--grace-period=2", "--wait")
 }
 
+// install returns when ztunnel is ready: nobody may kill it any more.
 func install(ctx context.Context, l *Lab) error {
+	l.spare()
 	_, err := l.Bed.Run(ctx, "ambit", "install")
 	return err
 }

@@ -51,7 +51,7 @@ type Lab struct {
 	Restarted  string
 
 	mu   sync.Mutex
-	dead map[string]func() // nodes whose ztunnel is kept dead, guarded by mu
+	dead map[string]func() // nodes whose ztunnel is kept dead, and how that ends; guarded by mu
 }
 
 func (l *Lab) kubectl(ctx context.Context, args ...string) error {
@@ -76,6 +76,11 @@ const killPoll = 20 * time.Millisecond
 // KeepDead kills ztunnel of a node, and again whenever the kubelet starts it,
 // until Revive.
 func (l *Lab) KeepDead(node string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.dead[node] != nil {
+		return nil
+	}
 	m := l.Bed.Machine(node)
 	if _, err := m.Signal(ztunnel, syscall.SIGKILL); err != nil {
 		return err
@@ -89,8 +94,6 @@ func (l *Lab) KeepDead(node string) error {
 			time.Sleep(killPoll)
 		}
 	}()
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	if l.dead == nil {
 		l.dead = map[string]func(){}
 	}
@@ -98,17 +101,22 @@ func (l *Lab) KeepDead(node string) error {
 	return nil
 }
 
+// spare ends the killing.
+func (l *Lab) spare() (nodes []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for node, stop := range l.dead {
+		stop()
+		nodes = append(nodes, node)
+	}
+	l.dead = nil
+	return nodes
+}
+
 // Revive lets ztunnel live again on all nodes. The kubelet would start one that
 // died so often only after minutes: a new pod is not made to wait.
 func (l *Lab) Revive(ctx context.Context) error {
-	l.mu.Lock()
-	dead := l.dead
-	l.dead = nil
-	l.mu.Unlock()
-	for _, stop := range dead {
-		stop()
-	}
-	for node := range dead {
+	for _, node := range l.spare() {
 		if err := l.renew(ctx, node); err != nil {
 			return err
 		}
@@ -119,6 +127,15 @@ func (l *Lab) Revive(ctx context.Context) error {
 // renew replaces ztunnel's pod of a node by a new one, without waiting for it.
 func (l *Lab) renew(ctx context.Context, node string) error {
 	return l.system(ctx, "delete", "pod", "-l", "app=ztunnel", "--field-selector", "spec.nodeName="+node, "--grace-period=0", "--force", "--wait=false")
+}
+
+// Renew replaces all of Ambit's pods: an image that was loaded under the same name
+// is what runs then, and nothing has died yet.
+func (l *Lab) Renew(ctx context.Context) error {
+	if err := l.system(ctx, "delete", "pods", "--all", "--grace-period=0", "--force"); err != nil {
+		return err
+	}
+	return l.Settle(ctx)
 }
 
 // Forgive has the kubelet forget how often ztunnel died: it would start it ever

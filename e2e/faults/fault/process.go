@@ -40,7 +40,10 @@ func ofProcess() []Fault {
 			What:   "ztunnel lives, but its listeners in the pods are gone.",
 			How:    "Copies of the listening sockets are taken from the process (pidfd_getfd) and shut down, after which they do not listen, and the kernel has no socket to hand connections to; the cause goes with ztunnel, which is killed.",
 			Inject: loseListeners,
-			Heal:   killOnce,
+			Heal: func(_ context.Context, l *Lab) error {
+				_, err := l.Bed.Machine(Node).Signal(ztunnel, syscall.SIGKILL) // it may be dead already
+				return err
+			},
 		},
 	}
 }

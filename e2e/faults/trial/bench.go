@@ -62,7 +62,7 @@ func New(ctx context.Context, bed *testbed.Bed, modes []string) (*Bench, error) 
 	if b.cast, err = newCast(bed.Kubeconfig(), b.namespaces); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(b.lab.Settle(ctx), b.lab.Forgive(ctx), b.deploy(ctx)); err != nil {
+	if err := errors.Join(b.lab.Renew(ctx), b.deploy(ctx)); err != nil {
 		return nil, errors.Join(err, b.clear(context.WithoutCancel(ctx)))
 	}
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))

@@ -134,16 +134,16 @@ func (b *Bench) inject(ctx context.Context, f fault.Fault) error {
 			return err
 		}
 	}
+	if f.Inject != nil {
+		if err := f.Inject(ctx, b.lab); err != nil {
+			return err
+		}
+	}
 	if f.Killed {
 		for _, node := range []string{fault.Node, fault.Other} {
 			if err := b.lab.KeepDead(node); err != nil {
 				return err
 			}
-		}
-	}
-	if f.Inject != nil {
-		if err := f.Inject(ctx, b.lab); err != nil {
-			return err
 		}
 	}
 	if f.NewPods {
