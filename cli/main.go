@@ -3,6 +3,7 @@
 //	ambit install     apply the manifests, wait until every node captures
 //	ambit uninstall   remove everything, on the nodes too
 //	ambit check       coded checks, each with its reason and next step
+//	ambit ca          what signs, which roots are trusted; rotate both
 //	ambit workloads   what the mesh observes of every pod
 //	ambit version     of this tool and of what the cluster runs
 //
@@ -22,6 +23,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ambit-mesh/ambit/cli/authority"
 	"github.com/ambit-mesh/ambit/cli/check"
 	"github.com/ambit-mesh/ambit/cli/install"
 	"github.com/ambit-mesh/ambit/cli/kube"
@@ -61,7 +63,7 @@ func newRoot() *cobra.Command {
 	}
 	root.PersistentFlags().StringVar(&g.kubeconfig, "kubeconfig", "", "kubeconfig file (default: KUBECONFIG, then ~/.kube/config)")
 	root.PersistentFlags().StringVar(&g.context, "context", "", "kubeconfig context")
-	root.AddCommand(newInstall(&g), newUninstall(&g), newCheck(&g), newWorkloads(&g), newVersion(&g))
+	root.AddCommand(newInstall(&g), newUninstall(&g), newCheck(&g), newWorkloads(&g), newAuthority(&g), newVersion(&g))
 	return root
 }
 
@@ -186,6 +188,47 @@ func newWorkloads(g *target) *cobra.Command {
 	cmd.Flags().StringVarP(&query.Namespace, "namespace", "n", "", "of one namespace (default: of all)")
 	cmd.Flags().StringVarP(&query.Output, "output", "o", "", "wide, json, yaml or name")
 	return cmd
+}
+
+func newAuthority(g *target) *cobra.Command {
+	parent := &cobra.Command{Use: "ca", Short: "What signs for the mesh, and which roots it trusts"}
+	var output string
+	status := &cobra.Command{
+		Use: "status", Short: "Show roots, issuer, and what a rotation waits for", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cluster, err := g.connect()
+			if err != nil {
+				return err
+			}
+			return authority.Print(cmd.Context(), cluster, output, cmd.OutOrStdout())
+		},
+	}
+	status.Flags().StringVarP(&output, "output", "o", "", "json")
+	var root, intermediate bool
+	rotate := &cobra.Command{
+		Use: "rotate", Short: "Change to a new root or intermediate, with overlap: no connection is cut", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			what := "intermediate"
+			if root {
+				what = "root"
+			}
+			cluster, err := g.connect()
+			if err != nil {
+				return err
+			}
+			if err := authority.Rotate(cmd.Context(), cluster, what); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "asked for another %s; `ambit ca status` shows how far it is\n", what)
+			return nil
+		},
+	}
+	rotate.Flags().BoolVar(&root, "root", false, "the root: it signs once every node has acknowledged it")
+	rotate.Flags().BoolVar(&intermediate, "intermediate", false, "the intermediate that signs certificates")
+	rotate.MarkFlagsOneRequired("root", "intermediate")
+	rotate.MarkFlagsMutuallyExclusive("root", "intermediate")
+	parent.AddCommand(status, rotate)
+	return parent
 }
 
 func newVersion(g *target) *cobra.Command {

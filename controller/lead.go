@@ -101,7 +101,7 @@ func (p *parts) leaderWork(ctx, force context.Context) error {
 
 	group, ctx := errgroup.WithContext(ctx)
 	defer context.AfterFunc(ctx, func() { p.leadership.held.Store(false) })()
-	group.Go(func() error { return p.root.RunLeader(ctx) })
+	group.Go(func() error { return p.keeper.RunLeader(ctx) })
 	group.Go(func() error { return p.reports.Run(ctx) })
 	group.Go(func() error { return p.status.RunLeader(ctx) })
 	group.Go(func() error { return p.policies.RunLeader(ctx) })

@@ -8,6 +8,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/ambit-mesh/ambit/controller/ca"
 	"github.com/ambit-mesh/ambit/controller/push"
 	"github.com/ambit-mesh/ambit/controller/report"
 	"github.com/ambit-mesh/ambit/controller/translate"
@@ -28,7 +29,7 @@ type publisher struct {
 	server    *push.Server
 	changes   *watch.Trigger
 	config    translate.Config
-	roots     []string                  // PEM
+	trust     func() ca.Bundle          // set before Run
 	published func()                    // told of every publication
 	outcomes  func([]*translate.Policy) // told what became of the policies in it
 	logger    *slog.Logger
@@ -46,7 +47,7 @@ func newPublisher(sources *watch.Sources, captures captures, server *push.Server
 	config translate.Config, logger *slog.Logger, registerer prometheus.Registerer) *publisher {
 	p := &publisher{
 		sources: sources, captures: captures, server: server, changes: changes, config: config,
-		published: func() {}, outcomes: func([]*translate.Policy) {}, logger: logger, another: make(chan struct{}),
+		trust: func() ca.Bundle { return ca.Bundle{} }, published: func() {}, outcomes: func([]*translate.Policy) {}, logger: logger, another: make(chan struct{}),
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "ambit_translate_seconds", Help: "From a look at Kubernetes to a publication.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 4, 8), // 0.5 ms to 8 s
@@ -106,6 +107,7 @@ func (p *publisher) publish() {
 	began, number := time.Now(), p.begin()
 	// Before the objects: a withdrawal that is in this view is in the publication.
 	captured := p.captures.Captured()
+	trust := p.trust()
 	objects, err := p.sources.Objects()
 	if err != nil {
 		p.logger.Error("list objects", "error", err)
@@ -115,7 +117,7 @@ func (p *publisher) publish() {
 		Pods: objects.Pods, Services: objects.Services, Slices: objects.Slices, Nodes: objects.Nodes, Namespaces: objects.Namespaces,
 		PeerAuthentications: objects.PeerAuthentications, AuthorizationPolicies: objects.AuthorizationPolicies,
 		EgressPolicies: objects.EgressPolicies,
-		Captured:       captured, Roots: p.roots, Config: p.config,
+		Captured:       captured, Roots: trust.Roots, Retiring: trust.Retiring, Config: p.config,
 	})
 	p.complain(err)
 	publication := p.server.Publish(result.Resources)

@@ -92,7 +92,8 @@ type parts struct {
 	pods          *ca.Pods
 	authenticator *ca.Authenticator
 	root          *ca.RootStore
-	authority     *ca.Authority // once the root is known
+	authority     *ca.Authority
+	keeper        *ca.Keeper
 	push          *push.Server
 	reports       *report.Registry
 	status        *status.Reconciler
@@ -131,7 +132,7 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 	p.push = push.New(push.Config{
 		Authenticator: pushAuthenticator{p.authenticator},
 		Namespace:     s.namespace, ServiceAccount: ca.TunnelServiceAccount,
-		Answered: func() { p.policies.Changed() },
+		Answered: func() { p.policies.Changed(); p.keeper.Changed() },
 		Logger:   logger, Registerer: registry,
 	})
 	p.policies = policy.New(policy.Config{
@@ -142,6 +143,12 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 		Tunnels: report.NewTunnels(p.pods, p.sources.Nodes().Lister(), s.namespace),
 		Leases:  client.CoordinationV1().Leases(s.namespace),
 		Logger:  logger, Registerer: registry,
+	})
+	p.authority = ca.NewAuthority(ca.AuthorityConfig{TrustDomain: s.trustDomain, SystemNamespace: s.namespace, Logger: logger})
+	p.keeper = ca.NewKeeper(ca.KeeperConfig{
+		Client: client, Namespace: s.namespace, TrustDomain: s.trustDomain, Root: p.root, Authority: p.authority,
+		Nodes:     trustNodes{push: p.push, reports: p.reports, pods: p.pods, namespace: s.namespace, trustDomain: s.trustDomain},
+		Published: p.changes.Changed, Logger: logger, Registerer: registry,
 	})
 	p.reports.OnCaptured(func(types.NamespacedName) { p.changes.Changed() })
 	p.status, err = status.New(status.Config{
@@ -155,21 +162,13 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 		TrustDomain: s.trustDomain, ClusterID: s.clusterID, ClusterDomain: s.clusterDomain, PodRanges: s.podRanges,
 		SystemNamespace: s.namespace,
 	}, logger, registry)
-	p.publisher.outcomes = p.policies.Published
+	p.publisher.outcomes, p.publisher.trust = p.policies.Published, p.authority.Bundle
 	return p, nil
 }
 
-// openAuthority waits for the root, and makes the authority that signs with it.
+// openAuthority waits until the authority has something to sign with.
 func (p *parts) openAuthority(ctx context.Context) error {
-	root, err := p.root.Open(ctx)
-	if err != nil {
-		return err
-	}
-	p.authority = ca.NewAuthority(ca.AuthorityConfig{
-		Root: root, TrustDomain: p.settings.trustDomain, SystemNamespace: p.settings.namespace, Logger: p.logger,
-	})
-	p.publisher.roots = p.authority.Roots()
-	return nil
+	return p.keeper.Open(ctx)
 }
 
 // restConfig is the way to the API server.

@@ -20,6 +20,7 @@ type observedPods struct {
 	// Fixed.
 	pods        *pods.Pods
 	expires     func(spiffe.ID) (time.Time, bool)
+	roots       func() []string // that certificates chain to
 	snapshot    func() *workload.Snapshot
 	trustDomain string
 	clusterID   string
@@ -41,6 +42,9 @@ func (o *observedPods) Problems() []string {
 	}
 	return all
 }
+
+// Roots that the node's certificates chain to, by fingerprint.
+func (o *observedPods) Roots() []string { return o.roots() }
 
 // Refresh looks at the configuration of now. It is not done at every change:
 // with the mesh at work, that would be a report per pod and change.

@@ -30,6 +30,8 @@ type observations interface {
 	Refresh()
 	// Problems of the node, coded.
 	Problems() []string
+	// Roots that the node's certificates chain to, by fingerprint.
+	Roots() []string
 }
 
 // reporter tells the controller what the node observes, and takes its releases.
@@ -125,7 +127,7 @@ func (r *reporter) send(ctx context.Context, stream grpc.BidiStreamingClient[rep
 			received <- err
 			return nil
 		case <-beat:
-			err = told.heartbeat(r.observed.Problems())
+			err = told.heartbeat(r.observed.Problems(), r.observed.Roots())
 		case <-heartbeat.C:
 			beat <- struct{}{}
 			r.observed.Refresh()
@@ -152,8 +154,8 @@ type told struct {
 	states map[string]*report.WorkloadState // by UID
 }
 
-func (t *told) heartbeat(problems []string) error {
-	return t.stream.Send(&report.NodeReport{Kind: &report.NodeReport_Heartbeat{Heartbeat: &report.Heartbeat{Problems: problems}}})
+func (t *told) heartbeat(problems, roots []string) error {
+	return t.stream.Send(&report.NodeReport{Kind: &report.NodeReport_Heartbeat{Heartbeat: &report.Heartbeat{Problems: problems, Certificates: &report.Certificates{Roots: roots}}}})
 }
 
 // all tells every state, and that there are no others.

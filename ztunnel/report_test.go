@@ -82,6 +82,7 @@ func (o *observing) set(uid string, state report.CaptureState) {
 func (o *observing) Whole() <-chan struct{}   { return o.whole }
 func (o *observing) Changed() <-chan struct{} { return o.changed }
 func (o *observing) Refresh()                 {}
+func (o *observing) Roots() []string          { return nil }
 func (o *observing) Problems() []string       { return []string{"BPFFSMissing: mount it"} }
 
 func (o *observing) States() []*report.WorkloadState {

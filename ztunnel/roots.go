@@ -73,6 +73,9 @@ func (r *roots) bundle() []*x509.Certificate {
 	return r.bootstrap
 }
 
+// retiring are the fingerprints of the roots that sign no more.
+func (r *roots) retiring() []string { return r.store.Snapshot().RetiringRoots() }
+
 // pool is what the controller's certificate must chain to; nil while nothing is
 // known. While roots are being exchanged it may be of either source's.
 func (r *roots) pool() *x509.CertPool {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -152,7 +153,7 @@ func (z *ztunnel) composeController() error {
 	}
 	z.locker = locker.New(s.keys(), z.logger)
 	z.certs = certs.New(certs.Config{
-		Fetch: certs.FetchFrom(conn, certificateTTL), Bundle: z.roots.bundle, Locker: z.locker, Logger: z.logger, Registerer: z.metrics.Registry,
+		Fetch: certs.FetchFrom(conn, certificateTTL), Bundle: z.roots.bundle, Retiring: z.roots.retiring, Locker: z.locker, Logger: z.logger, Registerer: z.metrics.Registry,
 	})
 	z.reporter = &reporter{
 		hello:  &report.Hello{Node: s.NodeName, PodName: s.PodName, Version: daemon.Version},
@@ -199,7 +200,7 @@ func (z *ztunnel) composePods() error {
 // composeReport: what the controller, the operator and the kubelet see.
 func (z *ztunnel) composeReport() error {
 	z.observed = &observedPods{
-		pods: z.pods, expires: z.certs.Expires, snapshot: z.store.Snapshot,
+		pods: z.pods, expires: z.certs.Expires, roots: z.certs.Roots, snapshot: z.store.Snapshot,
 		trustDomain: z.settings.TrustDomain, clusterID: z.settings.ClusterID,
 		sources: []func() []string{z.node.problems, z.dataplane.problems, z.cni.Problems, z.pods.Problems, z.roots.problems, z.locker.Problems, z.feed.Problems, z.resolverProblems},
 	}
@@ -344,7 +345,7 @@ func (z *ztunnel) followBundle(ctx context.Context, group *sync.WaitGroup) {
 			case <-before.Changed():
 			}
 			now := z.store.Snapshot()
-			if !sameRoots(before.TrustBundle(), now.TrustBundle()) {
+			if !sameRoots(before.TrustBundle(), now.TrustBundle()) || !slices.Equal(before.RetiringRoots(), now.RetiringRoots()) {
 				z.certs.BundleChanged()
 			}
 			before = now

@@ -190,7 +190,11 @@ type TrustBundle struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	TrustDomain string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
 	// PEM, one root each.
-	Roots         []string `protobuf:"bytes,2,rep,name=roots,proto3" json:"roots,omitempty"`
+	Roots []string `protobuf:"bytes,2,rep,name=roots,proto3" json:"roots,omitempty"`
+	// SHA-256 of the certificates, in hex, of those roots that sign no more: a data
+	// plane replaces its own certificates that chain to one of them, and trusts
+	// peers that have not done so yet.
+	Retiring      []string `protobuf:"bytes,3,rep,name=retiring,proto3" json:"retiring,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -235,6 +239,13 @@ func (x *TrustBundle) GetTrustDomain() string {
 func (x *TrustBundle) GetRoots() []string {
 	if x != nil {
 		return x.Roots
+	}
+	return nil
+}
+
+func (x *TrustBundle) GetRetiring() []string {
+	if x != nil {
+		return x.Retiring
 	}
 	return nil
 }
@@ -758,10 +769,11 @@ var File_mesh_mesh_proto protoreflect.FileDescriptor
 const file_mesh_mesh_proto_rawDesc = "" +
 	"\n" +
 	"\x0fmesh/mesh.proto\x12\n" +
-	"ambit.mesh\"F\n" +
+	"ambit.mesh\"b\n" +
 	"\vTrustBundle\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x14\n" +
-	"\x05roots\x18\x02 \x03(\tR\x05roots\"i\n" +
+	"\x05roots\x18\x02 \x03(\tR\x05roots\x12\x1a\n" +
+	"\bretiring\x18\x03 \x03(\tR\bretiring\"i\n" +
 	"\x06Config\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1d\n" +
 	"\n" +

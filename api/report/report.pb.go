@@ -307,7 +307,8 @@ type Heartbeat struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Node-wide troubles, empty when all is well: coded, such as
 	// "BPFFSMissing: /sys/fs/bpf is not a bpf filesystem; mount it".
-	Problems      []string `protobuf:"bytes,1,rep,name=problems,proto3" json:"problems,omitempty"`
+	Problems      []string      `protobuf:"bytes,1,rep,name=problems,proto3" json:"problems,omitempty"`
+	Certificates  *Certificates `protobuf:"bytes,2,opt,name=certificates,proto3" json:"certificates,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -349,6 +350,59 @@ func (x *Heartbeat) GetProblems() []string {
 	return nil
 }
 
+func (x *Heartbeat) GetCertificates() *Certificates {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
+}
+
+// Certificates are those that the node holds, as far as trust in roots concerns them.
+type Certificates struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SHA-256, in hex, of the roots that they chain to.
+	Roots         []string `protobuf:"bytes,1,rep,name=roots,proto3" json:"roots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Certificates) Reset() {
+	*x = Certificates{}
+	mi := &file_report_report_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Certificates) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Certificates) ProtoMessage() {}
+
+func (x *Certificates) ProtoReflect() protoreflect.Message {
+	mi := &file_report_report_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Certificates.ProtoReflect.Descriptor instead.
+func (*Certificates) Descriptor() ([]byte, []int) {
+	return file_report_report_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Certificates) GetRoots() []string {
+	if x != nil {
+		return x.Roots
+	}
+	return nil
+}
+
 type WorkloadState struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
@@ -372,7 +426,7 @@ type WorkloadState struct {
 
 func (x *WorkloadState) Reset() {
 	*x = WorkloadState{}
-	mi := &file_report_report_proto_msgTypes[4]
+	mi := &file_report_report_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -384,7 +438,7 @@ func (x *WorkloadState) String() string {
 func (*WorkloadState) ProtoMessage() {}
 
 func (x *WorkloadState) ProtoReflect() protoreflect.Message {
-	mi := &file_report_report_proto_msgTypes[4]
+	mi := &file_report_report_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -397,7 +451,7 @@ func (x *WorkloadState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadState.ProtoReflect.Descriptor instead.
 func (*WorkloadState) Descriptor() ([]byte, []int) {
-	return file_report_report_proto_rawDescGZIP(), []int{4}
+	return file_report_report_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *WorkloadState) GetNamespace() string {
@@ -482,7 +536,7 @@ type ControllerReply struct {
 
 func (x *ControllerReply) Reset() {
 	*x = ControllerReply{}
-	mi := &file_report_report_proto_msgTypes[5]
+	mi := &file_report_report_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -494,7 +548,7 @@ func (x *ControllerReply) String() string {
 func (*ControllerReply) ProtoMessage() {}
 
 func (x *ControllerReply) ProtoReflect() protoreflect.Message {
-	mi := &file_report_report_proto_msgTypes[5]
+	mi := &file_report_report_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -507,7 +561,7 @@ func (x *ControllerReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControllerReply.ProtoReflect.Descriptor instead.
 func (*ControllerReply) Descriptor() ([]byte, []int) {
-	return file_report_report_proto_rawDescGZIP(), []int{5}
+	return file_report_report_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ControllerReply) GetKind() isControllerReply_Kind {
@@ -550,7 +604,7 @@ type Release struct {
 
 func (x *Release) Reset() {
 	*x = Release{}
-	mi := &file_report_report_proto_msgTypes[6]
+	mi := &file_report_report_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -562,7 +616,7 @@ func (x *Release) String() string {
 func (*Release) ProtoMessage() {}
 
 func (x *Release) ProtoReflect() protoreflect.Message {
-	mi := &file_report_report_proto_msgTypes[6]
+	mi := &file_report_report_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -575,7 +629,7 @@ func (x *Release) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Release.ProtoReflect.Descriptor instead.
 func (*Release) Descriptor() ([]byte, []int) {
-	return file_report_report_proto_rawDescGZIP(), []int{6}
+	return file_report_report_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Release) GetUid() string {
@@ -608,9 +662,12 @@ const file_report_report_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x19\n" +
 	"\bpod_name\x18\x02 \x01(\tR\apodName\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\tR\aversion\"\x0e\n" +
-	"\fSnapshotSent\"'\n" +
+	"\fSnapshotSent\"g\n" +
 	"\tHeartbeat\x12\x1a\n" +
-	"\bproblems\x18\x01 \x03(\tR\bproblems\"\xf9\x02\n" +
+	"\bproblems\x18\x01 \x03(\tR\bproblems\x12>\n" +
+	"\fcertificates\x18\x02 \x01(\v2\x1a.ambit.report.CertificatesR\fcertificates\"$\n" +
+	"\fCertificates\x12\x14\n" +
+	"\x05roots\x18\x01 \x03(\tR\x05roots\"\xf9\x02\n" +
 	"\rWorkloadState\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
@@ -653,35 +710,37 @@ func file_report_report_proto_rawDescGZIP() []byte {
 }
 
 var file_report_report_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_report_report_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_report_report_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_report_report_proto_goTypes = []any{
 	(CaptureState)(0),             // 0: ambit.report.CaptureState
 	(*NodeReport)(nil),            // 1: ambit.report.NodeReport
 	(*Hello)(nil),                 // 2: ambit.report.Hello
 	(*SnapshotSent)(nil),          // 3: ambit.report.SnapshotSent
 	(*Heartbeat)(nil),             // 4: ambit.report.Heartbeat
-	(*WorkloadState)(nil),         // 5: ambit.report.WorkloadState
-	(*ControllerReply)(nil),       // 6: ambit.report.ControllerReply
-	(*Release)(nil),               // 7: ambit.report.Release
-	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
+	(*Certificates)(nil),          // 5: ambit.report.Certificates
+	(*WorkloadState)(nil),         // 6: ambit.report.WorkloadState
+	(*ControllerReply)(nil),       // 7: ambit.report.ControllerReply
+	(*Release)(nil),               // 8: ambit.report.Release
+	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
 }
 var file_report_report_proto_depIdxs = []int32{
 	2,  // 0: ambit.report.NodeReport.hello:type_name -> ambit.report.Hello
-	5,  // 1: ambit.report.NodeReport.workload:type_name -> ambit.report.WorkloadState
+	6,  // 1: ambit.report.NodeReport.workload:type_name -> ambit.report.WorkloadState
 	3,  // 2: ambit.report.NodeReport.snapshot_sent:type_name -> ambit.report.SnapshotSent
 	4,  // 3: ambit.report.NodeReport.heartbeat:type_name -> ambit.report.Heartbeat
-	0,  // 4: ambit.report.WorkloadState.state:type_name -> ambit.report.CaptureState
-	8,  // 5: ambit.report.WorkloadState.since:type_name -> google.protobuf.Timestamp
-	8,  // 6: ambit.report.WorkloadState.certificate_expires:type_name -> google.protobuf.Timestamp
-	7,  // 7: ambit.report.ControllerReply.release:type_name -> ambit.report.Release
-	8,  // 8: ambit.report.Release.withdrawing_since:type_name -> google.protobuf.Timestamp
-	1,  // 9: ambit.report.ReportService.Report:input_type -> ambit.report.NodeReport
-	6,  // 10: ambit.report.ReportService.Report:output_type -> ambit.report.ControllerReply
-	10, // [10:11] is the sub-list for method output_type
-	9,  // [9:10] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	5,  // 4: ambit.report.Heartbeat.certificates:type_name -> ambit.report.Certificates
+	0,  // 5: ambit.report.WorkloadState.state:type_name -> ambit.report.CaptureState
+	9,  // 6: ambit.report.WorkloadState.since:type_name -> google.protobuf.Timestamp
+	9,  // 7: ambit.report.WorkloadState.certificate_expires:type_name -> google.protobuf.Timestamp
+	8,  // 8: ambit.report.ControllerReply.release:type_name -> ambit.report.Release
+	9,  // 9: ambit.report.Release.withdrawing_since:type_name -> google.protobuf.Timestamp
+	1,  // 10: ambit.report.ReportService.Report:input_type -> ambit.report.NodeReport
+	7,  // 11: ambit.report.ReportService.Report:output_type -> ambit.report.ControllerReply
+	11, // [11:12] is the sub-list for method output_type
+	10, // [10:11] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_report_report_proto_init() }
@@ -695,7 +754,7 @@ func file_report_report_proto_init() {
 		(*NodeReport_SnapshotSent)(nil),
 		(*NodeReport_Heartbeat)(nil),
 	}
-	file_report_report_proto_msgTypes[5].OneofWrappers = []any{
+	file_report_report_proto_msgTypes[6].OneofWrappers = []any{
 		(*ControllerReply_Release)(nil),
 	}
 	type x struct{}
@@ -704,7 +763,7 @@ func file_report_report_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_report_report_proto_rawDesc), len(file_report_report_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   7,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -12,6 +12,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/ambit-mesh/ambit/cli/authority"
 	"github.com/ambit-mesh/ambit/cli/install"
 	"github.com/ambit-mesh/ambit/cli/kube"
 )
@@ -27,6 +28,9 @@ const (
 // askRoot looks at the Secret and at what nodes bootstrap their trust from.
 func askRoot(ctx context.Context, cluster *kube.Cluster) ([]Finding, error) {
 	secret, err := cluster.Typed.CoreV1().Secrets(install.Namespace).Get(ctx, "ambit-ca", metav1.GetOptions{})
+	if s, _, readErr := authority.Read(ctx, cluster); readErr == nil && s.Issuer.Origin == "plug-in" {
+		return nil, nil // AMB013 looks at what is plugged in
+	}
 	if apierrors.IsNotFound(err) {
 		return lostRoot(ctx, cluster)
 	}
@@ -47,10 +51,32 @@ func askRoot(ctx context.Context, cluster *kube.Cluster) ([]Finding, error) {
 		}
 		return []Finding{{
 			Level: level, Object: rootSecret, Reason: "the root ends on " + pair.Leaf.NotAfter.UTC().Format(time.DateOnly),
-			Next: "plan the change of roots",
+			Next: "ambit ca rotate --root",
 		}}, nil
 	}
 	return agreement(ctx, cluster, pair.Leaf)
+}
+
+// askIssuer tells what the controller says of the issuer and of a rotation.
+func askIssuer(ctx context.Context, cluster *kube.Cluster) ([]Finding, error) {
+	s, _, err := authority.Read(ctx, cluster)
+	if err != nil {
+		return nil, err
+	}
+	if p := s.Problem; p != nil {
+		object := p.Object
+		if p.Field != "" {
+			object += " field " + p.Field
+		}
+		return []Finding{{Level: Error, Object: object, Reason: p.Code + ": " + p.Detail, Next: p.Fix}}, nil
+	}
+	if len(s.Waiting) > 0 {
+		return []Finding{{
+			Level: Warning, Object: rootConfigMap, Reason: fmt.Sprintf("a rotation of the root waits for %v", s.Waiting),
+			Next: "see that ztunnel is connected on these nodes; one that stays away is waited for up to 24 hours",
+		}}, nil
+	}
+	return nil, nil
 }
 
 func lostRoot(ctx context.Context, cluster *kube.Cluster) ([]Finding, error) {

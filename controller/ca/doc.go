@@ -2,7 +2,14 @@
 // asks, and signs what they may have.
 //
 //	rootstore.go     the root in its Secret: create once, never overwrite
-//	rootwatch.go     what becomes of that Secret later, and the ConfigMap that bootstraps trust
+//	rootwatch.go     what becomes of that Secret later
+//	issuer.go        what leaves are signed with: an intermediate below the root
+//	plugin.go        an issuer of somebody else's, from the Secret ambit-ca-plugin
+//	bundle.go        which roots are trusted and which one signs: a pure state machine
+//	state.go         the Secret in which that outlives a controller
+//	want.go          what is to sign
+//	keeper.go        brings the one about, step by step
+//	publish.go       the ConfigMap that bootstraps trust, and shows the state to people
 //	root.go          the root itself, and what makes a stored one acceptable
 //	authenticate.go  a projected token -> Peer, by TokenReview
 //	authorize.go     Peer and requested identity -> yes, or the reason why not
@@ -13,7 +20,11 @@
 //	server.go        the gRPC service over all of that
 //
 // Invariants:
-//   - A root that exists is never replaced. A Secret that is malformed, expired
+//   - A new root signs only after every node acknowledged the bundle with it, or
+//     was away for as long as any certificate lives; the former one leaves the
+//     bundle only after the last leaf below it has ended or been replaced.
+//   - A plug-in that is not valid, or is gone, changes nothing about what runs.
+//   - A root that exists is never replaced but by a rotation. A Secret that is malformed, expired
 //     or holds another key than its certificate's is a [Problem] for a person to
 //     solve, and no certificate is issued meanwhile. A Secret that vanished while
 //     its root is still published is [RootLost], unless a running controller has
@@ -24,10 +35,5 @@
 //     that one only for identities of pods on its own node.
 //   - A caller learns that it was refused, never why; the log has the reason.
 //
-// To change the root of a running mesh by hand, stop the controller, delete the
-// Secret and the ConfigMap, and start it: deleting them under a running
-// controller only makes it put them back.
-//
-// Pushing the trust bundle to data planes is push's job; rotating roots is not
-// done here.
+// Pushing the trust bundle to data planes is push's job.
 package ca

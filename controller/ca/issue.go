@@ -9,20 +9,20 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 )
 
-// maxLifetime of a workload's certificate. A stolen key is worth that long,
-// since there is no revocation; renewed at half-life, the controller may be
-// away for half of it.
+// maxLifetime of a workload's certificate. A stolen key is worth that long, for
+// nothing revokes it; renewed at two thirds of it, the controller may be away for a
+// third of it.
 const maxLifetime = 24 * time.Hour
 
 // AuthorityConfig is what an [Authority] needs.
 type AuthorityConfig struct {
-	Root *Root
 	// TrustDomain of every identity that is signed.
 	TrustDomain string
 	// SystemNamespace is where the controller's Service is.
@@ -32,12 +32,14 @@ type AuthorityConfig struct {
 	Logger *slog.Logger
 }
 
-// Authority signs with the root.
+// Authority signs with the issuer that it was last told to use.
 type Authority struct {
 	cfg AuthorityConfig
 
-	mu      sync.Mutex
-	serving *servingCertificate // guarded by mu; nil until first asked for
+	mu      sync.Mutex          // guards the rest
+	issuer  *Issuer             // nil before Use
+	bundle  Bundle              // of the mesh
+	serving *servingCertificate // nil until first asked for
 }
 
 // NewAuthority returns the authority of a root.
@@ -48,40 +50,75 @@ func NewAuthority(cfg AuthorityConfig) *Authority {
 	return &Authority{cfg: cfg}
 }
 
-// Roots returns the roots that peers' certificates chain to, in PEM.
-func (a *Authority) Roots() []string { return []string{a.cfg.Root.PEM()} }
+// Bundle is the roots of the mesh as data planes get them.
+type Bundle struct {
+	// Roots that peers' certificates chain to, in PEM.
+	Roots []string
+	// Retiring are the fingerprints of those that sign no more: whoever has a
+	// certificate below one asks for another.
+	Retiring []string
+}
+
+// Use has everything from now on signed by an issuer. The bundle is what peers
+// trust; the issuer chains to one of its roots.
+func (a *Authority) Use(issuer *Issuer, bundle Bundle) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.issuer != issuer {
+		a.serving = nil // made anew, with the issuer's own chain
+	}
+	a.issuer, a.bundle = issuer, bundle
+}
+
+// Bundle returns what data planes are to trust.
+func (a *Authority) Bundle() Bundle {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.bundle
+}
+
+// current returns what is signed with now.
+func (a *Authority) current() (*Issuer, []string, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.issuer == nil {
+		return nil, nil, errNoIssuer
+	}
+	return a.issuer, a.bundle.Roots, nil
+}
+
+var errNoIssuer = errors.New("there is nothing to sign with yet")
 
 // TrustDomain returns the trust domain of every identity that is signed.
 func (a *Authority) TrustDomain() string { return a.cfg.TrustDomain }
 
 // Issue signs a certificate for an identity that the caller was found entitled
-// to. The chain is in PEM: the leaf, then all roots in one element. A lifetime
-// of zero or below means the longest.
+// to. The chain is in PEM: the leaf, the intermediates, then all roots in one
+// element. A lifetime of zero or below means the longest.
 func (a *Authority) Issue(identity spiffe.ID, csrPEM string, lifetime time.Duration) (chain []string, leaf *x509.Certificate, err error) {
 	public, err := parseRequest(csrPEM, identity)
 	if err != nil {
 		return nil, nil, err
 	}
-	name, err := url.Parse(identity.String())
-	if err != nil {
-		return nil, nil, fmt.Errorf("write identity %s as a URI: %w", identity, err)
-	}
-	leaf, err = a.sign(&x509.Certificate{
-		URIs:        []*url.URL{name},
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
-	}, public, lifetime)
+	issuer, roots, err := a.current()
 	if err != nil {
 		return nil, nil, err
 	}
-	return []string{encodeCertificate(leaf.Raw), a.cfg.Root.PEM()}, leaf, nil
+	leaf, err = issuer.sign(&x509.Certificate{
+		URIs:        []*url.URL{identity.URL()},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+	}, public, lifetime, a.cfg.Now())
+	if err != nil {
+		return nil, nil, err
+	}
+	chain = append([]string{encodeCertificate(leaf.Raw)}, issuer.chainPEM()...)
+	return append(chain, strings.Join(roots, "")), leaf, nil
 }
 
 // sign completes a leaf's template and signs it.
-func (a *Authority) sign(template *x509.Certificate, public crypto.PublicKey, lifetime time.Duration) (*x509.Certificate, error) {
-	now := a.cfg.Now()
-	root := a.cfg.Root
-	if p := checkValidity(root.cert, now); p != nil {
-		return nil, errors.New("the root: " + p.Detail)
+func (i *Issuer) sign(template *x509.Certificate, public crypto.PublicKey, lifetime time.Duration, now time.Time) (*x509.Certificate, error) {
+	if err := i.check(now); err != nil {
+		return nil, fmt.Errorf("the issuer: %w", err)
 	}
 	serial, err := newSerial()
 	if err != nil {
@@ -90,12 +127,12 @@ func (a *Authority) sign(template *x509.Certificate, public crypto.PublicKey, li
 	template.SerialNumber = serial
 	template.NotBefore = now.Add(-backdate)
 	template.NotAfter = now.Add(capLifetime(lifetime))
-	if template.NotAfter.After(root.cert.NotAfter) {
-		template.NotAfter = root.cert.NotAfter
+	if end := i.end(); template.NotAfter.After(end) {
+		template.NotAfter = end
 	}
 	template.KeyUsage = x509.KeyUsageDigitalSignature
 	template.BasicConstraintsValid = true
-	der, err := x509.CreateCertificate(rand.Reader, template, root.cert, public, root.key)
+	der, err := x509.CreateCertificate(rand.Reader, template, i.cert, public, i.key)
 	if err != nil {
 		return nil, fmt.Errorf("sign certificate: %w", err)
 	}

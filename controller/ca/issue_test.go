@@ -32,9 +32,19 @@ func (c *clock) Now() time.Time { return c.now }
 func testAuthority(t *testing.T) (*Authority, *clock) {
 	t.Helper()
 	c := &clock{now: start}
-	return NewAuthority(AuthorityConfig{
-		Root: testRoot(t), TrustDomain: trustDomain, SystemNamespace: system, Now: c.Now, Logger: quiet(),
-	}), c
+	return authorityOf(t, testRoot(t), c.Now), c
+}
+
+// authorityOf returns an authority that signs with an intermediate of a root.
+func authorityOf(t *testing.T, root *Root, now func() time.Time) *Authority {
+	t.Helper()
+	issuer, err := newIssuer(root, trustDomain, start)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := NewAuthority(AuthorityConfig{TrustDomain: trustDomain, SystemNamespace: system, Now: now, Logger: quiet()})
+	a.Use(issuer, Bundle{Roots: []string{root.PEM()}})
+	return a
 }
 
 // ecKey returns a new key.
@@ -93,8 +103,12 @@ func TestIssuedCertificate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(chain) != 2 || chain[1] != authority.Roots()[0] {
-		t.Fatalf("a chain of %d, want the leaf and the roots", len(chain))
+	if len(chain) != 3 || chain[2] != authority.Bundle().Roots[0] {
+		t.Fatalf("a chain of %d, want the leaf, the intermediate and the roots", len(chain))
+	}
+	intermediate := parsePEM(t, chain[1])
+	if !intermediate.IsCA || !intermediate.MaxPathLenZero || intermediate.CheckSignatureFrom(parsePEM(t, chain[2])) != nil {
+		t.Error("the second is not an intermediate of the root for leaves only")
 	}
 	leaf := parsePEM(t, chain[0])
 	if id, err := spiffe.FromCertificate(leaf); err != nil || id != cart {
@@ -119,9 +133,11 @@ func TestIssuedCertificate(t *testing.T) {
 		t.Errorf("a serial number of %d bits", bits)
 	}
 	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM([]byte(chain[1]))
+	roots.AppendCertsFromPEM([]byte(chain[2]))
+	intermediates := x509.NewCertPool()
+	intermediates.AddCert(intermediate)
 	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth} {
-		if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: start, KeyUsages: []x509.ExtKeyUsage{usage}}); err != nil {
+		if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: intermediates, CurrentTime: start, KeyUsages: []x509.ExtKeyUsage{usage}}); err != nil {
 			t.Errorf("verify for %v: %v", usage, err)
 		}
 	}
@@ -172,15 +188,15 @@ func TestLifetimes(t *testing.T) {
 			t.Errorf("%d s asked, %v given, want %v", seconds, got, want)
 		}
 	}
-	// Nobody outlives the root, and an expired root signs nothing.
-	end := authority.cfg.Root.cert.NotAfter
+	// Nobody outlives his issuer, and an expired one signs nothing.
+	end := authority.issuer.cert.NotAfter
 	c.now = end.Add(-time.Hour)
 	if _, leaf, err := authority.Issue(cart, request, 0); err != nil || !leaf.NotAfter.Equal(end) {
-		t.Errorf("at the root's end: %v", err)
+		t.Errorf("at the issuer's end: %v", err)
 	}
 	c.now = end.Add(time.Second)
 	if _, _, err := authority.Issue(cart, request, 0); err == nil {
-		t.Error("an expired root signed")
+		t.Error("an expired issuer signed")
 	}
 }
 
@@ -225,7 +241,7 @@ func TestRefusedRequests(t *testing.T) {
 	}{
 		"empty":                 {"", false},
 		"not PEM":               {"hello", false},
-		"another kind of PEM":   {authority.Roots()[0], false},
+		"another kind of PEM":   {authority.Bundle().Roots[0], false},
 		"two requests":          {good + good, false},
 		"cut":                   {requestPEM(der.Bytes[:len(der.Bytes)/2]), false},
 		"oversized":             {good + strings.Repeat("\n", maxRequestBytes), false},
@@ -252,7 +268,7 @@ func TestRefusedRequests(t *testing.T) {
 func TestServingCertificate(t *testing.T) {
 	authority, c := testAuthority(t)
 	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM([]byte(authority.Roots()[0]))
+	roots.AppendCertsFromPEM([]byte(authority.Bundle().Roots[0]))
 	for _, name := range []string{"controller.ambit-system.svc", "controller.ambit-system.svc.cluster.local", "localhost"} {
 		client, server := net.Pipe()
 		go func() {

@@ -2,6 +2,7 @@ package ca
 
 import (
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -65,4 +66,17 @@ func (p *Pods) PodsOnNode(node string) []*corev1.Pod {
 		}
 	}
 	return pods
+}
+
+// NodesWith returns the nodes on which pods of a service account run, each once,
+// in order.
+func (p *Pods) NodesWith(namespace, account string) (nodes []string) {
+	for _, object := range p.indexer.List() {
+		pod, ok := object.(*corev1.Pod)
+		if ok && pod.Namespace == namespace && pod.Spec.ServiceAccountName == account && pod.Spec.NodeName != "" && !terminal(pod) {
+			nodes = append(nodes, pod.Spec.NodeName)
+		}
+	}
+	slices.Sort(nodes)
+	return slices.Compact(nodes)
 }

@@ -21,11 +21,20 @@ const (
 	RootMissing Code = "RootMissing"
 	// RootChanged: the Secret holds another root than the one in use.
 	RootChanged Code = "RootChanged"
+	// PluginInvalid: the plug-in Secret cannot be used, and is not.
+	PluginInvalid Code = "PluginInvalid"
+	// PluginMissing: the plug-in Secret is gone; its issuer stays in use.
+	PluginMissing Code = "PluginMissing"
+	// IssuerInvalid: what is kept of the issuer in use cannot be read.
+	IssuerInvalid Code = "IssuerInvalid"
 	// RootUnreadable: the API server does not answer, or does not let us read.
 	RootUnreadable Code = "RootUnreadable"
 )
 
 var rootCodes = []Code{RootMalformed, RootKeyMismatch, RootExpired, RootLost, RootMissing, RootChanged, RootUnreadable}
+
+// issuerCodes are what may be wrong with what signs.
+var issuerCodes = []Code{PluginInvalid, PluginMissing, IssuerInvalid, RootUnreadable, RootExpired}
 
 // Problem is something about the root that a person has to look at.
 type Problem struct {

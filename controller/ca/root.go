@@ -18,8 +18,8 @@ import (
 )
 
 const (
-	// rootLifetime is long because there is no rotation yet, and a root that
-	// runs out stops every workload at once.
+	// rootLifetime is long: whoever trusts the root from outside of the mesh is
+	// not told of its successor.
 	rootLifetime = 10 * 365 * 24 * time.Hour
 	// backdate is how far in the past certificates begin: the clocks of nodes
 	// differ by that much at most.
@@ -50,6 +50,11 @@ func (r *Root) Certificate() *x509.Certificate { return r.cert }
 // PEM returns the root's certificate in PEM.
 func (r *Root) PEM() string { return string(r.certPEM) }
 
+// fields of the Secret.
+func (r *Root) fields() map[string][]byte {
+	return map[string][]byte{corev1.TLSCertKey: r.certPEM, corev1.TLSPrivateKeyKey: r.keyPEM}
+}
+
 // newRoot makes a root for a trust domain.
 func newRoot(trustDomain string, now time.Time) (*Root, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -68,8 +73,8 @@ func newRoot(trustDomain string, now time.Time) (*Root, error) {
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		BasicConstraintsValid: true,
 		IsCA:                  true,
-		// Workloads' certificates hang directly below the root.
-		MaxPathLenZero: true,
+		// It signs intermediates, and those sign leaves.
+		MaxPathLen: 1,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
@@ -110,8 +115,7 @@ func parseRoot(data map[string][]byte, now time.Time) (*Root, *Problem) {
 	if err != nil {
 		return nil, &Problem{Code: RootMalformed, Field: corev1.TLSPrivateKeyKey, Detail: err.Error()}
 	}
-	public, ok := cert.PublicKey.(interface{ Equal(crypto.PublicKey) bool })
-	if !ok || !public.Equal(key.Public()) {
+	if !sameKey(cert.PublicKey, key.Public()) {
 		return nil, &Problem{Code: RootKeyMismatch, Field: corev1.TLSPrivateKeyKey, Detail: "the key is not that of the certificate in " + corev1.TLSCertKey}
 	}
 	if p := checkValidity(cert, now); p != nil {
@@ -150,6 +154,9 @@ func parseRootCertificate(data []byte) (*x509.Certificate, error) {
 
 func parseKey(data []byte) (crypto.Signer, error) {
 	block, err := onlyBlock(data, pkcs8Block, ecBlock, rsaBlock)
+	if err == nil && strings.Contains(block.Headers["Proc-Type"], "ENCRYPTED") {
+		err = errors.New("the key is encrypted, and nobody is there to tell the password")
+	}
 	if err != nil {
 		return nil, err
 	}

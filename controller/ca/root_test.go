@@ -71,7 +71,7 @@ func TestNewRootIsAcceptedWhenReadBack(t *testing.T) {
 	if got := root.cert.NotAfter.Sub(start); got != 10*365*24*time.Hour {
 		t.Errorf("valid for %v", got)
 	}
-	if !root.cert.IsCA || !root.cert.MaxPathLenZero || root.cert.KeyUsage != x509.KeyUsageCertSign|x509.KeyUsageCRLSign {
+	if !root.cert.IsCA || root.cert.MaxPathLen != 1 || root.cert.KeyUsage != x509.KeyUsageCertSign|x509.KeyUsageCRLSign {
 		t.Error("the certificate's constraints are not a root's")
 	}
 }

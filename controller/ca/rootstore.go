@@ -48,7 +48,7 @@ type RootStore struct {
 	expiry  prometheus.Gauge
 
 	mu      sync.Mutex
-	root    *Root  // guarded by mu; fixed once set
+	root    *Root  // guarded by mu; nil before it is known
 	current error  // guarded by mu; what is wrong now
 	logged  string // guarded by mu; its text, so that each trouble is logged once
 }
@@ -91,10 +91,7 @@ func (s *RootStore) Open(ctx context.Context) (*Root, error) {
 	for {
 		root, err := s.load(ctx)
 		if err == nil {
-			s.mu.Lock()
-			s.root = root
-			s.mu.Unlock()
-			s.expiry.Set(float64(root.cert.NotAfter.Unix()))
+			s.adopt(root)
 			s.report(nil)
 			return root, nil
 		}
@@ -162,7 +159,7 @@ func (s *RootStore) create(ctx context.Context, root *Root) error {
 			Labels: map[string]string{"app.kubernetes.io/part-of": "ambit"},
 		},
 		Type: corev1.SecretTypeTLS,
-		Data: map[string][]byte{corev1.TLSCertKey: root.certPEM, corev1.TLSPrivateKeyKey: root.keyPEM},
+		Data: root.fields(),
 	}, metav1.CreateOptions{})
 	return err
 }

@@ -266,12 +266,11 @@ func running(t *testing.T, client *fake.Clientset) (*RootStore, *Root) {
 	store := newStore(client)
 	root := open(t, store)
 	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 2)
+	ended := make(chan error, 1)
 	go func() { ended <- store.Run(ctx) }()
-	go func() { ended <- store.RunLeader(ctx) }()
 	t.Cleanup(func() {
 		cancel()
-		if err := errors.Join(<-ended, <-ended); err != nil {
+		if err := <-ended; err != nil {
 			t.Error(err)
 		}
 	})
@@ -340,58 +339,6 @@ func TestSecretReplacedWhileRunningIsReportedAndLeftAlone(t *testing.T) {
 		}
 		if store.loaded() != root || !same(secret(t, client), stored(other)) {
 			t.Error("a root was exchanged")
-		}
-	})
-}
-
-func TestConfigMapIsKeptRight(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		client := fake.NewClientset()
-		_, root := running(t, client)
-		configMaps := client.CoreV1().ConfigMaps(system)
-		published := func() map[string]string {
-			m, err := configMaps.Get(t.Context(), ConfigMapName, metav1.GetOptions{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			return m.Data
-		}
-		if got := published()[ConfigMapKey]; got != root.PEM() {
-			t.Errorf("published %q", got)
-		}
-
-		changed := configMapOf(testRoot(t).PEM())
-		changed.Data["note"] = "mine"
-		if _, err := configMaps.Update(t.Context(), changed, metav1.UpdateOptions{}); err != nil {
-			t.Fatal(err)
-		}
-		look()
-		if got := published(); got[ConfigMapKey] != root.PEM() || got["note"] != "mine" {
-			t.Errorf("after a change: %q", got)
-		}
-
-		if err := configMaps.Delete(t.Context(), ConfigMapName, metav1.DeleteOptions{}); err != nil {
-			t.Fatal(err)
-		}
-		look()
-		if got := published()[ConfigMapKey]; got != root.PEM() {
-			t.Errorf("after a deletion: %q", got)
-		}
-	})
-}
-
-func TestFollowerDoesNotWriteTheConfigMap(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		client := fake.NewClientset()
-		store := newStore(client)
-		open(t, store)
-		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
-		defer cancel()
-		if err := store.Run(ctx); err != nil {
-			t.Error(err)
-		}
-		if _, err := client.CoreV1().ConfigMaps(system).Get(t.Context(), ConfigMapName, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
-			t.Errorf("a follower published: %v", err)
 		}
 	})
 }

@@ -1,11 +1,9 @@
 package ca
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -17,20 +15,23 @@ import (
 // one object by name needs no permission to list Secrets, as a watch would.
 const lookInterval = 10 * time.Second
 
-// Run looks after the Secret until ctx ends, once [RootStore.Open] returned:
+// Run looks after the Secret until ctx ends, once the root is known:
 // a lost one is put back as it was, anything else is reported. What is in use
 // stays in use.
 func (s *RootStore) Run(ctx context.Context) error {
-	return every(ctx, lookInterval, func() { s.report(s.keepSecret(ctx)) })
+	return every(ctx, lookInterval, func() {
+		if s.unused() {
+			return
+		}
+		s.report(s.keepSecret(ctx))
+	})
 }
 
-// RunLeader keeps the ConfigMap right until ctx ends. Only the leader runs it.
-func (s *RootStore) RunLeader(ctx context.Context) error {
-	return every(ctx, lookInterval, func() {
-		if err := s.publish(ctx); err != nil && ctx.Err() == nil {
-			s.cfg.Logger.Error("publish root", "config_map", s.configMap(), "error", err)
-		}
-	})
+// unused tells that another authority is plugged in, and no root of ours in use.
+func (s *RootStore) unused() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.root == nil
 }
 
 // every calls f at once and then at the interval until ctx ends.
@@ -60,13 +61,15 @@ func (s *RootStore) keepSecret(ctx context.Context) error {
 		return s.restore(ctx, root)
 	case err != nil:
 		return err
+	case !stored.cert.Equal(root.cert) && s.succeeds(ctx, stored):
+		s.adopt(stored)
 	case !stored.cert.Equal(root.cert):
 		return &Problem{
 			Code:   RootChanged,
 			Object: "Secret " + s.secret(),
 			Field:  corev1.TLSCertKey,
 			Detail: "it holds another root than the one in use",
-			Fix:    "put the former root back (it is in the ConfigMap " + s.configMap() + "), or restart the controller to use the new one",
+			Fix:    "put the former root back (it is in the ConfigMap " + s.configMap() + "), or restart the controller to change to the new one, with overlap",
 		}
 	}
 	return nil
@@ -93,40 +96,61 @@ func (s *RootStore) restore(ctx context.Context, root *Root) error {
 	}
 }
 
-// publish makes the ConfigMap hold the root in use.
-func (s *RootStore) publish(ctx context.Context) error {
-	root := s.loaded()
-	configMaps := s.cfg.Client.CoreV1().ConfigMaps(s.cfg.Namespace)
-	present, err := configMaps.Get(ctx, ConfigMapName, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		_, err := configMaps.Create(ctx, &corev1.ConfigMap{
-			ObjectMeta: metav1.ObjectMeta{
-				Name: ConfigMapName, Namespace: s.cfg.Namespace,
-				Labels: map[string]string{"app.kubernetes.io/part-of": "ambit"},
-			},
-			Data: map[string]string{ConfigMapKey: root.PEM()},
-		}, metav1.CreateOptions{})
-		return err
+// replace has the Secret hold another root: the one that every node trusts by
+// now, and that signs.
+func (s *RootStore) replace(ctx context.Context, root *Root) error {
+	secrets := s.cfg.Client.CoreV1().Secrets(s.cfg.Namespace)
+	present, err := secrets.Get(ctx, SecretName, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		err = s.create(ctx, root)
+	case err == nil:
+		present = present.DeepCopy()
+		present.Data = root.fields()
+		_, err = secrets.Update(ctx, present, metav1.UpdateOptions{})
 	}
 	if err != nil {
 		return err
 	}
-	if bytes.Equal([]byte(present.Data[ConfigMapKey]), root.certPEM) {
-		return nil
-	}
-	next := present.DeepCopy()
-	next.Data = maps.Clone(present.Data)
-	if next.Data == nil {
-		next.Data = map[string]string{}
-	}
-	next.Data[ConfigMapKey] = root.PEM()
-	if _, err := configMaps.Update(ctx, next, metav1.UpdateOptions{}); err != nil {
-		return err
-	}
-	if present.Data[ConfigMapKey] != "" {
-		s.cfg.Logger.Warn("published root differed from the one in use and was replaced", "config_map", s.configMap())
-	}
+	s.adopt(root)
+	s.cfg.Logger.Info("root replaced by its successor", "secret", s.secret(), "not_after", root.cert.NotAfter)
 	return nil
+}
+
+// succeeds tells whether a root in the Secret is what a rotation made of the one
+// in use: then the state beside it says so, which only the leader writes.
+func (s *RootStore) succeeds(ctx context.Context, stored *Root) bool {
+	found, err := stateSecret{s.cfg.Client, s.cfg.Namespace}.read(ctx, s.cfg.Now())
+	return err == nil && found.bundle.signing() == Fingerprint(stored.cert)
+}
+
+// opened returns the root in use; before there is one, that of the Secret, which
+// is made if it may be and there is none.
+func (s *RootStore) opened(ctx context.Context, mayCreate bool) (*Root, error) {
+	s.mu.Lock()
+	root := s.root
+	s.mu.Unlock()
+	if root != nil {
+		return root, nil
+	}
+	var err error
+	if mayCreate {
+		root, err = s.load(ctx)
+	} else {
+		root, err = s.read(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.adopt(root)
+	return root, nil
+}
+
+func (s *RootStore) adopt(root *Root) {
+	s.mu.Lock()
+	s.root = root
+	s.mu.Unlock()
+	s.expiry.Set(float64(root.cert.NotAfter.Unix()))
 }
 
 // loaded returns the root that Open found.

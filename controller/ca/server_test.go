@@ -67,7 +67,7 @@ func newMesh(t *testing.T) *mesh {
 	m.add(t,
 		podOf(system, "ztunnel-1", "uid-z1", "ztunnel", "n1"), podOf(system, "ztunnel-2", "uid-z2", "ztunnel", "n2"),
 		podOf("shop", "cart-1", "uid-c1", "cart", "n1"), podOf("shop", "pay-1", "uid-p1", "pay", "n2"))
-	authority := NewAuthority(AuthorityConfig{Root: testRoot(t), TrustDomain: trustDomain, SystemNamespace: system, Logger: quiet(), Now: func() time.Time { return start }})
+	authority := authorityOf(t, testRoot(t), func() time.Time { return start })
 	server := grpc.NewServer()
 	NewServer(ServerConfig{
 		Authority: authority, Pods: pods, SystemNamespace: system, Logger: quiet(),

@@ -22,10 +22,13 @@ type servingCertificate struct {
 func (a *Authority) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.issuer == nil {
+		return nil, errNoIssuer
+	}
 	if a.serving != nil && a.cfg.Now().Before(a.serving.renewAt) {
 		return a.serving.tls, nil
 	}
-	next, err := a.newServingCertificate()
+	next, err := a.newServingCertificateLocked()
 	if err != nil {
 		return nil, fmt.Errorf("renew serving certificate: %w", err)
 	}
@@ -36,21 +39,25 @@ func (a *Authority) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, erro
 	return next.tls, nil
 }
 
-func (a *Authority) newServingCertificate() (*servingCertificate, error) {
+func (a *Authority) newServingCertificateLocked() (*servingCertificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("generate key: %w", err)
 	}
 	service := "controller." + a.cfg.SystemNamespace + ".svc"
-	leaf, err := a.sign(&x509.Certificate{
+	leaf, err := a.issuer.sign(&x509.Certificate{
 		DNSNames:    []string{service, service + ".cluster.local", "localhost"},
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}, key.Public(), maxLifetime)
+	}, key.Public(), maxLifetime, a.cfg.Now())
 	if err != nil {
 		return nil, err
 	}
+	chain := [][]byte{leaf.Raw}
+	for _, above := range a.issuer.chain {
+		chain = append(chain, above.Raw)
+	}
 	return &servingCertificate{
-		tls:     &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf},
+		tls:     &tls.Certificate{Certificate: chain, PrivateKey: key, Leaf: leaf},
 		renewAt: leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) / 2),
 	}, nil
 }

@@ -192,6 +192,14 @@ func (h Holdings) Has(typeURL, name string) (has bool, refusal string) {
 	return subscribed.has(published)
 }
 
+// Version of a resource as it is published now; empty where it is not.
+func (h Holdings) Version(typeURL, name string) string {
+	if published, ok := h.world.set(typeURL).byName[name]; ok {
+		return published.Version
+	}
+	return ""
+}
+
 // answered tells whoever wants to know.
 func (s *Server) answered() {
 	if s.config.Answered != nil {

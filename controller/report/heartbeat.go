@@ -11,6 +11,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	coordinationapply "k8s.io/client-go/applyconfigurations/coordination/v1"
+
+	reportapi "github.com/ambit-mesh/ambit/api/report"
 )
 
 const (
@@ -87,7 +89,7 @@ func (r *Registry) judge() {
 }
 
 // beat takes a sign of life.
-func (r *Registry) beat(s *session, problems []string) {
+func (r *Registry) beat(s *session, message *reportapi.Heartbeat) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	n := r.nodeLocked(s.node)
@@ -95,12 +97,22 @@ func (r *Registry) beat(s *session, problems []string) {
 		return
 	}
 	n.heartbeat = r.cfg.Now()
-	if problems = cutAll(problems); !slices.Equal(problems, n.problems) {
+	n.roots, n.rootsTold = cutAll(message.GetCertificates().GetRoots()), message.GetCertificates() != nil
+	if problems := cutAll(message.GetProblems()); !slices.Equal(problems, n.problems) {
 		n.problems = problems
 		if len(problems) > 0 {
 			r.cfg.Logger.Warn("node has problems", "node", s.node, "problems", problems)
 		}
 	}
+}
+
+// HoldsNone tells whether a node said, after a time, that none of its
+// certificates chains to a root, named by its fingerprint.
+func (r *Registry) HoldsNone(nodeName, fingerprint string, after time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n, ok := r.nodes[nodeName]
+	return ok && n.session != nil && n.rootsTold && n.heartbeat.After(after) && !slices.Contains(n.roots, fingerprint)
 }
 
 // readHeartbeats takes over from the Leases what an earlier leader knew.

@@ -72,6 +72,9 @@ type node struct {
 	podName  string
 	version  string
 	problems []string
+	// roots that the certificates of the node chain to, if it told.
+	roots     []string
+	rootsTold bool
 	// problemsWritten is what the Lease has.
 	problemsWritten []string
 	// silent as it was last told to onNode.

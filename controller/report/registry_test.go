@@ -189,7 +189,7 @@ func (w *world) beating(sessions ...*session) {
 	w.t.Cleanup(cancel)
 	go tick(ctx, 5*time.Second, func() {
 		for _, s := range sessions {
-			w.registry.beat(s, nil)
+			w.registry.beat(s, &reportapi.Heartbeat{})
 		}
 	})
 }
@@ -362,7 +362,7 @@ func TestSilence(t *testing.T) {
 		if len(w.nodes) != 1 {
 			t.Errorf("told %v", w.nodes)
 		}
-		w.registry.beat(s, nil)
+		w.registry.beat(s, &reportapi.Heartbeat{})
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
 		if _, silent := w.registry.Silent("n1"); silent || len(w.nodes) != 2 {
@@ -380,7 +380,7 @@ func TestHeartbeatsAreOneLeaseANode(t *testing.T) {
 		stop := w.lead()
 		s := w.connect("n1")
 		time.Sleep(4 * time.Second)
-		w.registry.beat(s, []string{"BPFFSMissing: mount it"})
+		w.registry.beat(s, &reportapi.Heartbeat{Problems: []string{"BPFFSMissing: mount it"}})
 		heard := time.Now()
 		time.Sleep(2*leaseInterval + time.Second)
 		synctest.Wait()

@@ -216,7 +216,7 @@ func (s *Server) take(session *session, message *reportapi.NodeReport, logger *s
 	registry := s.cfg.Registry
 	switch kind := message.GetKind().(type) {
 	case *reportapi.NodeReport_Heartbeat:
-		registry.beat(session, kind.Heartbeat.GetProblems())
+		registry.beat(session, kind.Heartbeat)
 	case *reportapi.NodeReport_SnapshotSent:
 		registry.snapshotSent(session)
 	case *reportapi.NodeReport_Workload:

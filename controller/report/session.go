@@ -41,7 +41,7 @@ func (r *Registry) open(nodeName string, hello *reportapi.Hello) *session {
 		close(n.session.replaced)
 	}
 	n.session, n.podName, n.version = s, s.podName, s.version
-	n.heartbeat = r.cfg.Now()
+	n.heartbeat, n.rootsTold = r.cfg.Now(), false
 	return s
 }
 

@@ -53,6 +53,7 @@ func (o *output) mesh(in Input) {
 		o.add(in.Config.TrustDomain, &mesh.TrustBundle{
 			TrustDomain: in.Config.TrustDomain,
 			Roots:       in.Roots,
+			Retiring:    in.Retiring,
 		}, resource.Relations{})
 	}
 }

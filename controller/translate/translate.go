@@ -60,6 +60,8 @@ type Input struct {
 	Captured Captured
 	// Roots of the mesh's certificates, PEM, one each.
 	Roots []string
+	// Retiring are the fingerprints of those that sign no more.
+	Retiring []string
 
 	Config Config
 }

@@ -1,7 +1,7 @@
 // Package certs keeps the certificates of the identities that a node's pods have.
 //
 //	Want     an identity is wanted: its key is made and its certificate fetched
-//	         ahead of need, and again at half of its life
+//	         ahead of need, and again at two thirds of its life
 //	Get      waits for it, before those that nobody waits for
 //	Forget   some time after the last Want is taken back, key and certificate are dropped
 //
@@ -25,6 +25,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -40,6 +42,9 @@ type Config struct {
 	Fetch func(ctx context.Context, id spiffe.ID, csrPEM []byte) ([]string, error)
 	// Bundle returns the roots that are trusted now; empty until they are known.
 	Bundle func() []*x509.Certificate
+	// Retiring, if set, returns the fingerprints of those roots that sign no more:
+	// certificates below them are replaced ahead of their time.
+	Retiring func() []string
 	// Locker keeps certificates for the next process; nil to start from nothing.
 	Locker Locker
 	Logger *slog.Logger
@@ -89,6 +94,7 @@ type entry struct {
 	forgotten   *time.Timer // while wants is 0: the end of lingering
 	waiting     int
 	certificate *tls.Certificate // with Leaf; nil until there is one
+	root        string           // fingerprint of what it chains to
 	lastError   error
 	changed     chan struct{} // closed when certificate or lastError changes
 }
@@ -245,7 +251,8 @@ func (s *Store) Expires(id spiffe.ID) (time.Time, bool) {
 }
 
 // BundleChanged judges the held certificates by the bundle of now: what it no
-// longer vouches for is dropped and fetched anew.
+// longer vouches for is dropped and fetched anew; what chains to a root that
+// retires is replaced soon, and used until then.
 func (s *Store) BundleChanged() {
 	roots := pool(s.config.Bundle())
 	s.mu.Lock()
@@ -256,8 +263,26 @@ func (s *Store) BundleChanged() {
 			e.certificate = nil
 			e.announceLocked()
 		}
-		if e.certificate == nil {
+		if e.certificate == nil || s.retiresLocked(e) {
 			e.hurry()
 		}
 	}
+}
+
+// Roots returns the fingerprints of the roots that held certificates chain to.
+func (s *Store) Roots() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	roots := map[string]struct{}{}
+	for _, e := range s.entries {
+		if e.certificate != nil {
+			roots[e.root] = struct{}{}
+		}
+	}
+	return slices.Sorted(maps.Keys(roots))
+}
+
+// retiresLocked tells whether an entry's root signs no more.
+func (s *Store) retiresLocked(e *entry) bool {
+	return e.certificate != nil && s.config.Retiring != nil && slices.Contains(s.config.Retiring(), e.root)
 }

@@ -86,7 +86,7 @@ func TestOnlyWhatIsWantedHasAKey(t *testing.T) {
 	}
 }
 
-func TestRenewalAtHalfOfLife(t *testing.T) {
+func TestRenewalAtTwoThirdsOfLife(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca, web := certstest.NewCA(t, "cluster.local"), id(t, "shop", "web")
 		s := store(t, certs.Config{Fetch: ca.Fetch, Bundle: ca.Bundle})
@@ -102,13 +102,57 @@ func TestRenewalAtHalfOfLife(t *testing.T) {
 			}
 			return certificate.Leaf.SerialNumber.String()
 		}
-		time.Sleep(9*time.Hour + 30*time.Minute) // half of 24 h, less 10% and a bit
+		time.Sleep(13*time.Hour + 30*time.Minute) // two thirds of 24 h, less 10% and a bit
 		if serial() != first.Leaf.SerialNumber.String() {
-			t.Error("renewed long before its half")
+			t.Error("renewed long before its time")
 		}
 		time.Sleep(5 * time.Hour)
 		if serial() == first.Leaf.SerialNumber.String() {
-			t.Error("not renewed at its half")
+			t.Error("not renewed in its time")
+		}
+	})
+}
+
+// What chains to a root that retires is replaced within seconds, and used
+// meanwhile; what does not is left alone.
+func TestARootThatRetiresHasItsCertificatesReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		before, after := certstest.NewCA(t, "cluster.local"), certstest.NewCA(t, "cluster.local")
+		var signer atomic.Pointer[certstest.CA]
+		signer.Store(before)
+		var retiring atomic.Pointer[[]string]
+		retiring.Store(&[]string{})
+		s := store(t, certs.Config{
+			Fetch: func(ctx context.Context, id spiffe.ID, csr []byte) ([]string, error) {
+				return signer.Load().Fetch(ctx, id, csr)
+			},
+			Bundle:   func() []*x509.Certificate { return append(before.Bundle(), after.Bundle()...) },
+			Retiring: func() []string { return *retiring.Load() },
+		})
+		web := id(t, "shop", "web")
+		s.Want(web)
+		first, err := s.Get(t.Context(), web)
+		if err != nil {
+			t.Fatal(err)
+		}
+		old := s.Roots()
+		if len(old) != 1 {
+			t.Fatalf("roots %v", old)
+		}
+		signer.Store(after)
+		s.BundleChanged()
+		time.Sleep(time.Minute)
+		if now, _ := s.Get(t.Context(), web); now != first {
+			t.Fatal("replaced though nothing retires")
+		}
+		retiring.Store(&old)
+		s.BundleChanged()
+		if now, err := s.Get(t.Context(), web); err != nil || now != first {
+			t.Errorf("the old one is not used until there is another: %v", err)
+		}
+		time.Sleep(time.Minute)
+		if now := s.Roots(); len(now) != 1 || now[0] == old[0] {
+			t.Errorf("after a minute: %v", now)
 		}
 	})
 }

@@ -25,9 +25,15 @@ const (
 	lastPause  = 150 * time.Second
 	// waitedPause bounds them while connections wait for the certificate.
 	waitedPause = time.Second
+	// renewalPart of its life a certificate is renewed after: what is left is for
+	// a controller that is away.
+	renewalPart = 2.0 / 3
 	// renewalJitter spreads the renewals of certificates that were fetched at
-	// one time: 10% of their life around its half.
+	// one time: 10% of their life around that.
 	renewalJitter = 0.1
+	// retireSpread is over how long a node's certificates below a root that
+	// retires are replaced.
+	retireSpread = 8 * time.Second
 	// fetchTimeout bounds one fetch.
 	fetchTimeout = 30 * time.Second
 )
@@ -131,6 +137,7 @@ func (s *Store) waitedFor(e *entry) bool {
 // pause waits for a time, or until somebody needs what is not there. A wake-up
 // never comes sooner than the first pause, whoever asks how often.
 func (s *Store) pause(ctx context.Context, e *entry, d time.Duration) {
+	hastened := false
 	due, soonest := time.NewTimer(d), time.NewTimer(min(d, firstPause))
 	defer due.Stop()
 	defer soonest.Stop()
@@ -152,8 +159,18 @@ func (s *Store) pause(ctx context.Context, e *entry, d time.Duration) {
 			if !s.valid(e) {
 				return
 			}
+			if s.retires(e) && !hastened {
+				hastened = true
+				due.Reset(min(d, mathrand.N(retireSpread)))
+			}
 		}
 	}
+}
+
+func (s *Store) retires(e *entry) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.retiresLocked(e)
 }
 
 func (s *Store) valid(e *entry) bool {
@@ -173,7 +190,7 @@ func (s *Store) wanted(e *entry) bool {
 func (s *Store) use(e *entry, certificate *tls.Certificate) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e.lastError, e.certificate = nil, certificate
+	e.lastError, e.certificate, e.root = nil, certificate, rootOf(certificate, pool(s.config.Bundle()))
 	e.announceLocked()
 }
 
@@ -183,7 +200,7 @@ func (s *Store) settle(e *entry, certificate *tls.Certificate, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if e.lastError = err; err == nil {
-		e.certificate = certificate
+		e.certificate, e.root = certificate, rootOf(certificate, pool(s.config.Bundle()))
 		e.announceLocked()
 	}
 }
@@ -195,11 +212,11 @@ func backoff(failures int) time.Duration {
 	return pause/2 + mathrand.N(pause/2+1)
 }
 
-// untilRenewal is half of the certificate's life, give or take the jitter.
+// untilRenewal is two thirds of the certificate's life, give or take the jitter.
 func untilRenewal(leaf *x509.Certificate, now time.Time) time.Duration {
 	life := leaf.NotAfter.Sub(leaf.NotBefore)
 	jitter := time.Duration((mathrand.Float64()*2 - 1) * renewalJitter * float64(life))
-	return max(leaf.NotBefore.Add(life/2+jitter).Sub(now), firstPause)
+	return max(leaf.NotBefore.Add(time.Duration(renewalPart*float64(life))+jitter).Sub(now), firstPause)
 }
 
 // fetch makes a key, has it certified, and checks what came back.

@@ -96,21 +96,21 @@ func TestTheNextProcessNeedsNoCA(t *testing.T) {
 			return nil, errDown
 		}}, func(s *certs.Store) {
 			s.Want(web)
-			time.Sleep(8 * time.Hour) // before the half of its life
+			time.Sleep(12 * time.Hour) // before two thirds of its life
 			if got := serialOf(t, s, web); got != before || before == "" {
 				t.Errorf("certificate %q, kept was %q", got, before)
 			}
 			if n := asked.Load(); n > 0 {
 				t.Errorf("the CA was asked %d times for what was there", n)
 			}
-			time.Sleep(6 * time.Hour)
+			time.Sleep(7 * time.Hour)
 			if asked.Load() == 0 {
-				t.Error("not renewed at half of its life")
+				t.Error("not renewed at two thirds of its life")
 			}
 			if got := serialOf(t, s, web); got != before {
 				t.Error("not used until its end")
 			}
-			time.Sleep(11 * time.Hour)
+			time.Sleep(6 * time.Hour)
 			if got := serialOf(t, s, web); got != "" {
 				t.Error("used after its end")
 			}

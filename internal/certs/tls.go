@@ -1,8 +1,10 @@
 package certs
 
 import (
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -110,6 +112,23 @@ func chains(certificate *tls.Certificate, roots *x509.CertPool) error {
 		}
 	}
 	return nil
+}
+
+// rootOf returns the fingerprint of the root that our own certificate chains to:
+// SHA-256 of the root, in hex. Empty if it chains to none.
+func rootOf(certificate *tls.Certificate, roots *x509.CertPool) string {
+	intermediates := x509.NewCertPool()
+	for _, der := range certificate.Certificate[1:] {
+		if parsed, err := x509.ParseCertificate(der); err == nil {
+			intermediates.AddCert(parsed)
+		}
+	}
+	chains, err := certificate.Leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: intermediates, CurrentTime: time.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
+	if err != nil {
+		return ""
+	}
+	sum := sha256.Sum256(chains[0][len(chains[0])-1].Raw)
+	return hex.EncodeToString(sum[:])
 }
 
 func verifyChain(leaf *x509.Certificate, intermediates, roots *x509.CertPool, usage x509.ExtKeyUsage) error {

@@ -34,8 +34,10 @@ type Snapshot struct {
 }
 
 type bundle struct {
-	roots  []*x509.Certificate
-	digest digest
+	roots []*x509.Certificate
+	// retiring are fingerprints of some of them.
+	retiring []string
+	digest   digest
 }
 
 type meshConfig struct {
@@ -130,6 +132,10 @@ func (s *Snapshot) ClusterID() string { return s.config.clusterID }
 
 // TrustBundle is the roots of the mesh's own trust domain; none while unknown.
 func (s *Snapshot) TrustBundle() []*x509.Certificate { return s.bundles[s.config.trustDomain].roots }
+
+// RetiringRoots are the fingerprints of those roots of the bundle that sign no
+// more: SHA-256, in hex.
+func (s *Snapshot) RetiringRoots() []string { return s.bundles[s.config.trustDomain].retiring }
 
 // InPodRange tells whether pods get addresses like this one.
 func (s *Snapshot) InPodRange(addr netip.Addr) bool {

@@ -171,6 +171,7 @@ func (e *edit) applyBundles(d Delta) (rejected []Rejection) {
 		var b bundle
 		if err == nil {
 			b.roots, err = parseBundle(r.Name, message)
+			b.retiring = message.GetRetiring()
 		}
 		if rejected = append(rejected, e.settle(r, d.Type, nil, err)...); err != nil {
 			continue

@@ -1,0 +1,102 @@
+// Package authority shows what signs for the mesh and which roots it trusts, and
+// asks the controller to change them.
+//
+// The controller writes what there is into the ConfigMap ambit-ca-root; a request
+// is an annotation on the Secret ambit-ca-state, which the controller takes off
+// when it has begun. Nothing here reads a key.
+package authority
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/ambit-mesh/ambit/cli/install"
+	"github.com/ambit-mesh/ambit/cli/kube"
+)
+
+const (
+	configMap   = "ambit-ca-root"
+	statusKey   = "status.json"
+	stateSecret = "ambit-ca-state"
+	annotation  = "ambit.mesh/rotate"
+)
+
+// Status as the controller writes it.
+type Status struct {
+	Roots []struct {
+		Fingerprint, Subject, Phase string
+		Since, NotAfter             time.Time
+	}
+	Issuer struct {
+		Origin, Subject, Serial, Root string
+		NotAfter                      time.Time
+	}
+	Waiting []string
+	Problem *struct{ Code, Object, Field, Detail, Fix string }
+}
+
+// Read returns the status, and the text that it was read from.
+func Read(ctx context.Context, cluster *kube.Cluster) (Status, string, error) {
+	found, err := cluster.Typed.CoreV1().ConfigMaps(install.Namespace).Get(ctx, configMap, metav1.GetOptions{})
+	if err != nil {
+		return Status{}, "", fmt.Errorf("read ConfigMap %s/%s: %w", install.Namespace, configMap, err)
+	}
+	text := found.Data[statusKey]
+	if text == "" {
+		return Status{}, "", fmt.Errorf("ConfigMap %s/%s has no %s: the controller writes it; see its log", install.Namespace, configMap, statusKey)
+	}
+	var s Status
+	if err := json.Unmarshal([]byte(text), &s); err != nil {
+		return Status{}, "", fmt.Errorf("read %s of ConfigMap %s/%s: %w", statusKey, install.Namespace, configMap, err)
+	}
+	return s, text, nil
+}
+
+// Print shows the status as a table, or as json.
+func Print(ctx context.Context, cluster *kube.Cluster, output string, out io.Writer) error {
+	if output != "" && output != "json" {
+		return fmt.Errorf("--output %q: only json is known", output)
+	}
+	s, text, err := Read(ctx, cluster)
+	if err != nil {
+		return err
+	}
+	if output == "json" {
+		_, err := fmt.Fprintln(out, text)
+		return err
+	}
+	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "ROOT\tPHASE\tSINCE\tEXPIRES\tSUBJECT")
+	for _, r := range s.Roots {
+		fmt.Fprintf(table, "%.16s\t%s\t%s\t%s\t%s\n", r.Fingerprint, r.Phase, r.Since.Format(time.RFC3339), r.NotAfter.Format(time.DateOnly), r.Subject)
+	}
+	fmt.Fprintf(table, "\nISSUER\tORIGIN\tROOT\tEXPIRES\tSUBJECT\n%.16s\t%s\t%.16s\t%s\t%s\n",
+		s.Issuer.Serial, s.Issuer.Origin, s.Issuer.Root, s.Issuer.NotAfter.Format(time.DateOnly), s.Issuer.Subject)
+	if err := table.Flush(); err != nil {
+		return err
+	}
+	if len(s.Waiting) > 0 {
+		fmt.Fprintf(out, "\nwaiting for: %v\n", s.Waiting)
+	}
+	if p := s.Problem; p != nil {
+		fmt.Fprintf(out, "\nproblem: %s: %s %s: %s\nwhat to do: %s\n", p.Code, p.Object, p.Field, p.Detail, p.Fix)
+	}
+	return nil
+}
+
+// Rotate asks for another root or intermediate.
+func Rotate(ctx context.Context, cluster *kube.Cluster, what string) error {
+	patch := fmt.Sprintf(`{"metadata":{"annotations":{%q:%q}}}`, annotation, what)
+	_, err := cluster.Typed.CoreV1().Secrets(install.Namespace).Patch(ctx, stateSecret, types.MergePatchType, []byte(patch), metav1.PatchOptions{})
+	if err != nil {
+		return fmt.Errorf("ask for another %s: annotate Secret %s/%s: %w", what, install.Namespace, stateSecret, err)
+	}
+	return nil
+}

@@ -1,0 +1,61 @@
+package main
+
+import (
+	"slices"
+	"time"
+
+	meshapi "github.com/ambit-mesh/ambit/api/mesh"
+	"github.com/ambit-mesh/ambit/controller/ca"
+	"github.com/ambit-mesh/ambit/controller/push"
+	"github.com/ambit-mesh/ambit/controller/report"
+	"github.com/ambit-mesh/ambit/controller/resource"
+)
+
+// trustNodes tells the authority, which thinks in nodes, what nodes work with:
+// all that have a ztunnel, and all that are connected.
+type trustNodes struct {
+	push                   *push.Server
+	reports                *report.Registry
+	pods                   *ca.Pods
+	namespace, trustDomain string
+}
+
+// Waiting returns the nodes that are not known to work with exactly this bundle,
+// and those among them that are not connected.
+func (n trustNodes) Waiting(b ca.Bundle) (waiting, away []string) {
+	want, err := resource.New(n.trustDomain, &meshapi.TrustBundle{TrustDomain: n.trustDomain, Roots: b.Roots, Retiring: b.Retiring}, resource.Relations{})
+	if err != nil {
+		return []string{err.Error()}, nil // PEM is ASCII: it does not happen, and would wait
+	}
+	connected := map[string]bool{}
+	n.push.EachProxy(func(h push.Holdings) {
+		has, _ := h.Has(resource.TrustBundle, n.trustDomain)
+		has = has && h.Version(resource.TrustBundle, n.trustDomain) == want.Version
+		before, seen := connected[h.Proxy.Node]
+		connected[h.Proxy.Node] = has && (before || !seen)
+	})
+	for node, has := range connected {
+		if !has {
+			waiting = append(waiting, node)
+		}
+	}
+	for _, node := range n.pods.NodesWith(n.namespace, ca.TunnelServiceAccount) {
+		if _, ok := connected[node]; !ok {
+			waiting, away = append(waiting, node), append(away, node)
+		}
+	}
+	slices.Sort(waiting)
+	slices.Sort(away)
+	return waiting, away
+}
+
+// renewalSettles is what a certificate that was on its way when a root stopped
+// signing takes to arrive.
+const renewalSettles = 3 * time.Second
+
+// Used tells whether a node may hold a certificate below a root.
+func (n trustNodes) Used(fingerprint string, since time.Time) bool {
+	return slices.ContainsFunc(n.pods.NodesWith(n.namespace, ca.TunnelServiceAccount), func(node string) bool {
+		return !n.reports.HoldsNone(node, fingerprint, since.Add(renewalSettles))
+	})
+}
