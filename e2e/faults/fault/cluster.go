@@ -22,10 +22,15 @@ func ofCluster() []Fault {
 			NewPods: true,
 		},
 		{
-			Name:   "ztunnel-upgrade",
-			What:   "ztunnel of every node is replaced by a newer one.",
-			How:    "kubectl rollout restart, with the DaemonSet's own grace; in force until the rollout is complete.",
-			Inject: upgrade,
+			Name: "ztunnel-upgrade",
+			What: "ztunnel of every node is replaced by a newer one.",
+			How:  "kubectl rollout restart, with the DaemonSet's own grace; in force until the rollout is complete.",
+			Inject: func(ctx context.Context, l *Lab) error {
+				return l.system(ctx, "rollout", "restart", "daemonset/"+ztunnel)
+			},
+			Until: func(ctx context.Context, l *Lab) error {
+				return l.system(ctx, "rollout", "status", "daemonset/"+ztunnel, "--timeout=180s")
+			},
 		},
 		{
 			Name:   "node-power-cut",
@@ -67,13 +72,6 @@ func install(ctx context.Context, l *Lab) error {
 	l.spare()
 	_, err := l.Bed.Run(ctx, "ambit", "install")
 	return err
-}
-
-func upgrade(ctx context.Context, l *Lab) error {
-	if err := l.system(ctx, "rollout", "restart", "daemonset/"+ztunnel); err != nil {
-		return err
-	}
-	return l.system(ctx, "rollout", "status", "daemonset/"+ztunnel, "--timeout=180s")
 }
 
 func powerOff(machine string) func(context.Context, *Lab) error {

@@ -21,8 +21,10 @@ type Fault struct {
 	Attack []string
 	// NewPods has pods created while the fault is in force.
 	NewPods bool
-	// Hold is how long it stays in force; [DefaultHold] if zero.
-	Hold time.Duration
+	// Hold is how long it stays in force; [DefaultHold] if zero. Until, if any, is
+	// when it ends, if ztunnel is not killed.
+	Hold  time.Duration
+	Until func(context.Context, *Lab) error
 	// Quick ones take seconds, alone.
 	Quick bool
 	// Killed: with ztunnel killed on both nodes, as often as it starts, until the

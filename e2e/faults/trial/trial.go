@@ -29,7 +29,7 @@ const (
 	streak = 4
 	// afterwards is captured too: what was on its way, and what came late.
 	afterwards = 500 * time.Millisecond
-	poll       = 50 * time.Millisecond
+	poll       = 100 * time.Millisecond
 )
 
 // Run puts a fault in force and measures. The error is of the trial itself; what
@@ -58,7 +58,7 @@ func (b *Bench) Run(ctx context.Context, f fault.Fault) (rows []result.Row, err 
 	if err := b.inject(ctx, f); err != nil {
 		return nil, fmt.Errorf("inject %s: %w", f.Name, err)
 	}
-	if err := b.sleep(ctx, max(0, hold(f)-time.Since(began))); err != nil {
+	if err := b.hold(ctx, f, began); err != nil {
 		return nil, err
 	}
 	from := began
@@ -100,11 +100,16 @@ func (b *Bench) Run(ctx context.Context, f fault.Fault) (rows []result.Row, err 
 	return rows, nil
 }
 
-func hold(f fault.Fault) time.Duration {
-	if f.Hold > 0 {
-		return f.Hold
+// hold returns when the fault has been in force for long enough.
+func (b *Bench) hold(ctx context.Context, f fault.Fault, began time.Time) error {
+	if f.Until != nil && !f.Killed {
+		return f.Until(ctx, b.lab)
 	}
-	return fault.DefaultHold
+	hold := f.Hold
+	if hold == 0 {
+		hold = fault.DefaultHold
+	}
+	return b.sleep(ctx, max(0, hold-time.Since(began)))
 }
 
 // baseline waits until every pod answers every other, and begins to count.
