@@ -89,6 +89,11 @@ func powerOn(machine string) func(context.Context, *Lab) error {
 }
 
 func (l *Lab) stopController(ctx context.Context) error {
+	replicas, err := l.Bed.Kubectl(ctx, "-n", System, "get", "deployment", controller, "-o", "jsonpath={.spec.replicas}")
+	if err != nil {
+		return err
+	}
+	l.replicas = strings.TrimSpace(replicas)
 	if err := l.system(ctx, "scale", "deployment/"+controller, "--replicas=0"); err != nil {
 		return err
 	}

@@ -17,6 +17,8 @@ type Fault struct {
 	Inject func(context.Context, *Lab) error
 	// Heal removes its cause. Nil if the cause goes by itself.
 	Heal func(context.Context, *Lab) error
+	// HealKilled instead, where the cause only goes by itself as long as ztunnel lives.
+	HealKilled func(context.Context, *Lab) error
 	// Attack, if any, is what applications do meanwhile; its name is one that they know.
 	Attack []string
 	// NewPods has pods created while the fault is in force.
@@ -47,6 +49,9 @@ func (f Fault) killed() Fault {
 	f.Name += KilledSuffix
 	f.What, f.How = "", ""
 	f.Killed, f.Quick = true, false
+	if f.HealKilled != nil {
+		f.Heal = f.HealKilled
+	}
 	return f
 }
 

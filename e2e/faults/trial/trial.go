@@ -196,10 +196,11 @@ func (b *Bench) recover(ctx context.Context, since time.Time) map[string]time.Du
 // restore takes everything back, whatever happened. Applications that did not
 // recover are replaced, so that the next fault does not inherit this one.
 func (b *Bench) restore(ctx context.Context, f fault.Fault, recovered bool) error {
-	errs := []error{b.orderAttack(nil), b.lab.Revive(ctx)}
+	errs := []error{b.orderAttack(nil)}
 	if f.Restore != nil {
 		errs = append(errs, f.Restore(ctx, b.lab))
 	}
+	errs = append(errs, b.lab.Revive(ctx))
 	errs = append(errs, b.removePods(ctx), b.lab.Settle(ctx), b.lab.Forgive(ctx))
 	if !recovered {
 		errs = append(errs, b.replace(ctx))
