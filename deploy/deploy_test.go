@@ -73,15 +73,3 @@ func TestValuesReachTheManifests(t *testing.T) {
 		}
 	}
 }
-
-func TestZtunnelIsNotPrivileged(t *testing.T) {
-	daemonSet := objects(t, Defaults(), Ztunnel)["DaemonSet/ztunnel"]
-	containers, _, _ := unstructured.NestedSlice(daemonSet.Object, "spec", "template", "spec", "containers")
-	privileged, found, err := unstructured.NestedBool(containers[0].(map[string]any), "securityContext", "privileged")
-	if err != nil || !found || privileged {
-		t.Errorf("privileged: %v (found %v, %v), want false", privileged, found, err)
-	}
-	if host, _, _ := unstructured.NestedBool(daemonSet.Object, "spec", "template", "spec", "hostNetwork"); host {
-		t.Error("ztunnel is on the host network: its loopback must be its own")
-	}
-}

@@ -25,6 +25,7 @@ type capture struct {
 	// Fixed after dataplane.serve.
 	dataplane *dataplane
 	uid       string // the workload's
+	podUID    string
 	ips       []netip.Addr
 	id        spiffe.ID
 	netns     *podns.NetNS

@@ -57,6 +57,7 @@ type dataplane struct {
 	resolver    *dns.Resolver
 	dnsMetrics  *dns.Metrics
 	egress      *egress.Metrics
+	names       *rememberedNames
 	policy      inbound.Policy
 	grace       time.Duration // of connections older than a pod's capture, once it is strict
 	synced      func() bool   // whether the store can be worked with
@@ -126,8 +127,9 @@ func (d *dataplane) serve(target pods.Target, id spiffe.ID, netns *podns.NetNS, 
 	logger := d.logger.With("pod", target.Name, "namespace", target.Namespace)
 	share := d.shares.Join()
 	way := egress.NewPod(workloadNow, d.egress, logger)
+	way.Names.Restore(d.names.take(target.UID))
 	c := &capture{
-		dataplane: d, uid: own.UID, ips: target.Sandbox.IPs, id: id, netns: netns, redirect: captured, share: share, logger: logger,
+		dataplane: d, uid: own.UID, podUID: target.UID, ips: target.Sandbox.IPs, id: id, netns: netns, redirect: captured, share: share, logger: logger,
 		ended:  make(chan struct{}),
 		egress: way,
 		outbound: outbound.New(outbound.Config{

@@ -47,11 +47,12 @@ type bed struct {
 	made    int // pods of paths
 
 	resolvers []netip.AddrPort // of the node
+	state     string           // folder
 	*dataplane
 }
 
 func newBed(t testing.TB) *bed {
-	b := &bed{t: t, network: netnstest.New(t, "a", "b"), ca: certstest.NewCA(t, "cluster.local")}
+	b := &bed{t: t, network: netnstest.New(t, "a", "b"), ca: certstest.NewCA(t, "cluster.local"), state: t.TempDir()}
 	b.config = redirect.Config{
 		PinDir:     filepath.Join(netnstest.BPFFS(t), "ambit"),
 		CgroupPath: netnstest.Cgroup(),
@@ -106,7 +107,7 @@ func (b *bed) startProcess() {
 		conns:     conns.New(conns.Config{Logger: logger, Registerer: prometheus.NewRegistry()}),
 		relay:     carrier,
 		endpoints: endpoints.New(endpoints.Config{Logger: logger, Registerer: prometheus.NewRegistry()}),
-		resolver:  dns.NewResolver(func() []netip.AddrPort { return b.resolvers }, dnsMetrics), dnsMetrics: dnsMetrics, egress: egress.NewMetrics(prometheus.NewRegistry()),
+		resolver:  dns.NewResolver(func() []netip.AddrPort { return b.resolvers }, dnsMetrics), dnsMetrics: dnsMetrics, egress: egress.NewMetrics(prometheus.NewRegistry()), names: readNames(filepath.Join(b.state, "names.json"), logger),
 		pools: pool.NewMetrics(prometheus.NewRegistry()), policy: permissive{}, quotas: inbound.NewQuotas(inbound.Limits{}), shares: quota.NewShares(1 << 20),
 		synced: func() bool { return true }, started: make(chan struct{}, 1), startedEgress: make(chan struct{}, 1), logger: logger, captures: map[string]*capture{},
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -279,6 +280,72 @@ func TestDatagramsLeaveAsPolicySays(t *testing.T) {
 	eventually(t, "it is dropped while a policy is missing", func() bool { return asks(quic.IPv4, 443) != nil })
 	b.egress(web, nil)
 	eventually(t, "it leaves where nothing is denied any more", func() bool { return asks(quic.IPv6, 443) == nil })
+}
+
+// What was learnt is known to the next process: who resolved a name before goes on.
+func TestNamesOutliveTheProcess(t *testing.T) {
+	b := newBed(t)
+	b.followLeaving()
+	web, api := b.network.Node("a").Pod("web"), b.network.Node("b").Pod("api")
+	api.Start().Listen("[::]:8080")
+	b.serveNodesResolver(api.IPv4, api.IPv6)
+	app := web.Start()
+	shut := func() { b.egress(web, nil, denying("shut", byName("api.example"))) }
+	b.capture(web)
+	b.outsidePodRanges()
+	shut()
+	eventually(t, "it is denied", func() bool { return b.captured()[0].isDenied() })
+	if _, err := lookUp(t, web, "udp", api.IPv4, "api.example."); err != nil {
+		t.Fatal(err)
+	}
+	mustDial(t, app, api.IPv4)
+	next := func() {
+		t.Helper()
+		before := b.captured()[0]
+		short, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		before.Drain(short)
+		if err := b.node.close(); err != nil {
+			t.Fatal(err)
+		}
+		b.startProcess()
+		b.outsidePodRanges()
+		b.capture(web)
+		shut()
+		b.followLeaving()
+	}
+	for range 2 { // the file's content is the same, and is there still
+		if err := b.names.save(b.captured()); err != nil {
+			t.Fatal(err)
+		}
+		next()
+		mustDial(t, app, api.IPv4)
+		eventually(t, "it is denied", func() bool { return b.captured()[0].isDenied() })
+	}
+	if err := os.WriteFile(b.names.path, []byte("ambit names 1 sha256:00\n{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	next()
+	if _, err := app.Dial(netip.AddrPortFrom(api.IPv4, 8080)); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("by a damaged file: %v", err)
+	}
+}
+
+// What a pod's configuration is known by changes with the policies on its way out, and with what they say.
+func TestConfigurationVersionsTellOfTheWayOut(t *testing.T) {
+	b := newBed(t)
+	web := b.network.Node("a").Pod("web")
+	seen := map[string]string{}
+	for name, policies := range map[string][]*mesh.EgressPolicy{
+		"none": nil, "denied": {denying("shut")}, "with an exception": {denying("shut", byName("api.example"))}, "with another": {denying("shut", byName("www.example"))},
+	} {
+		b.egress(web, nil, policies...)
+		version := configVersion(b.store.Snapshot(), workload.PodUID("Kubernetes", "shop", "web"))
+		if before, ok := seen[version]; ok || version == "" {
+			t.Errorf("version %q of %q is that of %q", version, name, before)
+		}
+		seen[version] = name
+	}
 }
 
 // outsidePodRanges makes addresses that the mesh does not know ones of outside.

@@ -172,7 +172,7 @@ func (z *ztunnel) composePods() error {
 	z.dataplane = &dataplane{
 		node: z.node, trustDomain: s.TrustDomain, clusterID: s.ClusterID, nodeName: s.NodeName,
 		certs: z.certs, store: z.store, feed: z.feed, conns: z.conns, relay: z.relay, endpoints: z.endpoints, pools: pool.NewMetrics(z.metrics.Registry),
-		resolver: dns.NewResolver(z.resolvers.Servers, dnsMetrics), dnsMetrics: dnsMetrics, egress: egress.NewMetrics(z.metrics.Registry),
+		resolver: dns.NewResolver(z.resolvers.Servers, dnsMetrics), dnsMetrics: dnsMetrics, egress: egress.NewMetrics(z.metrics.Registry), names: readNames(s.names(), z.logger),
 		policy: permissive{}, grace: s.StrictGrace, synced: func() bool { return closed(z.feed.Synced()) }, started: make(chan struct{}, 1), startedEgress: make(chan struct{}, 1),
 		quotas: inbound.NewQuotas(s.Limits), shares: z.shares(), logger: z.logger, captures: make(map[string]*capture),
 	}
@@ -230,6 +230,7 @@ func (z *ztunnel) run(running, force context.Context) error {
 	part("pods", z.pods.Run)
 	part("guards", z.dataplane.followStrictness)
 	part("egress", z.dataplane.followEgress)
+	part("names", func(ctx context.Context) error { return z.dataplane.names.run(ctx, z.dataplane.captured) })
 	part("CNI socket", func(ctx context.Context) error { return z.pods.ServeCNI(ctx, z.settings.cniSocket()) })
 	part("report", z.reporter.run)
 	z.followBundle(ctx, &group)

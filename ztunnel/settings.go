@@ -56,6 +56,7 @@ func (f folders) rootCert() string     { return filepath.Join(f.StateDir, "root-
 func (f folders) capturedPods() string { return filepath.Join(f.StateDir, "pods.json") }
 func (f folders) enrolment() string    { return filepath.Join(f.StateDir, "enrolment.json") }
 func (f folders) keys() string         { return filepath.Join(f.RunDir, "certs") }
+func (f folders) names() string        { return filepath.Join(f.StateDir, "names.json") }
 func (f folders) cniSocket() string    { return filepath.Join(f.RunDir, "cni.sock") }
 
 // environment reads variables and collects what is wrong with them.

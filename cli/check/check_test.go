@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -84,6 +85,24 @@ func TestOtherMeshesMatterWhereAPodIsEnrolled(t *testing.T) {
 		namespace("theirs", map[string]string{"istio-injection": "enabled"}),
 	))
 	wantFindings(t, findings, err, "error|Namespace both|Istio (ambient)")
+}
+
+// What was is told apart from what is: the node is sound, its pods are not.
+func TestPodsThatRanUncapturedAreNamed(t *testing.T) {
+	now := metav1.NewMicroTime(time.Now())
+	lease := func(node, problems string) *coordinationv1.Lease {
+		return &coordinationv1.Lease{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "ambit-system", Name: "ztunnel-" + node, Annotations: map[string]string{problemsAnnotation: problems}},
+			Spec:       coordinationv1.LeaseSpec{RenewTime: &now},
+		}
+	}
+	node := func(name string) *corev1.Node { return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}} }
+	cluster := clusterOf(node("n1"), node("n2"),
+		lease("n1", "StartedUngated: pod shop/cart ran uncaptured from noon to night\nBPFFSMissing: mount it"), lease("n2", ""))
+	findings, err := askUngated(t.Context(), cluster)
+	wantFindings(t, findings, err, "warning|Node n1|pod shop/cart|restart")
+	findings, err = askHeartbeats(t.Context(), cluster)
+	wantFindings(t, findings, err, "error|Node n1|BPFFSMissing")
 }
 
 func TestNetworkPoliciesThatForgetTheTunnel(t *testing.T) {

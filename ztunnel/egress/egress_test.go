@@ -2,6 +2,7 @@ package egress
 
 import (
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -10,6 +11,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
@@ -301,6 +304,28 @@ func TestNamesAreKnownForTheirTime(t *testing.T) {
 	})
 }
 
+func TestNamesAreRestored(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := NewNames()
+		ip, other := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("203.0.113.2")
+		n.Learn("api.example", []Address{{ip, time.Minute}, {other, time.Hour}})
+		saved := append(n.All(), Learnt{Name: "", IP: ip, Ends: time.Now().Add(time.Hour)}, Learnt{Name: "for.ever", IP: ip, Ends: time.Now().Add(1000 * time.Hour)})
+		time.Sleep(2 * time.Minute)
+		next := NewNames()
+		next.Restore(saved)
+		if got := next.Of(other); !slices.Equal(got, []string{"api.example"}) {
+			t.Errorf("%v", got)
+		}
+		if got := next.Of(ip); !slices.Equal(got, []string{"for.ever"}) {
+			t.Errorf("over, and without a name: %v", got)
+		}
+		time.Sleep(maxTTL)
+		if got := next.Of(ip); len(got) > 0 {
+			t.Errorf("for ever: %v", got)
+		}
+	})
+}
+
 func TestNamesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNames()
@@ -318,4 +343,44 @@ func TestNamesAreBounded(t *testing.T) {
 			t.Errorf("what lasts longest was forgotten: %v", got)
 		}
 	})
+}
+
+func TestConnectionsAreCountedByPolicy(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	own := &workload.Workload{UID: "Kubernetes//Pod/shop/web", Namespace: "shop", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}}
+	config, err := anypb.New(&mesh.EgressPolicies{Names: []string{"shop/shut", "shop/trial"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	snapshot := workloadtest.Store(t,
+		&mesh.EgressPolicy{Name: "shut", Namespace: "shop", Action: mesh.EgressPolicy_DENY, Exceptions: []*mesh.EgressException{
+			{Destination: &mesh.EgressException_DnsName{DnsName: "api.example"}},
+		}},
+		&mesh.EgressPolicy{Name: "trial", Namespace: "shop", Action: mesh.EgressPolicy_DENY, DryRun: true},
+		&api.Workload{
+			Uid: own.UID, Name: "web", Namespace: "shop", ClusterId: "Kubernetes", Addresses: workloadtest.Addrs("10.0.0.1"),
+			Extensions: []*api.Extension{{Name: workload.EgressPoliciesExtension, Config: config}},
+		}).Snapshot()
+	own, _ = snapshot.WorkloadByUID(own.UID)
+	p := NewPod(func() *workload.Workload { return own }, NewMetrics(registry), slog.New(slog.DiscardHandler))
+	dst := netip.MustParseAddrPort("203.0.113.7:443")
+	for _, step := range []struct {
+		learn          string
+		want           Outcome
+		refused, trial float64
+	}{
+		{"", Refused, 1, 1},
+		{"evil.example", Refused, 2, 2},
+		{"api.example", Allowed, 2, 2},
+	} {
+		if step.learn != "" {
+			p.Names.Learn(step.learn, []Address{{dst.Addr(), time.Minute}})
+		}
+		if d := p.Open(snapshot, p.Flow(dst, nil)); d.Outcome != step.want {
+			t.Errorf("known as %q: %+v", step.learn, d)
+		}
+		if refused, trial := testutil.ToFloat64(p.metrics.refused.WithLabelValues("shop/shut")), testutil.ToFloat64(p.metrics.trial.WithLabelValues("shop/trial")); refused != step.refused || trial != step.trial {
+			t.Errorf("known as %q: %v refused, %v on trial", step.learn, refused, trial)
+		}
+	}
 }

@@ -33,10 +33,11 @@ type pair struct {
 type Names struct {
 	mu sync.Mutex
 	// Guarded by mu.
-	ends   map[pair]time.Time
-	byIP   map[netip.Addr][]string
-	limit  int
-	evicts int
+	ends  map[pair]time.Time
+	byIP  map[netip.Addr][]string
+	limit int
+	// changes is how often something was learnt that was not known.
+	changes uint64
 }
 
 // NewNames makes an empty Names.
@@ -50,16 +51,41 @@ func (n *Names) Learn(name string, addresses []Address) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, a := range addresses {
-		p := pair{name, a.IP}
-		end := now.Add(min(max(a.TTL, minTTL), maxTTL))
-		before, known := n.ends[p]
-		if !known {
-			n.makeRoomLocked(now)
-			n.byIP[a.IP] = append(n.byIP[a.IP], name)
+		n.learnLocked(now, pair{name, a.IP}, now.Add(min(max(a.TTL, minTTL), maxTTL)))
+	}
+}
+
+// Restore takes over what an earlier process learnt, as far as it is not over.
+func (n *Names) Restore(all []Learnt) {
+	now := time.Now()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, l := range all {
+		if latest := now.Add(maxTTL); l.Ends.After(latest) { // by a clock that was set
+			l.Ends = latest
 		}
-		if end.After(before) {
-			n.ends[p] = end
+		if l.Ends.After(now) && l.Name != "" && l.IP.IsValid() {
+			n.learnLocked(now, pair{l.Name, l.IP}, l.Ends)
 		}
+	}
+}
+
+// Changes is another number whenever something was learnt.
+func (n *Names) Changes() uint64 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.changes
+}
+
+func (n *Names) learnLocked(now time.Time, p pair, end time.Time) {
+	before, known := n.ends[p]
+	if !known {
+		n.makeRoomLocked(now)
+		n.byIP[p.ip] = append(n.byIP[p.ip], p.name)
+	}
+	if end.After(before) {
+		n.ends[p] = end
+		n.changes++
 	}
 }
 
@@ -79,7 +105,6 @@ func (n *Names) makeRoomLocked(now time.Time) {
 	}
 	if len(n.ends) >= n.limit {
 		n.forgetLocked(next)
-		n.evicts++
 	}
 }
 

@@ -109,6 +109,8 @@ type Pods struct {
 	gateError error
 	// enrolled is what the last process wrote for the gate; read-only after Run began.
 	enrolled cniproto.Enrolment
+	// enrolledSince is since when namespaces are known to be enrolled.
+	enrolledSince map[string]time.Time
 }
 
 // New returns the pods of a node; Run makes them move.
@@ -143,6 +145,7 @@ func (p *Pods) Run(ctx context.Context) error {
 	}()
 
 	_, p.enrolled = p.readEnrolment()
+	p.noteEnrolled(p.enrolled)
 	p.adoptSaved()
 	group.Go(func() { p.save(ctx) })
 	if err := p.watch.start(ctx, &group); err != nil {
@@ -323,6 +326,8 @@ type facts struct {
 	// remembered: enrolled when the last process saw it, and Kubernetes has not
 	// spoken of it to this one.
 	remembered bool
+	// moved: the last process had it captured in a sandbox that is gone.
+	moved bool
 	// told is when the CNI plugin last spoke of the pod.
 	told time.Time
 	// attempt is raised to ask for an attempt now, whatever failed before.

@@ -89,5 +89,5 @@ func (p *Pods) Problems() []string {
 	if !p.isSynced {
 		problems = append(problems, "KubernetesNotSynced: pods and namespaces are not known yet")
 	}
-	return problems
+	return append(problems, p.ungatedLocked()...)
 }

@@ -49,6 +49,7 @@ var tools = map[string]tool{
 	"flood":         flood,
 	"wire":          wire,
 	"dial":          dial,
+	"ask":           ask,
 	"sleep":         sleep,
 	"until-refused": untilRefused,
 }

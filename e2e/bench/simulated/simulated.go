@@ -61,6 +61,7 @@ import (
 
 	"golang.org/x/sys/unix"
 	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/ambit-mesh/ambit/deploy"
 	"github.com/ambit-mesh/ambit/e2e/bench/simulated/apiserver"
@@ -90,6 +91,8 @@ type Config struct {
 	Ztunnel, Controller, CNI string
 	// Environment of ztunnels ("NAME=value") besides what the manifest says.
 	Environment []string
+	// Without is a capability that the manifest gives and ztunnels do not get here.
+	Without corev1.Capability
 	// Logs is the folder for what the processes say; made if missing. If empty,
 	// it is of the mesh's own and gone with it.
 	Logs string
@@ -389,6 +392,9 @@ func (m *Mesh) StartZtunnel(node string) error {
 		return err
 	}
 	shipped.environment = append(shipped.environment, m.config.Environment...)
+	if err := shipped.drop(m.config.Without); err != nil {
+		return err
+	}
 	pod := m.system[ztunnelPod(node)]
 	started, err := m.startContainer(container{
 		shipped: shipped, binary: m.config.Ztunnel, pod: pod, log: pod.Name + ".log", onNode: true,
