@@ -108,10 +108,16 @@ func (b *bed) startProcess() {
 		relay:     carrier,
 		endpoints: endpoints.New(endpoints.Config{Logger: logger, Registerer: prometheus.NewRegistry()}),
 		resolver:  dns.NewResolver(func() []netip.AddrPort { return b.resolvers }, dnsMetrics), dnsMetrics: dnsMetrics, egress: egress.NewMetrics(prometheus.NewRegistry()), names: readNames(filepath.Join(b.state, "names.json"), logger),
-		pools: pool.NewMetrics(prometheus.NewRegistry()), policy: permissive{}, quotas: inbound.NewQuotas(inbound.Limits{}), shares: quota.NewShares(1 << 20),
+		pools: pool.NewMetrics(prometheus.NewRegistry()), policy: everybody{}, quotas: inbound.NewQuotas(inbound.Limits{}), shares: quota.NewShares(1 << 20),
 		synced: func() bool { return true }, started: make(chan struct{}, 1), startedEgress: make(chan struct{}, 1), logger: logger, captures: map[string]*capture{},
 	}
 }
+
+// everybody is admitted: these tests are about how.
+type everybody struct{}
+
+func (everybody) Admit(context.Context, *conns.Attempt) error { return nil }
+func (everybody) Follow(*conns.Conn) func()                   { return func() {} }
 
 // target is a pod as the pods package hands it over.
 func (b *bed) target(pod *netnstest.Pod) pods.Target {

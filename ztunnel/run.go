@@ -29,6 +29,7 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/kube"
 	"github.com/ambit-mesh/ambit/ztunnel/locker"
 	"github.com/ambit-mesh/ambit/ztunnel/pods"
+	"github.com/ambit-mesh/ambit/ztunnel/policy"
 	"github.com/ambit-mesh/ambit/ztunnel/pool"
 	"github.com/ambit-mesh/ambit/ztunnel/redirect"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
@@ -64,6 +65,7 @@ type ztunnel struct {
 	relay     *relay.Relay
 	endpoints *endpoints.Registry
 	resolvers *dns.File
+	policy    *policy.Enforcer
 	dataplane *dataplane
 	pods      *pods.Pods
 	cni       *cniinstall.Installer
@@ -169,11 +171,12 @@ func (z *ztunnel) composePods() error {
 	z.resolvers = dns.NewFile(s.ResolvConf, z.logger)
 	dnsMetrics := dns.NewMetrics(z.metrics.Registry)
 	z.endpoints = endpoints.New(endpoints.Config{Logger: z.logger, Registerer: z.metrics.Registry})
+	z.policy = policy.New(policy.Config{Snapshot: z.store.Snapshot, Synced: z.feed.Synced(), Logger: z.logger, Registerer: z.metrics.Registry})
 	z.dataplane = &dataplane{
 		node: z.node, trustDomain: s.TrustDomain, clusterID: s.ClusterID, nodeName: s.NodeName,
 		certs: z.certs, store: z.store, feed: z.feed, conns: z.conns, relay: z.relay, endpoints: z.endpoints, pools: pool.NewMetrics(z.metrics.Registry),
 		resolver: dns.NewResolver(z.resolvers.Servers, dnsMetrics), dnsMetrics: dnsMetrics, egress: egress.NewMetrics(z.metrics.Registry), names: readNames(s.names(), z.logger),
-		policy: permissive{}, grace: s.StrictGrace, synced: func() bool { return closed(z.feed.Synced()) }, started: make(chan struct{}, 1), startedEgress: make(chan struct{}, 1),
+		policy: z.policy, grace: s.StrictGrace, synced: func() bool { return closed(z.feed.Synced()) }, started: make(chan struct{}, 1), startedEgress: make(chan struct{}, 1),
 		quotas: inbound.NewQuotas(s.Limits), shares: z.shares(), logger: z.logger, captures: make(map[string]*capture),
 	}
 	z.pods = pods.New(pods.Config{
@@ -222,6 +225,7 @@ func (z *ztunnel) run(running, force context.Context) error {
 	part("feed", z.feed.Run)
 	part("certificates", z.certs.Run)
 	part("locker", z.locker.Run)
+	part("policy", z.policy.Run)
 	part("chain entry", z.cni.Run)
 	// Before the pods, which ask what an earlier process left.
 	if !z.node.try() {

@@ -65,6 +65,8 @@ type Attempt struct {
 	// Destination.Addr then is what is asked for through it.
 	Tunnel  netip.AddrPort
 	Service *workload.Service
+	// Policy that admitted or refused it, if one did.
+	Policy string
 	// Names by which the source knew a destination outside the mesh when it
 	// connected, sorted.
 	Names []string
