@@ -252,6 +252,10 @@ func (c *Capture) numberOnNode() (id int, err error) {
 	return id, nil
 }
 
+// anyMap: a guard that shares nothing with this process is one whose pins are lost (bpffs was unmounted, and ztunnel ended). It
+// knows no socket of anyone's, and nothing would leave the pod as long as it stays.
+const anyMap ebpf.MapID = 0
+
 func (c *Capture) putGuard(at guardSite, device netlink.Link) error {
 	program, attached := c.guard.sites[at]
 	if !attached {
@@ -260,14 +264,14 @@ func (c *Capture) putGuard(at guardSite, device netlink.Link) error {
 			return err
 		}
 	}
-	changed, err := c.site(at).put(program, bpf.GuardName, c.redirect.node.GuardsID(), c.redirect.withoutTCX)
+	changed, err := c.site(at).put(program, bpf.GuardName, anyMap, c.redirect.withoutTCX)
 	if errors.Is(err, errDisplaced) {
 		program.Close()
 		if program, err = c.loadGuard(at, device); err != nil {
 			delete(c.guard.sites, at)
 			return err
 		}
-		changed, err = c.site(at).put(program, bpf.GuardName, c.redirect.node.GuardsID(), c.redirect.withoutTCX)
+		changed, err = c.site(at).put(program, bpf.GuardName, anyMap, c.redirect.withoutTCX)
 	}
 	if err != nil {
 		program.Close()

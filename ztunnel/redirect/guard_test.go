@@ -197,9 +197,10 @@ func testAttack(t *testing.T, attack attack, a *testNode, pod, other *netnstest.
 		if err := u.SetStrict(true, 0); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(20 * time.Millisecond) // what is under way
-		port.Take()
-		arrived.Take()
+		for still := true; still; { // what is under way
+			time.Sleep(20 * time.Millisecond)
+			still = plaintext(port.Take())+plaintext(arrived.Take()) > 0
+		}
 		before := dropped(verdicts(t, a))
 		_ = attack.send(pod, to) // it may be told that it failed
 		eventually(t, fmt.Sprintf("the attack on %s is dropped", ip), func() bool { return dropped(verdicts(t, a)) > before })
@@ -521,4 +522,45 @@ func (s site) has(t testing.TB, name string) (n int) {
 		t.Fatal(err)
 	}
 	return n
+}
+
+// bpffs is unmounted and ztunnel ends: the guard stays, and lets nothing pass, until the next ztunnel has put its own in its place.
+func TestAGuardWhosePinsAreLostIsReplaced(t *testing.T) {
+	network := netnstest.New(t, "a", "b")
+	a, b := openNode(t, network.Node("a")), openNode(t, network.Node("b"))
+	client, server := a.Pod("client"), b.Pod("server")
+	server.Start().Listen("[::]:8080")
+	app := client.Start()
+	b.captureStrict(t, server)
+	p := podOf(t, client)
+	p.Strict = true
+	c, err := a.Enroll(t.Context(), p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := carry(c)
+	mustDial(t, app, netip.AddrPortFrom(server.IPv4, appPort))
+	first.closeListeners()
+	first.cut()
+	first.running.Wait()
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(a.config.PinDir); err != nil {
+		t.Fatal(err)
+	}
+	port := client.SniffPort()
+	for _, ip := range []netip.Addr{server.IPv4, server.IPv6} {
+		if _, err := app.DialWith(netip.AddrPortFrom(ip, appPort), netnstest.DialOptions{Timeout: refusalTimeout}); err == nil {
+			t.Errorf("to %s: connected with nobody to carry it", ip)
+		}
+	}
+	if n := plaintext(port.Take()); n != 0 {
+		t.Errorf("%d frames in plaintext", n)
+	}
+	a.reopen(t)
+	a.captureStrict(t, client)
+	for _, ip := range []netip.Addr{server.IPv4, server.IPv6} {
+		mustDial(t, app, netip.AddrPortFrom(ip, appPort))
+	}
 }
