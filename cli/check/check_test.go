@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -85,6 +86,41 @@ func TestOtherMeshesMatterWhereAPodIsEnrolled(t *testing.T) {
 		namespace("theirs", map[string]string{"istio-injection": "enabled"}),
 	))
 	wantFindings(t, findings, err, "error|Namespace both|Istio (ambient)")
+}
+
+func TestTheControllerThatServesIsTheOneThatLeads(t *testing.T) {
+	deployment := func(available int32) *appsv1.Deployment {
+		two := int32(2)
+		return &appsv1.Deployment{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "ambit-system", Name: "controller"},
+			Spec:       appsv1.DeploymentSpec{Replicas: &two, Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "controller"}}},
+			Status:     appsv1.DeploymentStatus{Replicas: 2, UpdatedReplicas: 2, AvailableReplicas: available},
+		}
+	}
+	lease := func(holder string, age time.Duration) *coordinationv1.Lease {
+		renewed := metav1.NewMicroTime(time.Now().Add(-age))
+		return &coordinationv1.Lease{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "ambit-system", Name: "controller"},
+			Spec:       coordinationv1.LeaseSpec{HolderIdentity: &holder, RenewTime: &renewed},
+		}
+	}
+	for name, c := range map[string]struct {
+		objects []runtime.Object
+		want    []string
+	}{
+		"both, one leads":          {[]runtime.Object{deployment(2), lease("a", time.Second)}, nil},
+		"one, and it leads":        {[]runtime.Object{deployment(1), lease("a", time.Second)}, []string{"warning|1 of 2|no other replica"}},
+		"none":                     {[]runtime.Object{deployment(0), lease("a", time.Second)}, []string{"error|0 of 2"}},
+		"both, nobody leads":       {[]runtime.Object{deployment(2), lease("", time.Second)}, []string{"error|no replica leads"}},
+		"both, nobody for an hour": {[]runtime.Object{deployment(2), lease("a", time.Hour)}, []string{"error|a was the last"}},
+		"both, nobody ever":        {[]runtime.Object{deployment(2)}, []string{"error|ever led"}},
+		"not installed":            {nil, []string{"error|not installed"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			findings, err := askController(t.Context(), clusterOf(c.objects...))
+			wantFindings(t, findings, err, c.want...)
+		})
+	}
 }
 
 // What was is told apart from what is: the node is sound, its pods are not.

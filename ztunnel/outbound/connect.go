@@ -85,7 +85,7 @@ func anotherMay(up route.Upstream, err error) bool {
 	switch conns.ReasonOf(err) {
 	case conns.ConnectFailed, conns.TunnelFailed, conns.TLSFailed, conns.TunnelRefused, conns.DeliveryFailed:
 		return true
-	case conns.Drained, conns.UnknownTarget, conns.BadTarget:
+	case conns.Drained, conns.UnknownTarget, conns.BadTarget, conns.PolicyMissing:
 		// A pod of this node said so; that of another one would refuse the tunnel.
 		return up.Kind == route.Local
 	}

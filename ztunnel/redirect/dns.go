@@ -88,7 +88,12 @@ func (c *Capture) attachDNSLocked() error {
 	there := map[int]bool{}
 	for _, device := range devices {
 		index := device.Attrs().Index
-		if there[index] = true; c.dns.attached[index] != nil {
+		there[index] = true
+		attached, err := isAttached(c.dns.attached[index])
+		if err != nil {
+			return err
+		}
+		if attached {
 			continue
 		}
 		l, err := c.attachDNSTo(device.Attrs())

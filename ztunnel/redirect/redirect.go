@@ -31,8 +31,7 @@
 // Past the listeners go only connections that ztunnel delivers, and those of the node's own processes: of its network
 // namespace, whether the kubelet's or another's, but not those of pods that use the node's network. Which these are is known
 // by their cgroup: where only cgroup version 1 has the pods' cgroups, they pass too. UDP and other protocols are left alone but for questions to DNS
-// servers, and so are link-local IPv6 addresses and
-// networks other than the pod's first.
+// servers, and where [Capture.SetEgress] denies them; so are link-local IPv6 addresses and networks other than the pod's first.
 //
 // Which pod is captured when, and whose a namespace is, is the pods package's job; what happens on a connection is
 // outbound's and inbound's.
