@@ -29,6 +29,13 @@ type connectAllowance struct {
 	}
 }
 
+type connectClass uint32
+
+const (
+	connectClassCLASS_ZTUNNEL      connectClass = 1
+	connectClassCLASS_NOT_ENROLLED connectClass = 2
+)
+
 type connectEnrolment struct {
 	_     structs.HostLayout
 	Self4 connectAddr
@@ -73,6 +80,20 @@ type connectNameKey struct {
 	Destination connectAddr
 }
 
+type connectNode struct {
+	_        structs.HostLayout
+	Host     uint64
+	Layout   uint32
+	Flags    uint32
+	Kubelets [4]uint64
+}
+
+type connectNodeFlag uint32
+
+const (
+	connectNodeFlagNODE_REFUSES_UNCLASSIFIED connectNodeFlag = 1
+)
+
 type connectNumber uint32
 
 const (
@@ -82,6 +103,7 @@ const (
 	connectNumberMAX_PODS         connectNumber = 1024
 	connectNumberSLOT_SIZE        connectNumber = 8
 	connectNumberMAX_POD_CGROUPS  connectNumber = 4
+	connectNumberMAX_KUBELETS     connectNumber = 4
 	connectNumberUID_SIZE         connectNumber = 64
 	connectNumberSYN_SIZE         connectNumber = 120
 	connectNumberMAX_UDP_RANGES   connectNumber = 16
@@ -95,7 +117,7 @@ const (
 	connectOwnOWN_NONE     connectOwn = 0
 	connectOwnOWN_TUNNEL   connectOwn = 1
 	connectOwnOWN_DELIVERY connectOwn = 2
-	connectOwnOWN_HOST_POD connectOwn = 3
+	connectOwnOWN_KUBELET  connectOwn = 3
 )
 
 type connectPermit uint32
@@ -103,7 +125,7 @@ type connectPermit uint32
 const (
 	connectPermitPERMIT_ASKED    connectPermit = 0
 	connectPermitPERMIT_DELIVERY connectPermit = 1
-	connectPermitPERMIT_NODE     connectPermit = 2
+	connectPermitPERMIT_KUBELET  connectPermit = 2
 )
 
 type connectRangeKey struct {
@@ -118,7 +140,7 @@ type connectVerdict uint32
 
 const (
 	connectVerdictVERDICT_CONNECT_NOT_ENROLLED          connectVerdict = 0
-	connectVerdictVERDICT_CONNECT_HOST_POD              connectVerdict = 1
+	connectVerdictVERDICT_CONNECT_KUBELET               connectVerdict = 1
 	connectVerdictVERDICT_CONNECT_NOT_TCP               connectVerdict = 2
 	connectVerdictVERDICT_CONNECT_OWN                   connectVerdict = 3
 	connectVerdictVERDICT_CONNECT_LOCAL                 connectVerdict = 4
@@ -159,7 +181,7 @@ const (
 	connectVerdictVERDICT_HOLD_HELD                     connectVerdict = 39
 	connectVerdictVERDICT_GUARD_PERMISSIVE              connectVerdict = 40
 	connectVerdictVERDICT_GUARD_OWN                     connectVerdict = 41
-	connectVerdictVERDICT_GUARD_NODE                    connectVerdict = 42
+	connectVerdictVERDICT_GUARD_KUBELET                 connectVerdict = 42
 	connectVerdictVERDICT_GUARD_PRECAPTURE              connectVerdict = 43
 	connectVerdictVERDICT_GUARD_HANDSHAKE               connectVerdict = 44
 	connectVerdictVERDICT_GUARD_NOT_TCP                 connectVerdict = 45
@@ -183,19 +205,25 @@ const (
 	connectVerdictVERDICT_GUARD_DNS                     connectVerdict = 63
 	connectVerdictVERDICT_GUARD_EXCEPTED                connectVerdict = 64
 	connectVerdictVERDICT_GUARD_DROPPED_EGRESS          connectVerdict = 65
-	connectVerdictVERDICT_COUNT                         connectVerdict = 66
+	connectVerdictVERDICT_CONNECT_CLASSIFIED            connectVerdict = 66
+	connectVerdictVERDICT_CONNECT_DENIED_UNCLASSIFIED   connectVerdict = 67
+	connectVerdictVERDICT_CONNECT_DENIED_NO_NODE        connectVerdict = 68
+	connectVerdictVERDICT_CONNECT_DENIED_NOT_STEERED    connectVerdict = 69
+	connectVerdictVERDICT_COUNT                         connectVerdict = 70
 )
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	connectMapMeshClasses      = "mesh_classes"
 	connectMapMeshEgress       = "mesh_egress"
 	connectMapMeshEnrolled     = "mesh_enrolled"
 	connectMapMeshGuards       = "mesh_guards"
 	connectMapMeshHeld         = "mesh_held"
 	connectMapMeshListeners    = "mesh_listeners"
 	connectMapMeshNames        = "mesh_names"
+	connectMapMeshNode         = "mesh_node"
 	connectMapMeshOwn          = "mesh_own"
 	connectMapMeshPermits      = "mesh_permits"
 	connectMapMeshPods         = "mesh_pods"
@@ -206,6 +234,7 @@ const (
 	connectProgConnectConnect6 = "connect_connect6"
 	connectVarHostCookie       = "host_cookie"
 	connectVarListenerInBtf    = "listener_in_btf"
+	connectVarNodeFlagInBtf    = "node_flag_in_btf"
 	connectVarNumberInBtf      = "number_in_btf"
 	connectVarPodCgroups       = "pod_cgroups"
 )
@@ -260,12 +289,14 @@ type connectProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type connectMapSpecs struct {
+	MeshClasses    *ebpf.MapSpec `ebpf:"mesh_classes"`
 	MeshEgress     *ebpf.MapSpec `ebpf:"mesh_egress"`
 	MeshEnrolled   *ebpf.MapSpec `ebpf:"mesh_enrolled"`
 	MeshGuards     *ebpf.MapSpec `ebpf:"mesh_guards"`
 	MeshHeld       *ebpf.MapSpec `ebpf:"mesh_held"`
 	MeshListeners  *ebpf.MapSpec `ebpf:"mesh_listeners"`
 	MeshNames      *ebpf.MapSpec `ebpf:"mesh_names"`
+	MeshNode       *ebpf.MapSpec `ebpf:"mesh_node"`
 	MeshOwn        *ebpf.MapSpec `ebpf:"mesh_own"`
 	MeshPermits    *ebpf.MapSpec `ebpf:"mesh_permits"`
 	MeshPods       *ebpf.MapSpec `ebpf:"mesh_pods"`
@@ -280,6 +311,7 @@ type connectMapSpecs struct {
 type connectVariableSpecs struct {
 	HostCookie    *ebpf.VariableSpec `ebpf:"host_cookie"`
 	ListenerInBtf *ebpf.VariableSpec `ebpf:"listener_in_btf"`
+	NodeFlagInBtf *ebpf.VariableSpec `ebpf:"node_flag_in_btf"`
 	NumberInBtf   *ebpf.VariableSpec `ebpf:"number_in_btf"`
 	PodCgroups    *ebpf.VariableSpec `ebpf:"pod_cgroups"`
 }
@@ -304,12 +336,14 @@ func (o *connectObjects) Close() error {
 //
 // It can be passed to loadConnectObjects or ebpf.CollectionSpec.LoadAndAssign.
 type connectMaps struct {
+	MeshClasses    *ebpf.Map `ebpf:"mesh_classes"`
 	MeshEgress     *ebpf.Map `ebpf:"mesh_egress"`
 	MeshEnrolled   *ebpf.Map `ebpf:"mesh_enrolled"`
 	MeshGuards     *ebpf.Map `ebpf:"mesh_guards"`
 	MeshHeld       *ebpf.Map `ebpf:"mesh_held"`
 	MeshListeners  *ebpf.Map `ebpf:"mesh_listeners"`
 	MeshNames      *ebpf.Map `ebpf:"mesh_names"`
+	MeshNode       *ebpf.Map `ebpf:"mesh_node"`
 	MeshOwn        *ebpf.Map `ebpf:"mesh_own"`
 	MeshPermits    *ebpf.Map `ebpf:"mesh_permits"`
 	MeshPods       *ebpf.Map `ebpf:"mesh_pods"`
@@ -320,12 +354,14 @@ type connectMaps struct {
 
 func (m *connectMaps) Close() error {
 	return _ConnectClose(
+		m.MeshClasses,
 		m.MeshEgress,
 		m.MeshEnrolled,
 		m.MeshGuards,
 		m.MeshHeld,
 		m.MeshListeners,
 		m.MeshNames,
+		m.MeshNode,
 		m.MeshOwn,
 		m.MeshPermits,
 		m.MeshPods,
@@ -341,6 +377,7 @@ func (m *connectMaps) Close() error {
 type connectVariables struct {
 	HostCookie    *ebpf.Variable `ebpf:"host_cookie"`
 	ListenerInBtf *ebpf.Variable `ebpf:"listener_in_btf"`
+	NodeFlagInBtf *ebpf.Variable `ebpf:"node_flag_in_btf"`
 	NumberInBtf   *ebpf.Variable `ebpf:"number_in_btf"`
 	PodCgroups    *ebpf.Variable `ebpf:"pod_cgroups"`
 }

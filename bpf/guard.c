@@ -3,8 +3,8 @@
 //go:build ignore
 
 /* What may leave a pod. In strict mode, and where the way out of the mesh is denied, TCP leaves from ztunnel's sockets, in answer
- * to what the node opened, and for a time from connections that are older than the pod's capture; what could be TCP and cannot be
- * read does not leave. Of what is not TCP, egress.h says what may where the way out is denied.
+ * to the kubelet, and for a time from connections that are older than the pod's capture; what could be TCP and cannot be read does
+ * not leave. Of what is not TCP, egress.h says what may where the way out is denied.
  *
  * Runs for every packet that leaves by a device of the pod, and again where the packet enters the node, out of the pod's
  * reach: one program a pod and place, with the pod's cookie loaded as a constant. Whose a packet is, its socket says, which
@@ -142,14 +142,14 @@ static __always_inline void turn(const struct flow *flow, struct flow *turned)
 	turned->destination_port = flow->source_port;
 }
 
-static __always_inline bool is_answer_to_node(const struct segment *segment)
+static __always_inline bool is_answer_to_kubelet(const struct segment *segment)
 {
 	enum permit *permit;
 	struct flow opened;
 
 	turn(&segment->flow, &opened);
 	permit = bpf_map_lookup_elem(&mesh_permits, &opened);
-	return permit && *permit == PERMIT_NODE;
+	return permit && *permit == PERMIT_KUBELET;
 }
 
 static __always_inline bool is_own(struct bpf_sock *sk)
@@ -251,8 +251,8 @@ int guard_tc(struct __sk_buff *skb)
 	 * would do the same, in the pod's name, for what ztunnel sent to a connection that the application has closed. */
 	if (own_listener && (segment.opens || segment.flow.source_port == bpf_htons(PORT_HBONE)))
 		return end(VERDICT_GUARD_OWN, PASS);
-	if (is_answer_to_node(&segment))
-		return end(VERDICT_GUARD_NODE, PASS);
+	if (is_answer_to_kubelet(&segment))
+		return end(VERDICT_GUARD_KUBELET, PASS);
 	if (sk && is_precapture(skb, guard))
 		return end(VERDICT_GUARD_PRECAPTURE, PASS);
 	if (sk)

@@ -53,8 +53,8 @@ func (n *Node) LoadGuard(p GuardPlace) (*ebpf.Program, error) {
 	return programs.GuardTc, nil
 }
 
-// GuardsID is the kernel's number of the map that SetGuard writes: programs of other layouts use another.
-func (n *Node) GuardsID() ebpf.MapID { return n.guardsID }
+// ID is the kernel's number of a map that every program of the node uses, and no program of another node or layout.
+func (n *Node) ID() ebpf.MapID { return n.id }
 
 // SetGuard says what may leave the pod whose namespace has this cookie, wherever its guard is attached, in one step.
 func (n *Node) SetGuard(cookie uint64, g Guard) error {

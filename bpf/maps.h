@@ -30,7 +30,7 @@ struct {
 	__type(value, __u64);
 } mesh_pods SEC(".maps");
 
-/* Socket -> enum own. Written by Go on sockets it holds, which pods cannot do, and OWN_HOST_POD by connect; ends with the
+/* Socket -> enum own. Written by Go on sockets it holds, which pods cannot do, and OWN_KUBELET by connect; ends with the
  * socket, and is passed on by a listener to what it accepts. Pinned. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
@@ -48,6 +48,31 @@ struct {
 	__type(key, struct flow);
 	__type(value, enum permit);
 } mesh_permits SEC(".maps");
+
+/* What holds for the node as a whole. */
+struct node {
+	__u64 host;		      /* cookie of the node's network namespace: whose these maps are */
+	__u32 layout;		      /* the version of what is pinned; this and host stay where they are in every one */
+	__u32 flags;		      /* enum node_flag */
+	__u64 kubelets[MAX_KUBELETS]; /* ids of the cgroups that the kubelet is in; zero: none */
+};
+_Static_assert(sizeof(struct node) == 16 + 8 * MAX_KUBELETS, "no padding in a pinned map");
+
+/* 0 -> struct node. Written by Go. Pinned. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct node);
+} mesh_node SEC(".maps");
+
+/* Network namespace cookie -> enum class. Written by Go: looked at for namespaces that are not captured. Pinned. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4 * MAX_PODS);
+	__type(key, __u64);
+	__type(value, enum class);
+} mesh_classes SEC(".maps");
 
 /* What may leave a captured pod. */
 struct guard {

@@ -30,6 +30,8 @@ enum number {
 	SLOT_SIZE = 8,
 	/* Cgroups that hold all pods: one, or two where a kubelet was set up anew. */
 	MAX_POD_CGROUPS = 4,
+	/* Cgroups that a kubelet may be in: one; two while it moves. */
+	MAX_KUBELETS = 4,
 	/* Longest pod UID that is remembered, its terminating zero included. */
 	UID_SIZE = 64,
 	/* The longest headers of a SYN: 60 bytes of IPv4 and 60 of TCP. */
@@ -57,8 +59,22 @@ enum permit {
 	PERMIT_ASKED = 0,
 	/* ztunnel's, to the application. What the application answers goes back to ztunnel, never to the wire. */
 	PERMIT_DELIVERY = 1,
-	/* A process's of the node: what the application answers goes to the wire. */
-	PERMIT_NODE = 2,
+	/* The kubelet's: what the application answers goes to the wire. */
+	PERMIT_KUBELET = 2,
+};
+
+/* Bits of struct node's flags. */
+enum node_flag {
+	/* What a pod connects to that nobody has classified is refused: it may be one that is to be captured. */
+	NODE_REFUSES_UNCLASSIFIED = 1,
+};
+
+/* Value in mesh_classes: why a namespace that is not captured is let connect. */
+enum class {
+	/* ztunnel's own. */
+	CLASS_ZTUNNEL = 1,
+	/* Of a pod that is not enrolled. */
+	CLASS_NOT_ENROLLED = 2,
 };
 
 /* Bits of struct guard's flags. */
@@ -82,14 +98,14 @@ enum own {
 	OWN_TUNNEL = 1,
 	/* ztunnel's, to the application of the pod whose namespace it is in: let past that pod's listeners. */
 	OWN_DELIVERY = 2,
-	/* A pod's in the node's namespace: not let past a pod's listeners as the node's other processes are. */
-	OWN_HOST_POD = 3,
+	/* The kubelet's, to a captured pod: let past that pod's listeners, for probes. */
+	OWN_KUBELET = 3,
 };
 
 /* How each run of each program ended: index into mesh_verdicts. Append only: the counters are pinned. */
 enum verdict {
 	VERDICT_CONNECT_NOT_ENROLLED = 0,
-	VERDICT_CONNECT_HOST_POD = 1,
+	VERDICT_CONNECT_KUBELET = 1,
 	VERDICT_CONNECT_NOT_TCP = 2,
 	VERDICT_CONNECT_OWN = 3,
 	VERDICT_CONNECT_LOCAL = 4,
@@ -130,7 +146,7 @@ enum verdict {
 	VERDICT_HOLD_HELD = 39,
 	VERDICT_GUARD_PERMISSIVE = 40,
 	VERDICT_GUARD_OWN = 41,
-	VERDICT_GUARD_NODE = 42,
+	VERDICT_GUARD_KUBELET = 42,
 	VERDICT_GUARD_PRECAPTURE = 43,
 	VERDICT_GUARD_HANDSHAKE = 44,
 	VERDICT_GUARD_NOT_TCP = 45,
@@ -154,7 +170,11 @@ enum verdict {
 	VERDICT_GUARD_DNS = 63,
 	VERDICT_GUARD_EXCEPTED = 64,
 	VERDICT_GUARD_DROPPED_EGRESS = 65,
-	VERDICT_COUNT = 66,
+	VERDICT_CONNECT_CLASSIFIED = 66,
+	VERDICT_CONNECT_DENIED_UNCLASSIFIED = 67,
+	VERDICT_CONNECT_DENIED_NO_NODE = 68,
+	VERDICT_CONNECT_DENIED_NOT_STEERED = 69,
+	VERDICT_COUNT = 70,
 };
 
 /* An IPv6 address, or an IPv4 one as ::ffff:a.b.c.d, in network byte order. All zero: no address. */

@@ -84,6 +84,10 @@ func (c *capture) forget() {
 
 // Release lets go of a pod that lives on. Its connections end in their own time.
 func (c *capture) Release(ctx context.Context) error {
+	// First: at no moment is it unknown.
+	if err := c.redirect.Leave(); err != nil {
+		return withCode(err, "ReleaseFailed")
+	}
 	if err := c.redirect.Release(ctx); err != nil {
 		return withCode(err, "ReleaseFailed")
 	}

@@ -61,6 +61,9 @@ type dataplane struct {
 	policy      inbound.Policy
 	grace       time.Duration // of connections older than a pod's capture, once it is strict
 	synced      func() bool   // whether the store can be worked with
+	netNSDir    string        // where the container runtime keeps pods' namespaces
+	// onNode returns the namespaces of this node's pods; false until each of them was captured, or noted as left alone, or could not be.
+	onNode func() (namespaces []string, known bool)
 	// started and startedEgress have an element when a pod was captured, for
 	// followStrictness and for followEgress.
 	started, startedEgress chan struct{}
@@ -215,6 +218,43 @@ func (d *dataplane) Pinned() []string {
 		return nil
 	}
 	return opened.Adopted()
+}
+
+// Leave notes that the pod of a sandbox is not to be captured.
+func (d *dataplane) Leave(sandbox pods.Sandbox) error {
+	opened, err := d.node.get()
+	if err != nil {
+		return err
+	}
+	netns, err := podns.Open(sandbox.Path)
+	if err != nil {
+		return err
+	}
+	defer netns.Close()
+	if netns.Inode() != sandbox.Inode {
+		return fmt.Errorf("%s is another namespace by now", sandbox.Path)
+	}
+	err = opened.Leave(netns)
+	if errors.Is(err, redirect.ErrFull) {
+		if err := d.forgetLeft(opened); err != nil {
+			return err
+		}
+		err = opened.Leave(netns)
+	}
+	return err
+}
+
+// forgetLeft forgets those whose namespaces are gone.
+func (d *dataplane) forgetLeft(opened *redirect.Redirect) error {
+	there, err := podns.Scan(d.netNSDir)
+	if err != nil {
+		return err
+	}
+	lives := make(map[uint64]bool, len(there))
+	for _, n := range there {
+		lives[n.Cookie] = true
+	}
+	return opened.ForgetClasses(func(cookie uint64) bool { return lives[cookie] })
 }
 
 // Forget removes the pins of a pod that is gone.

@@ -60,7 +60,7 @@ func newBed(t testing.TB) *bed {
 		Logger:     slog.New(slog.DiscardHandler),
 	}
 	t.Cleanup(func() {
-		if err := redirect.Remove(b.config.PinDir); err != nil {
+		if err := redirect.Remove(b.config); err != nil {
 			t.Error(err)
 		}
 	})
@@ -109,7 +109,7 @@ func (b *bed) startProcess() {
 		endpoints: endpoints.New(endpoints.Config{Logger: logger, Registerer: prometheus.NewRegistry()}),
 		resolver:  dns.NewResolver(func() []netip.AddrPort { return b.resolvers }, dnsMetrics), dnsMetrics: dnsMetrics, egress: egress.NewMetrics(prometheus.NewRegistry()), names: readNames(filepath.Join(b.state, "names.json"), logger),
 		pools: pool.NewMetrics(prometheus.NewRegistry()), policy: everybody{}, quotas: inbound.NewQuotas(inbound.Limits{}), shares: quota.NewShares(1 << 20),
-		synced: func() bool { return true }, started: make(chan struct{}, 1), startedEgress: make(chan struct{}, 1), logger: logger, captures: map[string]*capture{},
+		synced: func() bool { return true }, onNode: func() ([]string, bool) { return nil, true }, started: make(chan struct{}, 1), startedEgress: make(chan struct{}, 1), logger: logger, captures: map[string]*capture{},
 	}
 }
 

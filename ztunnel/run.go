@@ -104,7 +104,9 @@ func compose(s settings, logger *slog.Logger, level *slog.LevelVar) (*ztunnel, e
 		admin: daemon.NewAdmin(logger, level), metrics: daemon.NewMetrics(), readiness: daemon.NewReadiness(),
 	}
 	z.node = newNode(func() (*redirect.Redirect, error) {
-		return redirect.Open(redirect.Config{PinDir: s.pins(), CgroupPath: s.Cgroup2, Procfs: s.HostProc, Logger: logger})
+		config := s.redirection()
+		config.KubeletPort, config.Logger = s.KubeletPort, logger
+		return redirect.Open(config)
 	}, logger)
 	z.store = workload.NewStore()
 	z.roots = newRoots(s.rootCert(), z.store, logger)
@@ -176,7 +178,8 @@ func (z *ztunnel) composePods() error {
 		node: z.node, trustDomain: s.TrustDomain, clusterID: s.ClusterID, nodeName: s.NodeName,
 		certs: z.certs, store: z.store, feed: z.feed, conns: z.conns, relay: z.relay, endpoints: z.endpoints, pools: pool.NewMetrics(z.metrics.Registry),
 		resolver: dns.NewResolver(z.resolvers.Servers, dnsMetrics), dnsMetrics: dnsMetrics, egress: egress.NewMetrics(z.metrics.Registry), names: readNames(s.names(), z.logger),
-		policy: z.policy, grace: s.StrictGrace, synced: func() bool { return closed(z.feed.Synced()) }, started: make(chan struct{}, 1), startedEgress: make(chan struct{}, 1),
+		policy: z.policy, grace: s.StrictGrace, synced: func() bool { return closed(z.feed.Synced()) }, netNSDir: s.NetNSDir,
+		onNode: func() ([]string, bool) { return z.pods.Namespaces(), closed(z.pods.Ready()) }, started: make(chan struct{}, 1), startedEgress: make(chan struct{}, 1),
 		quotas: inbound.NewQuotas(s.Limits), shares: z.shares(), logger: z.logger, captures: make(map[string]*capture),
 	}
 	z.pods = pods.New(pods.Config{
@@ -218,6 +221,8 @@ func (z *ztunnel) run(running, force context.Context) error {
 		})
 	}
 	z.gates(ctx, &group)
+	// First: until it is known as ztunnel's, this process's network may be one that is refused.
+	redirects := z.node.try()
 	part("admin", func(ctx context.Context) error { return z.admin.Run(ctx, adminAddress) })
 	part("metrics", func(ctx context.Context) error { return z.metrics.Run(ctx, metricsAddress) })
 	part("readiness", func(ctx context.Context) error { return z.readiness.Run(ctx, readinessAddress) })
@@ -228,7 +233,7 @@ func (z *ztunnel) run(running, force context.Context) error {
 	part("policy", z.policy.Run)
 	part("chain entry", z.cni.Run)
 	// Before the pods, which ask what an earlier process left.
-	if !z.node.try() {
+	if !redirects {
 		group.Go(func() { z.node.run(ctx, z.pods.Retry) })
 	}
 	part("pods", z.pods.Run)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -63,7 +64,7 @@ func (p *player) play(command string, args []string) {
 		"stale-release": func(a []string) { p.pods.Release(uid(a[0]), p.since(uid(a[0])).Add(-time.Second)) },
 		"break":         p.doBreak, "hang": p.doHang, "retry": func([]string) { p.pods.Retry() },
 		"expect": p.doExpect, "never": p.doNever, "captured": p.doCaptured, "dns": p.doDNS, "calls": p.doCalls, "pinned": p.doPinned,
-		"ready": p.doReady, "gate": p.doGate, "lose": p.doLose, "damage": p.doDamage, "reboot": p.doReboot, "ungated": p.doUngated,
+		"ready": p.doReady, "gate": p.doGate, "lose": p.doLose, "damage": p.doDamage, "reboot": p.doReboot, "ungated": p.doUngated, "left": p.doLeft,
 	}
 	do, ok := commands[command]
 	if !ok {
@@ -201,6 +202,20 @@ func (p *player) doUngated(args []string) {
 		}
 		slices.Sort(named)
 		return slices.Equal(named, args)
+	})
+}
+
+// left NETNS...: these are noted as left alone, and no others.
+func (p *player) doLeft(args []string) {
+	p.t.Helper()
+	p.eventually(p.at, func() bool {
+		p.dataplane.mu.Lock()
+		defer p.dataplane.mu.Unlock()
+		var left []string
+		for _, path := range slices.Sorted(maps.Keys(p.dataplane.left)) {
+			left = append(left, filepath.Base(path))
+		}
+		return slices.Equal(left, args)
 	})
 }
 

@@ -24,6 +24,8 @@ type Dataplane interface {
 	Pinned() []string
 	// Forget removes what is pinned of a pod that is gone.
 	Forget(uid string) error
+	// Leave notes that the pod of a sandbox is known, and not to be captured.
+	Leave(sandbox Sandbox) error
 }
 
 // Running is one captured pod.
@@ -293,6 +295,10 @@ func (p *Pods) allAttempted(patienceOver bool) bool {
 	defer p.mu.Unlock()
 	for _, w := range p.workers {
 		waits := w.facts.alive && w.facts.mode == Enrolled && (len(w.facts.ips) > 0 || w.facts.sandbox != nil)
+		left := w.facts.alive && w.facts.mode == NotEnrolled && !w.facts.hostNetwork && len(w.facts.ips) > 0 && w.running == nil
+		if left && !w.leaveTried && !patienceOver {
+			return false
+		}
 		if waits && !w.attempted && !(patienceOver && w.status.State == StatePending) {
 			return false
 		}
@@ -315,6 +321,7 @@ type facts struct {
 	alive                           bool
 	mode                            Mode
 	reason                          string
+	hostNetwork                     bool
 	ips                             []netip.Addr
 	dnsCapture                      string // the annotation's value
 	lastSeen                        time.Time

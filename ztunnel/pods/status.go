@@ -2,6 +2,7 @@ package pods
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"time"
 )
@@ -73,6 +74,19 @@ func (p *Pods) Statuses() []Status {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name), cmp.Compare(a.UID, b.UID))
 	})
 	return all
+}
+
+// Namespaces returns those of the node's pods that are not at its own network, each once.
+func (p *Pods) Namespaces() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	names := map[string]bool{}
+	for _, w := range p.workers {
+		if w.facts.alive && !w.facts.hostNetwork {
+			names[w.facts.namespace] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
 }
 
 // Problems are troubles of the node that show in no pod's status.

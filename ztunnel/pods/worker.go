@@ -37,6 +37,8 @@ type worker struct {
 	facts     facts
 	status    Status
 	attempted bool
+	// leaveTried: it was tried to note that the pod is left alone.
+	leaveTried bool
 	// waiters is closed and replaced at each change of status.
 	waiters chan struct{}
 	running Running
@@ -51,6 +53,9 @@ type worker struct {
 	notBefore   time.Time
 	tried       int // facts.attempt at the last attempt
 	searchSince time.Time
+	left        Sandbox       // noted as left alone
+	leavePause  time.Duration // between attempts to note it
+	leaveAt     time.Time
 }
 
 func newWorker(p *Pods, uid string) *worker {
@@ -115,9 +120,12 @@ func (w *worker) step(ctx context.Context) (again time.Duration, ended bool) {
 	w.report(state, f.reason)
 	if o.running || len(w.draining) > 0 {
 		w.closeDrained(o)
+		if !o.running {
+			w.leave(f)
+		}
 		return sandboxCheck, false
 	}
-	return idle, false
+	return w.leave(f), false
 }
 
 func (w *worker) observe() (facts, observation) {

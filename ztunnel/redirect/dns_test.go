@@ -276,7 +276,7 @@ func TestQuestionsWaitForTheNextProcess(t *testing.T) {
 	}
 
 	a.captureDNS(t, pod)
-	if err := Remove(a.config.PinDir); err != nil {
+	if err := Remove(a.config); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := app.AskUDP(to); err != nil {

@@ -416,7 +416,7 @@ func TestDenialOutlivesTheProcess(t *testing.T) {
 	if err := a.captureDNS(t, pod).SetEgress(true); err != nil {
 		t.Fatal(err)
 	}
-	if err := Remove(a.config.PinDir); err != nil && !os.IsNotExist(err) {
+	if err := Remove(a.config); err != nil && !os.IsNotExist(err) {
 		t.Fatal(err)
 	}
 	if err := leaves(); err != nil {

@@ -252,10 +252,6 @@ func (c *Capture) numberOnNode() (id int, err error) {
 	return id, nil
 }
 
-// anyMap: a guard that shares nothing with this process is one whose pins are lost (bpffs was unmounted, and ztunnel ended). It
-// knows no socket of anyone's, and nothing would leave the pod as long as it stays.
-const anyMap ebpf.MapID = 0
-
 func (c *Capture) putGuard(at guardSite, device netlink.Link) error {
 	program, attached := c.guard.sites[at]
 	if !attached {
@@ -264,14 +260,14 @@ func (c *Capture) putGuard(at guardSite, device netlink.Link) error {
 			return err
 		}
 	}
-	changed, err := c.site(at).put(program, bpf.GuardName, anyMap, c.redirect.withoutTCX)
+	changed, err := c.site(at).put(program, bpf.GuardName, c.redirect.node.ID(), c.redirect.withoutTCX)
 	if errors.Is(err, errDisplaced) {
 		program.Close()
 		if program, err = c.loadGuard(at, device); err != nil {
 			delete(c.guard.sites, at)
 			return err
 		}
-		changed, err = c.site(at).put(program, bpf.GuardName, anyMap, c.redirect.withoutTCX)
+		changed, err = c.site(at).put(program, bpf.GuardName, c.redirect.node.ID(), c.redirect.withoutTCX)
 	}
 	if err != nil {
 		program.Close()
@@ -314,7 +310,7 @@ func (c *Capture) unguard() error {
 	defer c.guard.mu.Unlock()
 	errs := []error{c.redirect.node.RemoveGuard(c.pod.NetNS.Cookie()), c.forgetOlder()}
 	for at, program := range c.guard.sites {
-		errs = append(errs, c.site(at).clear(bpf.GuardName, c.redirect.node.GuardsID()), program.Close())
+		errs = append(errs, c.site(at).clear(bpf.GuardName, c.redirect.node.ID()), program.Close())
 	}
 	c.guard.ended = true
 	clear(c.guard.sites)

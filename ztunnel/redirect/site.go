@@ -35,8 +35,8 @@ func (s site) kind() ebpf.AttachType {
 	return ebpf.AttachTCXEgress
 }
 
-// put has program run first, in place of those of its name that use a map (any map, if shared is zero): at no moment does none of
-// them run. It tells whether there was anything to do.
+// put has program run first, in place of those of its name that share a map with it: at no moment does none of them run. It tells
+// whether there was anything to do.
 func (s site) put(program *ebpf.Program, name string, shared ebpf.MapID, withoutTCX bool) (changed bool, err error) {
 	id, err := idOf(program)
 	if err != nil {

@@ -32,6 +32,9 @@ func (r *Redirect) watch() {
 			return
 		case <-ticker.C:
 		}
+		r.lookForKubelet()
+		r.lookAfterHooks()
+		r.lookAfterPins()
 		for _, c := range r.snapshot() {
 			c.endOlder()
 			seldom := round%permissiveChecks == 0
@@ -86,30 +89,6 @@ func (c *Capture) guardProblem() *Problem {
 	c.guard.mu.Lock()
 	defer c.guard.mu.Unlock()
 	return c.guard.missing
-}
-
-// removalMemory is how long it is a problem of the node that somebody took a guard off.
-const removalMemory = 10 * time.Minute
-
-// Problems are those of a node that redirects all the same.
-func (r *Redirect) Problems() []*Problem {
-	var all []*Problem
-	for _, c := range r.snapshot() {
-		if p := c.guardProblem(); p != nil {
-			all = append(all, p)
-		}
-		c.guard.mu.Lock()
-		restored := c.guard.restored
-		c.guard.mu.Unlock()
-		if !restored.IsZero() && time.Since(restored) < removalMemory {
-			all = append(all, &Problem{
-				Code:   GuardRemoved,
-				Detail: fmt.Sprintf("The guard of pod %s was taken off at %s, and is there again.", c.pod.UID, restored.UTC().Format(time.RFC3339)),
-				Fix:    "Find out who on the node, or which application with CAP_NET_ADMIN, detaches programs.",
-			})
-		}
-	}
-	return all
 }
 
 // watchDevices checks the guard at each change of the pod's devices, and of the filters at them, and puts back the way to ztunnel
