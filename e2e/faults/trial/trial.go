@@ -24,7 +24,7 @@ import (
 const (
 	// patience is for a baseline and for a recovery: longer than a node's boot, and
 	// than the kubelet's pauses after failures.
-	patience = 90 * time.Second
+	patience = 60 * time.Second
 	// streak is how many answers in a row are a recovery.
 	streak = 4
 	// afterwards is captured too: what was on its way, and what came late.
