@@ -42,6 +42,7 @@ func newCast(kubeconfig string, namespaces map[string]string) (*cast, error) {
 		return nil, fmt.Errorf("read kubeconfig: %w", err)
 	}
 	config.Timeout = 2 * time.Second // the API server is one of those that die
+	config.QPS, config.Burst = 50, 100
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		return nil, fmt.Errorf("reach the cluster: %w", err)
