@@ -5,11 +5,15 @@ package e2e
 import (
 	"context"
 	"testing"
+	"time"
 
 	"github.com/ambit-mesh/ambit/e2e/faults/fault"
 	"github.com/ambit-mesh/ambit/e2e/faults/trial"
 	"github.com/ambit-mesh/ambit/e2e/testbed"
 )
+
+// brief is how long each is in force: a SYN is repeated in that time.
+const brief = 2 * time.Second
 
 // Those faults that take seconds, in every mode; `make faults` has all of them.
 // In strict mode nothing is sent in plaintext, and whoever is outside the mesh is
@@ -32,6 +36,7 @@ func TestFaultsThatTakeSeconds(t *testing.T) {
 		if !f.Quick {
 			continue
 		}
+		f.Hold = brief
 		t.Run(f.Name, func(t *testing.T) {
 			rows, err := bench.Run(t.Context(), f)
 			if err != nil {

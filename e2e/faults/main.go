@@ -130,7 +130,8 @@ func about(version string) result.About {
 	machine := fmt.Sprintf("%d cores, %s", runtime.NumCPU(), runtime.GOARCH)
 	var name unix.Utsname
 	if unix.Uname(&name) == nil {
-		machine += ", Linux " + unix.ByteSliceToString(name.Release[:])
+		release := strings.SplitN(unix.ByteSliceToString(name.Release[:]), ".", 3)
+		machine += ", Linux " + strings.Join(release[:min(2, len(release))], ".")
 	}
 	a := result.About{Machine: machine, Version: version}
 	for _, f := range fault.All() {

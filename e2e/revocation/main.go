@@ -70,7 +70,7 @@ func run(ctx context.Context, trials int, out, version string) (err error) {
 			fmt.Printf("%d trials: live %+v, new %+v\n", i+1, summarize(live), summarize(fresh))
 		}
 	}
-	return write(out, results{Live: summarize(live), New: summarize(fresh), CPUs: runtime.NumCPU(), Version: version})
+	return write(out, results{Live: summarize(live), New: summarize(fresh), CPUs: runtime.NumCPU(), Load: load(), Version: version})
 }
 
 // trial is one permission and its end.
@@ -113,6 +113,14 @@ func trial(ctx context.Context, bed *testbed.Bed, server string) (live, fresh ti
 		return 0, 0, fmt.Errorf("after the policy's deletion: %w", err)
 	}
 	return seen.LastByte.Sub(began), seen.FirstRefused.Sub(began), nil
+}
+
+// load is zero where the kernel does not tell it.
+func load() (average float64) {
+	if content, err := os.ReadFile("/proc/loadavg"); err == nil {
+		fmt.Sscan(string(content), &average)
+	}
+	return average
 }
 
 func write(folder string, r results) error {

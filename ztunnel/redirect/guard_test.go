@@ -199,9 +199,10 @@ func testAttack(t *testing.T, attack attack, a *testNode, pod, other *netnstest.
 		if err := u.SetStrict(true, 0); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(20 * time.Millisecond) // what is under way
-		port.Take()
-		arrived.Take()
+		for still := true; still; { // what is under way
+			time.Sleep(20 * time.Millisecond)
+			still = plaintext(port.Take())+plaintext(arrived.Take()) > 0
+		}
 		before := dropped(verdicts(t, a))
 		_ = attack.send(pod, to) // it may be told that it failed
 		eventually(t, fmt.Sprintf("the attack on %s is dropped", ip), func() bool { return dropped(verdicts(t, a)) > before })

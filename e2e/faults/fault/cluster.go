@@ -22,10 +22,15 @@ func ofCluster() []Fault {
 			NewPods: true,
 		},
 		{
-			Name:   "ztunnel-upgrade",
-			What:   "ztunnel of every node is replaced by a newer one.",
-			How:    "kubectl rollout restart, with the DaemonSet's own grace; in force until the rollout is complete.",
-			Inject: upgrade,
+			Name: "ztunnel-upgrade",
+			What: "ztunnel of every node is replaced by a newer one.",
+			How:  "kubectl rollout restart, with the DaemonSet's own grace; in force until the rollout is complete.",
+			Inject: func(ctx context.Context, l *Lab) error {
+				return l.system(ctx, "rollout", "restart", "daemonset/"+ztunnel)
+			},
+			Until: func(ctx context.Context, l *Lab) error {
+				return l.system(ctx, "rollout", "status", "daemonset/"+ztunnel, "--timeout=180s")
+			},
 		},
 		{
 			Name:   "node-power-cut",
@@ -69,13 +74,6 @@ func install(ctx context.Context, l *Lab) error {
 	return err
 }
 
-func upgrade(ctx context.Context, l *Lab) error {
-	if err := l.system(ctx, "rollout", "restart", "daemonset/"+ztunnel); err != nil {
-		return err
-	}
-	return l.system(ctx, "rollout", "status", "daemonset/"+ztunnel, "--timeout=180s")
-}
-
 func powerOff(machine string) func(context.Context, *Lab) error {
 	return func(ctx context.Context, l *Lab) error {
 		_, err := l.Bed.Run(ctx, "cluster", "power-off", machine)
@@ -91,6 +89,11 @@ func powerOn(machine string) func(context.Context, *Lab) error {
 }
 
 func (l *Lab) stopController(ctx context.Context) error {
+	replicas, err := l.Bed.Kubectl(ctx, "-n", System, "get", "deployment", controller, "-o", "jsonpath={.spec.replicas}")
+	if err != nil {
+		return err
+	}
+	l.replicas = strings.TrimSpace(replicas)
 	if err := l.system(ctx, "scale", "deployment/"+controller, "--replicas=0"); err != nil {
 		return err
 	}

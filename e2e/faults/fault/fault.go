@@ -10,6 +10,8 @@ type Fault struct {
 	Name string
 	// What breaks, and How it is made to; Open, if anything, is what stays open then.
 	What, How, Open string
+	// Leaks: what stays open is plaintext, also in strict mode.
+	Leaks bool
 
 	// Prepare, if any, is done before anything is measured, and Restore after.
 	Prepare, Restore func(context.Context, *Lab) error
@@ -17,12 +19,16 @@ type Fault struct {
 	Inject func(context.Context, *Lab) error
 	// Heal removes its cause. Nil if the cause goes by itself.
 	Heal func(context.Context, *Lab) error
+	// HealKilled instead, where the cause only goes by itself as long as ztunnel lives.
+	HealKilled func(context.Context, *Lab) error
 	// Attack, if any, is what applications do meanwhile; its name is one that they know.
 	Attack []string
 	// NewPods has pods created while the fault is in force.
 	NewPods bool
-	// Hold is how long it stays in force; [DefaultHold] if zero.
-	Hold time.Duration
+	// Hold is how long it stays in force; [DefaultHold] if zero. Until, if any, is
+	// when it ends, if ztunnel is not killed.
+	Hold  time.Duration
+	Until func(context.Context, *Lab) error
 	// Quick ones take seconds, alone.
 	Quick bool
 	// Killed: with ztunnel killed on both nodes, as often as it starts, until the
@@ -45,6 +51,9 @@ func (f Fault) killed() Fault {
 	f.Name += KilledSuffix
 	f.What, f.How = "", ""
 	f.Killed, f.Quick = true, false
+	if f.HealKilled != nil {
+		f.Heal = f.HealKilled
+	}
 	return f
 }
 

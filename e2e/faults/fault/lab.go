@@ -50,6 +50,8 @@ type Lab struct {
 	Namespaces []string
 	Restarted  string
 
+	replicas string // of the controller, before it was stopped
+
 	mu   sync.Mutex
 	dead map[string]func() // nodes whose ztunnel is kept dead, and how that ends; guarded by mu
 }

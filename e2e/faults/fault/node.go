@@ -36,11 +36,15 @@ func ofNode() []Fault {
 			NewPods: true,
 		},
 		{
-			Name:    "cni-binary-missing",
-			What:    "The CNI plugin's binary is gone from a node.",
-			How:     cniBinary + " is removed; new pods are created at once. The cause goes by itself, when ztunnel has put it back.",
-			Inject:  onNode("rm " + cniBinary),
-			NewPods: true,
+			Name:   "cni-binary-missing",
+			What:   "The CNI plugin's binary is gone from a node.",
+			How:    cniBinary + " is moved away; new pods are created at once. The cause goes by itself, when ztunnel has put it back; with ztunnel killed, by moving it back.",
+			Open:   "nothing, but a node can lock itself out: a pod of ztunnel that has to be made anew meanwhile is made by the chain that lacks the plugin, and waits until somebody puts it back.",
+			Inject: onNode("mkdir -p " + aside + "; mv " + cniBinary + " " + aside),
+			// Whether ztunnel has done it or not.
+			HealKilled: onNode("mv " + aside + "/ambit-cni " + cniBinary),
+			Restore:    onNode("if [ -e " + aside + "/ambit-cni ]; then mv " + aside + "/ambit-cni " + cniBinary + "; fi"),
+			NewPods:    true,
 		},
 		{
 			Name:   "bpffs-unmounted",
@@ -66,7 +70,7 @@ func ofNode() []Fault {
 // doubles are faults of two things at once.
 func doubles() []Fault {
 	return []Fault{{
-		Name: "cni-conf-overwritten+node-power-cut",
+		Name: "cni-conf-overwritten+node-power-cut", Leaks: true,
 		What: "A node's CNI configuration is overwritten while ztunnel is dead, and then the node loses its power.",
 		How:  "As for each of the two. Nothing pinned is left, and the kubelet starts pods by a chain without the gate, perhaps before ztunnel.",
 		Open: "between the start of a pod and that of ztunnel the pod is not captured: a configuration that others own and wrote is all that the node boots with. `ambit check` shows a node whose chain lacks the plugin.",

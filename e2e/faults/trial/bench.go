@@ -32,7 +32,9 @@ type Bench struct {
 	modes      []string
 	namespaces map[string]string // by mode
 
-	newcomer int // owned by Run
+	// Owned by Run: how many newcomers there were, and how many there are in each
+	// namespace.
+	newcomer, added int
 
 	mu     sync.Mutex
 	attack []string        // guarded by mu
@@ -211,10 +213,12 @@ func (b *Bench) addPods(ctx context.Context) error {
 			return err
 		}
 	}
+	b.added = 1
 	return nil
 }
 
 func (b *Bench) removePods(ctx context.Context) error {
+	b.added = 0
 	var errs []error
 	for who := range b.cast.now() {
 		if strings.HasPrefix(who.pod, newcomer) {

@@ -90,7 +90,7 @@ func (b *Bench) complete(modes ...string) bool {
 		}
 	}
 	for _, mode := range modes {
-		if found[mode] < len(asks) {
+		if found[mode] < len(asks)+b.added {
 			return false
 		}
 	}

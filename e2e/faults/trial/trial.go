@@ -24,12 +24,12 @@ import (
 const (
 	// patience is for a baseline and for a recovery: longer than a node's boot, and
 	// than the kubelet's pauses after failures.
-	patience = 90 * time.Second
+	patience = 60 * time.Second
 	// streak is how many answers in a row are a recovery.
 	streak = 4
 	// afterwards is captured too: what was on its way, and what came late.
 	afterwards = 500 * time.Millisecond
-	poll       = 50 * time.Millisecond
+	poll       = 100 * time.Millisecond
 )
 
 // Run puts a fault in force and measures. The error is of the trial itself; what
@@ -58,7 +58,7 @@ func (b *Bench) Run(ctx context.Context, f fault.Fault) (rows []result.Row, err 
 	if err := b.inject(ctx, f); err != nil {
 		return nil, fmt.Errorf("inject %s: %w", f.Name, err)
 	}
-	if err := b.sleep(ctx, max(0, hold(f)-time.Since(began))); err != nil {
+	if err := b.hold(ctx, f, began); err != nil {
 		return nil, err
 	}
 	from := began
@@ -83,7 +83,7 @@ func (b *Bench) Run(ctx context.Context, f fault.Fault) (rows []result.Row, err 
 	window := span{began, ended}
 	control := b.who(Control).Judge(packets)
 	for _, mode := range b.modes {
-		row := result.Row{Fault: f.Name, Mode: mode, ControlPlaintextPackets: control.Plaintext, SelfHealed: f.SelfHeals()}
+		row := result.Row{Fault: f.Name, Mode: mode, ControlPlaintextPackets: control.Plaintext, SelfHealed: f.SelfHeals(), KnownOpen: f.Leaks}
 		verdict := b.who(mode).Judge(packets)
 		row.CapturedPackets, row.PlaintextPackets = verdict.Captured, verdict.Plaintext
 		for _, packet := range verdict.Examples {
@@ -100,11 +100,16 @@ func (b *Bench) Run(ctx context.Context, f fault.Fault) (rows []result.Row, err 
 	return rows, nil
 }
 
-func hold(f fault.Fault) time.Duration {
-	if f.Hold > 0 {
-		return f.Hold
+// hold returns when the fault has been in force for long enough.
+func (b *Bench) hold(ctx context.Context, f fault.Fault, began time.Time) error {
+	if f.Until != nil && !f.Killed {
+		return f.Until(ctx, b.lab)
 	}
-	return fault.DefaultHold
+	hold := f.Hold
+	if hold == 0 {
+		hold = fault.DefaultHold
+	}
+	return b.sleep(ctx, max(0, hold-time.Since(began)))
 }
 
 // baseline waits until every pod answers every other, and begins to count.
@@ -116,6 +121,7 @@ func (b *Bench) baseline(ctx context.Context) error {
 		all := append([]string{Control}, b.modes...)
 		missing := b.tales.missing(b.pairs(all...), since)
 		if len(missing) == 0 && b.complete(all...) {
+			b.cast.forget()
 			_, err := b.taps.Take()
 			return err
 		}
@@ -191,10 +197,11 @@ func (b *Bench) recover(ctx context.Context, since time.Time) map[string]time.Du
 // restore takes everything back, whatever happened. Applications that did not
 // recover are replaced, so that the next fault does not inherit this one.
 func (b *Bench) restore(ctx context.Context, f fault.Fault, recovered bool) error {
-	errs := []error{b.orderAttack(nil), b.lab.Revive(ctx)}
+	errs := []error{b.orderAttack(nil)}
 	if f.Restore != nil {
 		errs = append(errs, f.Restore(ctx, b.lab))
 	}
+	errs = append(errs, b.lab.Revive(ctx))
 	errs = append(errs, b.removePods(ctx), b.lab.Settle(ctx), b.lab.Forgive(ctx))
 	if !recovered {
 		errs = append(errs, b.replace(ctx))
