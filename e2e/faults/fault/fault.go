@@ -10,6 +10,8 @@ type Fault struct {
 	Name string
 	// What breaks, and How it is made to; Open, if anything, is what stays open then.
 	What, How, Open string
+	// Leaks: what stays open is plaintext, also in strict mode.
+	Leaks bool
 
 	// Prepare, if any, is done before anything is measured, and Restore after.
 	Prepare, Restore func(context.Context, *Lab) error

@@ -70,7 +70,7 @@ func ofNode() []Fault {
 // doubles are faults of two things at once.
 func doubles() []Fault {
 	return []Fault{{
-		Name: "cni-conf-overwritten+node-power-cut",
+		Name: "cni-conf-overwritten+node-power-cut", Leaks: true,
 		What: "A node's CNI configuration is overwritten while ztunnel is dead, and then the node loses its power.",
 		How:  "As for each of the two. Nothing pinned is left, and the kubelet starts pods by a chain without the gate, perhaps before ztunnel.",
 		Open: "between the start of a pod and that of ztunnel the pod is not captured: a configuration that others own and wrote is all that the node boots with. `ambit check` shows a node whose chain lacks the plugin.",

@@ -19,6 +19,11 @@ func TestARowHasToProveSomething(t *testing.T) {
 	if problems := row("x", Permissive, 3).Problems(); len(problems) != 0 {
 		t.Errorf("plaintext in permissive mode is a problem: %v", problems)
 	}
+	open := row("x", Strict, 3)
+	open.KnownOpen = true
+	if problems := open.Problems(); len(problems) != 0 {
+		t.Errorf("what is known to be open is a problem: %v", problems)
+	}
 	for name, spoil := range map[string]func(*Row){
 		"plaintext":         func(r *Row) { r.PlaintextPackets = 1 },
 		"nothing attempted": func(r *Row) { r.Attempted = 0 },

@@ -21,8 +21,8 @@ type cast struct {
 	modes map[string]string
 
 	mu sync.Mutex
-	// pods that there are now; ever is every address that a pod of a mode had,
-	// since a packet may be of one that is gone. Guarded by mu.
+	// pods that there are now; ever is every address that a pod of a mode had since
+	// forget, since a packet may be of one that is gone. Guarded by mu.
 	pods map[name]member
 	ever map[string]map[netip.Addr]bool
 }
@@ -99,6 +99,21 @@ func (c *cast) now() map[name]member {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return maps.Clone(c.pods)
+}
+
+// forget leaves the addresses that pods have now: those of pods that are gone are
+// given to others in time, ztunnel's pod among them.
+func (c *cast) forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, ips := range c.ever {
+		clear(ips)
+	}
+	for who, m := range c.pods {
+		for _, ip := range m.ips {
+			c.ever[c.modes[who.namespace]][ip] = true
+		}
+	}
 }
 
 // addresses are all that pods of a mode had.

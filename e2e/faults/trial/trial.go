@@ -83,7 +83,7 @@ func (b *Bench) Run(ctx context.Context, f fault.Fault) (rows []result.Row, err 
 	window := span{began, ended}
 	control := b.who(Control).Judge(packets)
 	for _, mode := range b.modes {
-		row := result.Row{Fault: f.Name, Mode: mode, ControlPlaintextPackets: control.Plaintext, SelfHealed: f.SelfHeals()}
+		row := result.Row{Fault: f.Name, Mode: mode, ControlPlaintextPackets: control.Plaintext, SelfHealed: f.SelfHeals(), KnownOpen: f.Leaks}
 		verdict := b.who(mode).Judge(packets)
 		row.CapturedPackets, row.PlaintextPackets = verdict.Captured, verdict.Plaintext
 		for _, packet := range verdict.Examples {
@@ -121,6 +121,7 @@ func (b *Bench) baseline(ctx context.Context) error {
 		all := append([]string{Control}, b.modes...)
 		missing := b.tales.missing(b.pairs(all...), since)
 		if len(missing) == 0 && b.complete(all...) {
+			b.cast.forget()
 			_, err := b.taps.Take()
 			return err
 		}
