@@ -26,7 +26,7 @@ demo: cluster images-load bin/ambit ## The main job, on a real three-node cluste
 	go run ./e2e/demo
 
 test: setup fresh lint test-unit test-envoy test-e2e ## Everything: generated code, lint, unit and kernel tests, end to end on a real cluster
-# Not part of it, each with a target of its own: test-cluster (the test bed itself), bench, bench-enrol, bench-memory.
+# Not part of it, each with a target of its own: test-cluster (the test bed itself), fuzz, bench, bench-enrol, bench-memory.
 
 ##@ Build
 
@@ -65,6 +65,16 @@ test-envoy: setup $(ENVOY) ## The tunnel against Envoy, as server and as client
 test-e2e: cluster images-load bin/ambit ## End to end, on the cluster
 	go test -tags e2e -count=1 -timeout 40m -parallel 4 ./e2e
 
+# make fuzz FUZZ=FuzzServe FUZZTIME=1m: one of them, shortly. What is found is kept in testdata/fuzz, and runs in every test.
+FUZZ ?= .
+FUZZTIME ?= 10m
+
+fuzz: ## Every fuzzer, one after the other: FUZZTIME=10m each, FUZZ=name of some
+	@git grep -oE '^func Fuzz[A-Za-z0-9]+' -- '*_test.go' | sed -E 's|^(.*)/[^/]*:func (.*)$$|./\1 \2|' | grep -E '$(FUZZ)' | while read -r package name; do \
+		echo "$$package $$name"; \
+		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime '$(FUZZTIME)' "$$package" </dev/null; \
+	done
+
 test-cluster: setup ## The test bed's own life cycle: up, reboot, crash half-way, down
 	cd e2e/cluster && go test -tags cluster -count=1 -timeout 30m ./...
 
@@ -80,6 +90,15 @@ bench-enrol: cluster images-load bin/ambit ## From the label to Captured, over 1
 
 bench-memory: ## What ztunnel occupies with 1,000 and 100,000 workloads; needs root, no cluster
 	go run ./e2e/bench/memory -out docs/benchmarks
+
+# FAULTS=ztunnel-kill9,*+ztunnel-killed and MODES=strict choose; a part of them leaves docs/faults as it is.
+faults: cluster images-load bin/ambit ## What happens when things die, are missing, late or malformed: docs/faults, or .tmp/faults with FAULTS=.., MODES=..
+	@mkdir -p .tmp
+	go build -o .tmp/faults-run ./e2e/faults
+	.tmp/faults-run -version '$(VERSION)' -out $(if $(FAULTS)$(MODES),.tmp/faults,docs/faults) -faults '$(FAULTS)' $(if $(MODES),-modes '$(MODES)')
+
+revocation: cluster images-load bin/ambit ## How long a permission outlives kubectl apply of a DENY: docs/faults/revocation.json, or .tmp/faults with TRIALS=..
+	go run ./e2e/revocation -version '$(VERSION)' -out $(if $(TRIALS),.tmp/faults -trials $(TRIALS),docs/faults)
 
 ##@ Cluster
 
@@ -135,4 +154,4 @@ help: ## This list
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-zA-Z\/_-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 FORCE:
-.PHONY: FORCE demo test images generate fresh lint test-unit test-e2e test-cluster cluster images-load cluster-down cluster-reboot setup help bench bench-enrol setup-bench bench-memory test-envoy
+.PHONY: FORCE demo test images generate fresh lint test-unit test-e2e test-cluster cluster images-load cluster-down cluster-reboot setup help faults revocation bench bench-enrol setup-bench bench-memory test-envoy fuzz

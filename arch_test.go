@@ -58,6 +58,10 @@ var rules = []rule{
 		reason: "a policy decision is a pure function: no I/O, no clock, no lock, and no model of the mesh",
 	},
 	{
+		from: []string{"ztunnel/egress"}, to: []string{"net", "os", "bpf", "internal/feed", "ztunnel/dns", "ztunnel/redirect", "ztunnel/conns"},
+		reason: "what may leave is decided from a snapshot and what was learnt: no I/O",
+	},
+	{
 		from: []string{"controller/translate"}, to: []string{"os", "net", "sync", "k8s.io/client-go"},
 		reason: "translation is a pure function: Kubernetes objects in, resources out",
 	},

@@ -21,19 +21,21 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+	"sync"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
 )
 
 //go:generate -command bpf2go go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -cflags "-Wall -Wextra -Werror -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu"
-//go:generate bpf2go -type number -type listener -type own -type verdict -type addr -type enrolment -type flow connect connect.c
-//go:generate bpf2go -no-global-types -type guard -type guard_flag guard guard.c
+//go:generate bpf2go -type number -type listener -type own -type class -type node -type node_flag -type verdict -type addr -type enrolment -type flow connect connect.c
+//go:generate bpf2go -no-global-types -type guard -type guard_flag -type egress_flag -type range_key -type name_key -type name -type allowance guard guard.c
 //go:generate bpf2go -no-global-types -type held hold hold.c
 //go:generate bpf2go -no-global-types permit permit.c
 //go:generate bpf2go -no-global-types steer steer.c
 //go:generate bpf2go -no-global-types dns dns.c
-//go:generate sh -c "sha256sum connect.c dns.c guard.c hold.c maps.h mesh.h permit.c steer.c > sources.sha256"
+//go:generate sh -c "sha256sum connect.c dns.c egress.h guard.c hold.c maps.h mesh.h permit.c steer.c > sources.sha256"
 
 // Numbers that the programs and their users share.
 const (
@@ -109,13 +111,17 @@ type Node struct {
 	hold     *ebpf.CollectionSpec
 	dns      *ebpf.CollectionSpec
 	guard    *ebpf.CollectionSpec
-	guardsID ebpf.MapID
-	verdicts []string // by number
+	id       ebpf.MapID // of mesh_verdicts, which every program uses
+	verdicts []string   // by number
+
+	changing sync.Mutex // what holds for the node
 }
 
-// A Host is the network namespace of the node, whose connections pass the pods' listeners.
+// A Host is the network namespace of the node.
 type Host struct {
 	Cookie uint64
+	// Layout is the version of what is pinned.
+	Layout uint32
 	// PodCgroups are the ids of the cgroups below which all pods are, MaxPodCgroups at most: what is there does not pass.
 	PodCgroups []uint64
 }
@@ -161,10 +167,10 @@ func Load(pins string, host Host) (_ *Node, err error) {
 			n.Close()
 		}
 	}()
-	if n.guardsID, err = idOf(maps[guardMapMeshGuards]); err != nil {
+	if n.id, err = idOf(maps[guardMapMeshVerdicts]); err != nil {
 		return nil, err
 	}
-	if err := setHost(host, connect, permit); err != nil {
+	if err := errors.Join(setHost(host, connect), n.claim(host)); err != nil {
 		return nil, err
 	}
 	var programs struct {
@@ -180,10 +186,10 @@ func Load(pins string, host Host) (_ *Node, err error) {
 		return nil, fmt.Errorf("load permit: %w", err)
 	}
 	n.Permit = programs.PermitSockops
-	return n, nil
+	return n, n.bind(n.Connect4)
 }
 
-func setHost(host Host, connect, permit *ebpf.CollectionSpec) error {
+func setHost(host Host, connect *ebpf.CollectionSpec) error {
 	if len(host.PodCgroups) > MaxPodCgroups {
 		return fmt.Errorf("%d cgroups of pods, %d at most", len(host.PodCgroups), MaxPodCgroups)
 	}
@@ -196,7 +202,6 @@ func setHost(host Host, connect, permit *ebpf.CollectionSpec) error {
 	}{
 		{connect, connectVarHostCookie, host.Cookie},
 		{connect, connectVarPodCgroups, cgroups},
-		{permit, permitVarHostCookie, host.Cookie},
 	} {
 		if err := v.spec.Variables[v.name].Set(v.value); err != nil {
 			return fmt.Errorf("set %s: %w", v.name, err)
@@ -205,16 +210,12 @@ func setHost(host Host, connect, permit *ebpf.CollectionSpec) error {
 	return nil
 }
 
-// loadMaps creates every mesh_ map, or takes it from its pin. The listeners are not pinned, nor is what they are told: they
-// end with the process.
+// loadMaps creates every mesh_ map, or takes it from its pin.
 func loadMaps(spec *ebpf.CollectionSpec, pins string) (map[string]*ebpf.Map, error) {
 	maps := &ebpf.CollectionSpec{Maps: map[string]*ebpf.MapSpec{}, ByteOrder: spec.ByteOrder}
-	for _, name := range []string{
-		guardMapMeshEnrolled, guardMapMeshGuards, guardMapMeshHeld, guardMapMeshListeners, guardMapMeshOwn,
-		guardMapMeshPermits, guardMapMeshPods, guardMapMeshPrecapture, guardMapMeshVerdicts,
-	} {
+	for _, name := range append([]string{guardMapMeshHeld, guardMapMeshListeners}, pinnedMaps...) {
 		m := spec.Maps[name].Copy()
-		if name != connectMapMeshListeners && name != connectMapMeshHeld {
+		if slices.Contains(pinnedMaps, name) {
 			m.Pinning = ebpf.PinByName
 		}
 		maps.Maps[name] = m

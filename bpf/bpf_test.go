@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/ambit-mesh/ambit/internal/netnstest"
 )
@@ -151,4 +152,62 @@ func TestObjectsAreOfTheseSources(t *testing.T) {
 	if now.String() != string(recorded) {
 		t.Errorf("the C sources are not those that the committed objects were made of: run make generate with clang-14 and commit the result\nnow:\n%srecorded:\n%s", now.String(), recorded)
 	}
+}
+
+// What is told of a pod's way out is what is read, of that pod alone, and goes with it.
+func TestEgressIsThePodsOwn(t *testing.T) {
+	n := load(t, netnstest.BPFFS(t))
+	const pod, other = 7<<40 | 1, 7<<40 | 2
+	ranges := []netip.Prefix{
+		netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("10.0.0.1/32"),
+		netip.MustParsePrefix("::/0"), netip.MustParsePrefix("fd00::/64"), netip.MustParsePrefix("fd00::1/128"),
+	}
+	names := []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}
+	for _, cookie := range []uint64{pod, other} {
+		if err := n.SetEgress(cookie, Egress{Denied: true, DNS: cookie == pod}); err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range ranges {
+			if err := n.AllowRange(cookie, r, Allowance{UDP: []PortRange{{53, 53}}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, ip := range names {
+			if err := n.AllowName(cookie, ip, Allowance{Every: true}, time.Minute); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := n.AllowRange(pod, ranges[0], Allowance{UDP: make([]PortRange, MaxUDPRanges+1)}); err == nil {
+		t.Error("ranges of ports were dropped")
+	}
+	expect := func(when string, cookie uint64, egress Egress, wantRanges []netip.Prefix, wantNames []netip.Addr) {
+		t.Helper()
+		gotEgress, err := n.Egress(cookie)
+		if err != nil || gotEgress != egress {
+			t.Errorf("%s: %+v, %v", when, gotEgress, err)
+		}
+		gotRanges, err := n.Ranges(cookie)
+		slices.SortFunc(gotRanges, netip.Prefix.Compare)
+		slices.SortFunc(wantRanges, netip.Prefix.Compare)
+		if err != nil || !slices.Equal(gotRanges, wantRanges) {
+			t.Errorf("%s: %v, %v", when, gotRanges, err)
+		}
+		gotNames, err := n.Names(cookie)
+		slices.SortFunc(gotNames, netip.Addr.Compare)
+		if err != nil || !slices.Equal(gotNames, wantNames) {
+			t.Errorf("%s: %v, %v", when, gotNames, err)
+		}
+	}
+	expect("told", pod, Egress{Denied: true, DNS: true}, slices.Clone(ranges), names)
+	if left, err := n.NameLeft(pod, names[0]); err != nil || left <= 0 || left > time.Minute {
+		t.Errorf("left %v, %v", left, err)
+	}
+	for range 2 { // the second time there is nothing to do
+		if err := n.RemoveGuard(pod); err != nil {
+			t.Fatal(err)
+		}
+	}
+	expect("removed", pod, Egress{}, nil, nil)
+	expect("the other", other, Egress{Denied: true}, slices.Clone(ranges), names)
 }

@@ -108,18 +108,81 @@ static __always_inline bool caller_is_pod(void)
 	return false;
 }
 
-/* The node's processes may pass pods' listeners, but not the pods that use its network: they get a tag, for permit cannot tell
- * who connects. */
-static __always_inline int not_enrolled(struct bpf_sock_addr *ctx, __u64 cookie, const struct addr *destination)
+static __always_inline bool caller_is_kubelet(const struct node *node)
 {
-	enum own host_pod = OWN_HOST_POD;
+	__u64 id = bpf_get_current_cgroup_id();
+
+#pragma unroll
+	for (int i = 0; i < MAX_KUBELETS; i++)
+		if (node->kubelets[i] && id == node->kubelets[i])
+			return !caller_is_pod();
+	return false;
+}
+
+/* The kubelet may pass pods' listeners, and no one else of the node: its sockets get a tag, for permit cannot tell who connects. */
+static __always_inline int from_node(struct bpf_sock_addr *ctx, const struct node *node, const struct addr *destination)
+{
+	enum own kubelet = OWN_KUBELET;
 	struct bpf_sock *sk = ctx->sk;
 
-	if (cookie != host_cookie || !bpf_map_lookup_elem(&mesh_pods, destination) || !caller_is_pod())
+	if (!bpf_map_lookup_elem(&mesh_pods, destination) || !caller_is_kubelet(node))
 		return end(VERDICT_CONNECT_NOT_ENROLLED, ALLOW);
-	if (!sk || !bpf_sk_storage_get(&mesh_own, sk, &host_pod, BPF_SK_STORAGE_GET_F_CREATE))
+	if (!sk || !bpf_sk_storage_get(&mesh_own, sk, &kubelet, BPF_SK_STORAGE_GET_F_CREATE))
 		return end(VERDICT_CONNECT_DENIED_TAG, DENY);
-	return end(VERDICT_CONNECT_HOST_POD, ALLOW);
+	return end(VERDICT_CONNECT_KUBELET, ALLOW);
+}
+
+static __always_inline bool is_tcp(struct bpf_sock_addr *ctx)
+{
+	return ctx->protocol == IPPROTO_TCP || ctx->protocol == IPPROTO_MULTIPATH_TCP;
+}
+
+static __always_inline int not_enrolled(struct bpf_sock_addr *ctx, __u64 cookie, const struct addr *destination)
+{
+	__u32 only = 0;
+	struct node *node = bpf_map_lookup_elem(&mesh_node, &only);
+
+	if (!node)
+		return end(VERDICT_CONNECT_DENIED_NO_NODE, DENY);
+	if (cookie == host_cookie)
+		return from_node(ctx, node, destination);
+	/* Who is no pod, a CNI plugin or an administrator in a namespace, is not meant. */
+	if (!(node->flags & NODE_REFUSES_UNCLASSIFIED) || !is_tcp(ctx) || addr_is_loopback(destination) || !caller_is_pod())
+		return end(VERDICT_CONNECT_NOT_ENROLLED, ALLOW);
+	if (!bpf_map_lookup_elem(&mesh_classes, &cookie))
+		return end(VERDICT_CONNECT_DENIED_UNCLASSIFIED, DENY);
+	return end(VERDICT_CONNECT_CLASSIFIED, ALLOW);
+}
+
+/* Tells whether the SYN, which the mark brings to the pod's own lo, would be taken by a socket that is not ztunnel's: without
+ * steer, whose link goes with its last holder, an application of the pod that listens at any address would pass for the
+ * destination. That nobody takes it is all right: it is refused. */
+static __always_inline bool would_go_astray(struct bpf_sock_addr *ctx, const struct addr *self, const struct addr *destination)
+{
+	struct bpf_sock_tuple tuple = {};
+	struct bpf_sock *found;
+	enum own *own;
+	bool astray;
+	__u32 size;
+
+	if (addr_is4(destination)) {
+		tuple.ipv4.saddr = self->word[3];
+		tuple.ipv4.daddr = destination->word[3];
+		tuple.ipv4.dport = (__u16)ctx->user_port;
+		size = sizeof(tuple.ipv4);
+	} else {
+		__builtin_memcpy(tuple.ipv6.saddr, self, sizeof(tuple.ipv6.saddr));
+		__builtin_memcpy(tuple.ipv6.daddr, destination, sizeof(tuple.ipv6.daddr));
+		tuple.ipv6.dport = (__u16)ctx->user_port;
+		size = sizeof(tuple.ipv6);
+	}
+	found = bpf_sk_lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	if (!found)
+		return false;
+	own = bpf_sk_storage_get(&mesh_own, found, 0, 0);
+	astray = !own || *own != OWN_TUNNEL;
+	bpf_sk_release(found);
+	return astray;
 }
 
 static __always_inline int connect_decide(struct bpf_sock_addr *ctx, const struct addr *destination)
@@ -134,7 +197,7 @@ static __always_inline int connect_decide(struct bpf_sock_addr *ctx, const struc
 
 	if (!pod)
 		return not_enrolled(ctx, cookie, destination);
-	if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_MULTIPATH_TCP)
+	if (!is_tcp(ctx))
 		return end(VERDICT_CONNECT_NOT_TCP, ALLOW);
 	sk = ctx->sk;
 	if (!sk)
@@ -157,6 +220,8 @@ static __always_inline int connect_decide(struct bpf_sock_addr *ctx, const struc
 	/* steer knows an outbound connection by its source: any other would not reach ztunnel. */
 	if (source_is_foreign(sk, self))
 		return end(VERDICT_CONNECT_DENIED_FOREIGN_SOURCE, DENY);
+	if (would_go_astray(ctx, self, destination))
+		return end(VERDICT_CONNECT_DENIED_NOT_STEERED, DENY);
 	/* A socket bound to a device ignores the route that the mark selects. */
 	if (sk->bound_dev_if && bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTODEVICE, no_device, sizeof(no_device)))
 		return end(VERDICT_CONNECT_DENIED_UNBIND, DENY);
@@ -186,8 +251,9 @@ int connect_connect6(struct bpf_sock_addr *ctx)
 	return connect_decide(ctx, &destination);
 }
 
-/* No map names these types; a variable keeps them in the BTF, from which their Go twins are generated. */
+/* No map names these types; variables keep them in the BTF, from which their Go twins are generated. */
 const enum number *number_in_btf __attribute__((unused));
+const enum node_flag *node_flag_in_btf __attribute__((unused));
 const enum listener *listener_in_btf __attribute__((unused));
 
 char _license[] SEC("license") = "GPL";

@@ -18,6 +18,24 @@ type connectAddr struct {
 	Word [4]uint32
 }
 
+type connectAllowance struct {
+	_     structs.HostLayout
+	Every uint32
+	Count uint32
+	Udp   [16]struct {
+		_     structs.HostLayout
+		First uint16
+		Last  uint16
+	}
+}
+
+type connectClass uint32
+
+const (
+	connectClassCLASS_ZTUNNEL      connectClass = 1
+	connectClassCLASS_NOT_ENROLLED connectClass = 2
+)
+
 type connectEnrolment struct {
 	_     structs.HostLayout
 	Self4 connectAddr
@@ -50,18 +68,47 @@ const (
 	connectListenerLISTENER_DNS_STREAM connectListener = 4
 )
 
+type connectName struct {
+	_         structs.HostLayout
+	Ends      uint64
+	Allowance connectAllowance
+}
+
+type connectNameKey struct {
+	_           structs.HostLayout
+	Cookie      uint64
+	Destination connectAddr
+}
+
+type connectNode struct {
+	_        structs.HostLayout
+	Host     uint64
+	Layout   uint32
+	Flags    uint32
+	Kubelets [4]uint64
+}
+
+type connectNodeFlag uint32
+
+const (
+	connectNodeFlagNODE_REFUSES_UNCLASSIFIED connectNodeFlag = 1
+)
+
 type connectNumber uint32
 
 const (
-	connectNumberMARK            connectNumber = 1337
-	connectNumberPORT_HBONE      connectNumber = 15008
-	connectNumberPORT_DNS        connectNumber = 53
-	connectNumberMAX_PODS        connectNumber = 1024
-	connectNumberSLOT_SIZE       connectNumber = 8
-	connectNumberMAX_POD_CGROUPS connectNumber = 4
-	connectNumberUID_SIZE        connectNumber = 64
-	connectNumberSYN_SIZE        connectNumber = 120
-	connectNumberMAX_VERDICTS    connectNumber = 256
+	connectNumberMARK             connectNumber = 1337
+	connectNumberPORT_HBONE       connectNumber = 15008
+	connectNumberPORT_DNS         connectNumber = 53
+	connectNumberMAX_PODS         connectNumber = 1024
+	connectNumberSLOT_SIZE        connectNumber = 8
+	connectNumberMAX_POD_CGROUPS  connectNumber = 4
+	connectNumberMAX_KUBELETS     connectNumber = 4
+	connectNumberUID_SIZE         connectNumber = 64
+	connectNumberSYN_SIZE         connectNumber = 120
+	connectNumberMAX_UDP_RANGES   connectNumber = 16
+	connectNumberMAX_DESTINATIONS connectNumber = 65536
+	connectNumberMAX_VERDICTS     connectNumber = 256
 )
 
 type connectOwn uint32
@@ -70,7 +117,7 @@ const (
 	connectOwnOWN_NONE     connectOwn = 0
 	connectOwnOWN_TUNNEL   connectOwn = 1
 	connectOwnOWN_DELIVERY connectOwn = 2
-	connectOwnOWN_HOST_POD connectOwn = 3
+	connectOwnOWN_KUBELET  connectOwn = 3
 )
 
 type connectPermit uint32
@@ -78,14 +125,22 @@ type connectPermit uint32
 const (
 	connectPermitPERMIT_ASKED    connectPermit = 0
 	connectPermitPERMIT_DELIVERY connectPermit = 1
-	connectPermitPERMIT_NODE     connectPermit = 2
+	connectPermitPERMIT_KUBELET  connectPermit = 2
 )
+
+type connectRangeKey struct {
+	_           structs.HostLayout
+	Bits        uint32
+	Cookie      [2]uint32
+	Family      uint32
+	Destination connectAddr
+}
 
 type connectVerdict uint32
 
 const (
 	connectVerdictVERDICT_CONNECT_NOT_ENROLLED          connectVerdict = 0
-	connectVerdictVERDICT_CONNECT_HOST_POD              connectVerdict = 1
+	connectVerdictVERDICT_CONNECT_KUBELET               connectVerdict = 1
 	connectVerdictVERDICT_CONNECT_NOT_TCP               connectVerdict = 2
 	connectVerdictVERDICT_CONNECT_OWN                   connectVerdict = 3
 	connectVerdictVERDICT_CONNECT_LOCAL                 connectVerdict = 4
@@ -126,7 +181,7 @@ const (
 	connectVerdictVERDICT_HOLD_HELD                     connectVerdict = 39
 	connectVerdictVERDICT_GUARD_PERMISSIVE              connectVerdict = 40
 	connectVerdictVERDICT_GUARD_OWN                     connectVerdict = 41
-	connectVerdictVERDICT_GUARD_NODE                    connectVerdict = 42
+	connectVerdictVERDICT_GUARD_KUBELET                 connectVerdict = 42
 	connectVerdictVERDICT_GUARD_PRECAPTURE              connectVerdict = 43
 	connectVerdictVERDICT_GUARD_HANDSHAKE               connectVerdict = 44
 	connectVerdictVERDICT_GUARD_NOT_TCP                 connectVerdict = 45
@@ -146,26 +201,40 @@ const (
 	connectVerdictVERDICT_DNS_DROPPED_FRAGMENT          connectVerdict = 59
 	connectVerdictVERDICT_DNS_DROPPED_NO_LISTENER       connectVerdict = 60
 	connectVerdictVERDICT_DNS_DROPPED_REWRITE           connectVerdict = 61
-	connectVerdictVERDICT_COUNT                         connectVerdict = 62
+	connectVerdictVERDICT_GUARD_NEIGHBOUR               connectVerdict = 62
+	connectVerdictVERDICT_GUARD_DNS                     connectVerdict = 63
+	connectVerdictVERDICT_GUARD_EXCEPTED                connectVerdict = 64
+	connectVerdictVERDICT_GUARD_DROPPED_EGRESS          connectVerdict = 65
+	connectVerdictVERDICT_CONNECT_CLASSIFIED            connectVerdict = 66
+	connectVerdictVERDICT_CONNECT_DENIED_UNCLASSIFIED   connectVerdict = 67
+	connectVerdictVERDICT_CONNECT_DENIED_NO_NODE        connectVerdict = 68
+	connectVerdictVERDICT_CONNECT_DENIED_NOT_STEERED    connectVerdict = 69
+	connectVerdictVERDICT_COUNT                         connectVerdict = 70
 )
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	connectMapMeshClasses      = "mesh_classes"
+	connectMapMeshEgress       = "mesh_egress"
 	connectMapMeshEnrolled     = "mesh_enrolled"
 	connectMapMeshGuards       = "mesh_guards"
 	connectMapMeshHeld         = "mesh_held"
 	connectMapMeshListeners    = "mesh_listeners"
+	connectMapMeshNames        = "mesh_names"
+	connectMapMeshNode         = "mesh_node"
 	connectMapMeshOwn          = "mesh_own"
 	connectMapMeshPermits      = "mesh_permits"
 	connectMapMeshPods         = "mesh_pods"
 	connectMapMeshPrecapture   = "mesh_precapture"
+	connectMapMeshRanges       = "mesh_ranges"
 	connectMapMeshVerdicts     = "mesh_verdicts"
 	connectProgConnectConnect4 = "connect_connect4"
 	connectProgConnectConnect6 = "connect_connect6"
 	connectVarHostCookie       = "host_cookie"
 	connectVarListenerInBtf    = "listener_in_btf"
+	connectVarNodeFlagInBtf    = "node_flag_in_btf"
 	connectVarNumberInBtf      = "number_in_btf"
 	connectVarPodCgroups       = "pod_cgroups"
 )
@@ -220,14 +289,19 @@ type connectProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type connectMapSpecs struct {
+	MeshClasses    *ebpf.MapSpec `ebpf:"mesh_classes"`
+	MeshEgress     *ebpf.MapSpec `ebpf:"mesh_egress"`
 	MeshEnrolled   *ebpf.MapSpec `ebpf:"mesh_enrolled"`
 	MeshGuards     *ebpf.MapSpec `ebpf:"mesh_guards"`
 	MeshHeld       *ebpf.MapSpec `ebpf:"mesh_held"`
 	MeshListeners  *ebpf.MapSpec `ebpf:"mesh_listeners"`
+	MeshNames      *ebpf.MapSpec `ebpf:"mesh_names"`
+	MeshNode       *ebpf.MapSpec `ebpf:"mesh_node"`
 	MeshOwn        *ebpf.MapSpec `ebpf:"mesh_own"`
 	MeshPermits    *ebpf.MapSpec `ebpf:"mesh_permits"`
 	MeshPods       *ebpf.MapSpec `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.MapSpec `ebpf:"mesh_precapture"`
+	MeshRanges     *ebpf.MapSpec `ebpf:"mesh_ranges"`
 	MeshVerdicts   *ebpf.MapSpec `ebpf:"mesh_verdicts"`
 }
 
@@ -237,6 +311,7 @@ type connectMapSpecs struct {
 type connectVariableSpecs struct {
 	HostCookie    *ebpf.VariableSpec `ebpf:"host_cookie"`
 	ListenerInBtf *ebpf.VariableSpec `ebpf:"listener_in_btf"`
+	NodeFlagInBtf *ebpf.VariableSpec `ebpf:"node_flag_in_btf"`
 	NumberInBtf   *ebpf.VariableSpec `ebpf:"number_in_btf"`
 	PodCgroups    *ebpf.VariableSpec `ebpf:"pod_cgroups"`
 }
@@ -261,27 +336,37 @@ func (o *connectObjects) Close() error {
 //
 // It can be passed to loadConnectObjects or ebpf.CollectionSpec.LoadAndAssign.
 type connectMaps struct {
+	MeshClasses    *ebpf.Map `ebpf:"mesh_classes"`
+	MeshEgress     *ebpf.Map `ebpf:"mesh_egress"`
 	MeshEnrolled   *ebpf.Map `ebpf:"mesh_enrolled"`
 	MeshGuards     *ebpf.Map `ebpf:"mesh_guards"`
 	MeshHeld       *ebpf.Map `ebpf:"mesh_held"`
 	MeshListeners  *ebpf.Map `ebpf:"mesh_listeners"`
+	MeshNames      *ebpf.Map `ebpf:"mesh_names"`
+	MeshNode       *ebpf.Map `ebpf:"mesh_node"`
 	MeshOwn        *ebpf.Map `ebpf:"mesh_own"`
 	MeshPermits    *ebpf.Map `ebpf:"mesh_permits"`
 	MeshPods       *ebpf.Map `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.Map `ebpf:"mesh_precapture"`
+	MeshRanges     *ebpf.Map `ebpf:"mesh_ranges"`
 	MeshVerdicts   *ebpf.Map `ebpf:"mesh_verdicts"`
 }
 
 func (m *connectMaps) Close() error {
 	return _ConnectClose(
+		m.MeshClasses,
+		m.MeshEgress,
 		m.MeshEnrolled,
 		m.MeshGuards,
 		m.MeshHeld,
 		m.MeshListeners,
+		m.MeshNames,
+		m.MeshNode,
 		m.MeshOwn,
 		m.MeshPermits,
 		m.MeshPods,
 		m.MeshPrecapture,
+		m.MeshRanges,
 		m.MeshVerdicts,
 	)
 }
@@ -292,6 +377,7 @@ func (m *connectMaps) Close() error {
 type connectVariables struct {
 	HostCookie    *ebpf.Variable `ebpf:"host_cookie"`
 	ListenerInBtf *ebpf.Variable `ebpf:"listener_in_btf"`
+	NodeFlagInBtf *ebpf.Variable `ebpf:"node_flag_in_btf"`
 	NumberInBtf   *ebpf.Variable `ebpf:"number_in_btf"`
 	PodCgroups    *ebpf.Variable `ebpf:"pod_cgroups"`
 }

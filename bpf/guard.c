@@ -2,18 +2,15 @@
 
 //go:build ignore
 
-/* What may leave a pod. In strict mode TCP leaves from ztunnel's sockets, in answer to what the node opened, and for a time
- * from connections that are older than the pod's capture; what could be TCP and cannot be read does not leave.
+/* What may leave a pod. In strict mode, and where the way out of the mesh is denied, TCP leaves from ztunnel's sockets, in answer
+ * to the kubelet, and for a time from connections that are older than the pod's capture; what could be TCP and cannot be read does
+ * not leave. Of what is not TCP, egress.h says what may where the way out is denied.
  *
  * Runs for every packet that leaves by a device of the pod, and again where the packet enters the node, out of the pod's
  * reach: one program a pod and place, with the pod's cookie loaded as a constant. Whose a packet is, its socket says, which
  * a packet keeps on its way from one end of a link to the other.
  */
-#include "maps.h"
-#include <linux/icmpv6.h>
-#include <linux/if_ether.h>
-#include <linux/ip.h>
-#include <linux/ipv6.h>
+#include "egress.h"
 #include <linux/pkt_cls.h>
 #include <linux/tcp.h>
 
@@ -24,7 +21,6 @@
 /* linux/ip.h does not have them. */
 #define IP_MORE_FRAGMENTS_OR_OFFSET 0x3fff
 #define IPPROTO_FRAGMENT6 44
-#define IPPROTO_HOP_BY_HOP6 0
 
 /* Set at load. */
 const volatile __u64 cookie;  /* of the pod's network namespace */
@@ -146,14 +142,14 @@ static __always_inline void turn(const struct flow *flow, struct flow *turned)
 	turned->destination_port = flow->source_port;
 }
 
-static __always_inline bool is_answer_to_node(const struct segment *segment)
+static __always_inline bool is_answer_to_kubelet(const struct segment *segment)
 {
 	enum permit *permit;
 	struct flow opened;
 
 	turn(&segment->flow, &opened);
 	permit = bpf_map_lookup_elem(&mesh_permits, &opened);
-	return permit && *permit == PERMIT_NODE;
+	return permit && *permit == PERMIT_KUBELET;
 }
 
 static __always_inline bool is_own(struct bpf_sock *sk)
@@ -203,10 +199,18 @@ static __always_inline bool is_precapture(struct __sk_buff *skb, const struct gu
 	__u64 socket = bpf_get_socket_cookie(skb);
 	__u64 *pod;
 
-	if (!guard->grace || bpf_ktime_get_ns() >= guard->grace)
+	if (!guard || !guard->grace || bpf_ktime_get_ns() >= guard->grace)
 		return false;
 	pod = bpf_map_lookup_elem(&mesh_precapture, &socket);
 	return pod && *pod == cookie;
+}
+
+static __always_inline bool is_arp(struct __sk_buff *skb)
+{
+	__u16 kind;
+
+	return ethernet && !bpf_skb_load_bytes(skb, __builtin_offsetof(struct ethhdr, h_proto), &kind, sizeof(kind)) &&
+	       kind == bpf_htons(ETH_P_ARP);
 }
 
 SEC("tc")
@@ -214,23 +218,41 @@ int guard_tc(struct __sk_buff *skb)
 {
 	struct segment segment = {};
 	struct guard *guard;
+	bool own_listener = false;
 	enum verdict verdict;
 	struct bpf_sock *sk;
 	__u64 key = cookie;
+	__u32 *egress;
+	bool denied;
 
 	guard = bpf_map_lookup_elem(&mesh_guards, &key);
-	if (!guard || !(guard->flags & GUARD_STRICT))
+	egress = bpf_map_lookup_elem(&mesh_egress, &key);
+	denied = egress && *egress & EGRESS_DENIED;
+	if ((!guard || !(guard->flags & GUARD_STRICT)) && !denied)
 		return end(VERDICT_GUARD_PERMISSIVE, PASS);
 	sk = skb->sk;
 	if (sk)
 		sk = bpf_sk_fullsock(sk);
-	if (sk && is_own(sk))
-		return end(VERDICT_GUARD_OWN, PASS);
+	if (sk && is_own(sk)) {
+		if (sk->state != BPF_TCP_LISTEN)
+			return end(VERDICT_GUARD_OWN, PASS);
+		own_listener = true;
+	}
 	verdict = read_packet(skb, &segment);
+	if (verdict == VERDICT_GUARD_NOT_TCP && egress && denied && !is_arp(skb)) {
+		verdict = leave(skb, ethernet ? sizeof(struct ethhdr) : 0, key, *egress, on_node);
+		if (verdict == VERDICT_GUARD_NEIGHBOUR || verdict == VERDICT_GUARD_DNS || verdict == VERDICT_GUARD_EXCEPTED)
+			return end(verdict, PASS);
+		return end(verdict, DROP);
+	}
 	if (verdict != VERDICT_COUNT)
 		return end(verdict, verdict == VERDICT_GUARD_NOT_TCP ? PASS : DROP);
-	if (is_answer_to_node(&segment))
-		return end(VERDICT_GUARD_NODE, PASS);
+	/* A listener resets what belongs to no connection. Peers have to learn so that a tunnel has ended; but the plaintext listener
+	 * would do the same, in the pod's name, for what ztunnel sent to a connection that the application has closed. */
+	if (own_listener && (segment.opens || segment.flow.source_port == bpf_htons(PORT_HBONE)))
+		return end(VERDICT_GUARD_OWN, PASS);
+	if (is_answer_to_kubelet(&segment))
+		return end(VERDICT_GUARD_KUBELET, PASS);
 	if (sk && is_precapture(skb, guard))
 		return end(VERDICT_GUARD_PRECAPTURE, PASS);
 	if (sk)
@@ -242,5 +264,6 @@ int guard_tc(struct __sk_buff *skb)
 
 /* No map names this type; a variable keeps it in the BTF, from which its Go twin is generated. */
 const enum guard_flag *guard_flag_in_btf __attribute__((unused));
+const enum egress_flag *egress_flag_in_btf __attribute__((unused));
 
 char _license[] SEC("license") = "GPL";

@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -52,8 +53,8 @@ func (n *Node) LoadGuard(p GuardPlace) (*ebpf.Program, error) {
 	return programs.GuardTc, nil
 }
 
-// GuardsID is the kernel's number of the map that SetGuard writes: programs of other layouts use another.
-func (n *Node) GuardsID() ebpf.MapID { return n.guardsID }
+// ID is the kernel's number of a map that every program of the node uses, and no program of another node or layout.
+func (n *Node) ID() ebpf.MapID { return n.id }
 
 // SetGuard says what may leave the pod whose namespace has this cookie, wherever its guard is attached, in one step.
 func (n *Node) SetGuard(cookie uint64, g Guard) error {
@@ -88,9 +89,9 @@ func (n *Node) Guard(cookie uint64) (Guard, bool, error) {
 	return g, true, nil
 }
 
-// RemoveGuard ends what SetGuard said. To remove what is not there is no error.
+// RemoveGuard ends what SetGuard and SetEgress said, and whatever was allowed. To remove what is not there is no error.
 func (n *Node) RemoveGuard(cookie uint64) error {
-	return ignoreMissing(n.maps[guardMapMeshGuards].Delete(cookie))
+	return errors.Join(ignoreMissing(n.maps[guardMapMeshGuards].Delete(cookie)), n.forgetEgress(cookie))
 }
 
 // TagsFD is the file descriptor of the map that Tag writes, which stays the Node's.

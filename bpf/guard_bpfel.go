@@ -13,6 +13,24 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type guardAllowance struct {
+	_     structs.HostLayout
+	Every uint32
+	Count uint32
+	Udp   [16]struct {
+		_     structs.HostLayout
+		First uint16
+		Last  uint16
+	}
+}
+
+type guardEgressFlag uint32
+
+const (
+	guardEgressFlagEGRESS_DENIED guardEgressFlag = 1
+	guardEgressFlagEGRESS_DNS    guardEgressFlag = 2
+)
+
 type guardGuard struct {
 	_      structs.HostLayout
 	Flags  uint32
@@ -26,25 +44,57 @@ const (
 	guardGuardFlagGUARD_STRICT guardGuardFlag = 1
 )
 
+type guardName struct {
+	_         structs.HostLayout
+	Ends      uint64
+	Allowance guardAllowance
+}
+
+type guardNameKey struct {
+	_           structs.HostLayout
+	Cookie      uint64
+	Destination struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+}
+
+type guardRangeKey struct {
+	_           structs.HostLayout
+	Bits        uint32
+	Cookie      [2]uint32
+	Family      uint32
+	Destination struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	guardMapMeshEnrolled   = "mesh_enrolled"
-	guardMapMeshGuards     = "mesh_guards"
-	guardMapMeshHeld       = "mesh_held"
-	guardMapMeshListeners  = "mesh_listeners"
-	guardMapMeshOwn        = "mesh_own"
-	guardMapMeshPermits    = "mesh_permits"
-	guardMapMeshPods       = "mesh_pods"
-	guardMapMeshPrecapture = "mesh_precapture"
-	guardMapMeshVerdicts   = "mesh_verdicts"
-	guardProgGuardTc       = "guard_tc"
-	guardVarCookie         = "cookie"
-	guardVarEthernet       = "ethernet"
-	guardVarGuardFlagInBtf = "guard_flag_in_btf"
-	guardVarNetns          = "netns"
-	guardVarOnNode         = "on_node"
+	guardMapMeshClasses     = "mesh_classes"
+	guardMapMeshEgress      = "mesh_egress"
+	guardMapMeshEnrolled    = "mesh_enrolled"
+	guardMapMeshGuards      = "mesh_guards"
+	guardMapMeshHeld        = "mesh_held"
+	guardMapMeshListeners   = "mesh_listeners"
+	guardMapMeshNames       = "mesh_names"
+	guardMapMeshNode        = "mesh_node"
+	guardMapMeshOwn         = "mesh_own"
+	guardMapMeshPermits     = "mesh_permits"
+	guardMapMeshPods        = "mesh_pods"
+	guardMapMeshPrecapture  = "mesh_precapture"
+	guardMapMeshRanges      = "mesh_ranges"
+	guardMapMeshVerdicts    = "mesh_verdicts"
+	guardProgGuardTc        = "guard_tc"
+	guardVarCookie          = "cookie"
+	guardVarEgressFlagInBtf = "egress_flag_in_btf"
+	guardVarEthernet        = "ethernet"
+	guardVarGuardFlagInBtf  = "guard_flag_in_btf"
+	guardVarNetns           = "netns"
+	guardVarOnNode          = "on_node"
 )
 
 // loadGuard returns the embedded CollectionSpec for guard.
@@ -96,14 +146,19 @@ type guardProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type guardMapSpecs struct {
+	MeshClasses    *ebpf.MapSpec `ebpf:"mesh_classes"`
+	MeshEgress     *ebpf.MapSpec `ebpf:"mesh_egress"`
 	MeshEnrolled   *ebpf.MapSpec `ebpf:"mesh_enrolled"`
 	MeshGuards     *ebpf.MapSpec `ebpf:"mesh_guards"`
 	MeshHeld       *ebpf.MapSpec `ebpf:"mesh_held"`
 	MeshListeners  *ebpf.MapSpec `ebpf:"mesh_listeners"`
+	MeshNames      *ebpf.MapSpec `ebpf:"mesh_names"`
+	MeshNode       *ebpf.MapSpec `ebpf:"mesh_node"`
 	MeshOwn        *ebpf.MapSpec `ebpf:"mesh_own"`
 	MeshPermits    *ebpf.MapSpec `ebpf:"mesh_permits"`
 	MeshPods       *ebpf.MapSpec `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.MapSpec `ebpf:"mesh_precapture"`
+	MeshRanges     *ebpf.MapSpec `ebpf:"mesh_ranges"`
 	MeshVerdicts   *ebpf.MapSpec `ebpf:"mesh_verdicts"`
 }
 
@@ -111,11 +166,12 @@ type guardMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type guardVariableSpecs struct {
-	Cookie         *ebpf.VariableSpec `ebpf:"cookie"`
-	Ethernet       *ebpf.VariableSpec `ebpf:"ethernet"`
-	GuardFlagInBtf *ebpf.VariableSpec `ebpf:"guard_flag_in_btf"`
-	Netns          *ebpf.VariableSpec `ebpf:"netns"`
-	OnNode         *ebpf.VariableSpec `ebpf:"on_node"`
+	Cookie          *ebpf.VariableSpec `ebpf:"cookie"`
+	EgressFlagInBtf *ebpf.VariableSpec `ebpf:"egress_flag_in_btf"`
+	Ethernet        *ebpf.VariableSpec `ebpf:"ethernet"`
+	GuardFlagInBtf  *ebpf.VariableSpec `ebpf:"guard_flag_in_btf"`
+	Netns           *ebpf.VariableSpec `ebpf:"netns"`
+	OnNode          *ebpf.VariableSpec `ebpf:"on_node"`
 }
 
 // guardObjects contains all objects after they have been loaded into the kernel.
@@ -138,27 +194,37 @@ func (o *guardObjects) Close() error {
 //
 // It can be passed to loadGuardObjects or ebpf.CollectionSpec.LoadAndAssign.
 type guardMaps struct {
+	MeshClasses    *ebpf.Map `ebpf:"mesh_classes"`
+	MeshEgress     *ebpf.Map `ebpf:"mesh_egress"`
 	MeshEnrolled   *ebpf.Map `ebpf:"mesh_enrolled"`
 	MeshGuards     *ebpf.Map `ebpf:"mesh_guards"`
 	MeshHeld       *ebpf.Map `ebpf:"mesh_held"`
 	MeshListeners  *ebpf.Map `ebpf:"mesh_listeners"`
+	MeshNames      *ebpf.Map `ebpf:"mesh_names"`
+	MeshNode       *ebpf.Map `ebpf:"mesh_node"`
 	MeshOwn        *ebpf.Map `ebpf:"mesh_own"`
 	MeshPermits    *ebpf.Map `ebpf:"mesh_permits"`
 	MeshPods       *ebpf.Map `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.Map `ebpf:"mesh_precapture"`
+	MeshRanges     *ebpf.Map `ebpf:"mesh_ranges"`
 	MeshVerdicts   *ebpf.Map `ebpf:"mesh_verdicts"`
 }
 
 func (m *guardMaps) Close() error {
 	return _GuardClose(
+		m.MeshClasses,
+		m.MeshEgress,
 		m.MeshEnrolled,
 		m.MeshGuards,
 		m.MeshHeld,
 		m.MeshListeners,
+		m.MeshNames,
+		m.MeshNode,
 		m.MeshOwn,
 		m.MeshPermits,
 		m.MeshPods,
 		m.MeshPrecapture,
+		m.MeshRanges,
 		m.MeshVerdicts,
 	)
 }
@@ -167,11 +233,12 @@ func (m *guardMaps) Close() error {
 //
 // It can be passed to loadGuardObjects or ebpf.CollectionSpec.LoadAndAssign.
 type guardVariables struct {
-	Cookie         *ebpf.Variable `ebpf:"cookie"`
-	Ethernet       *ebpf.Variable `ebpf:"ethernet"`
-	GuardFlagInBtf *ebpf.Variable `ebpf:"guard_flag_in_btf"`
-	Netns          *ebpf.Variable `ebpf:"netns"`
-	OnNode         *ebpf.Variable `ebpf:"on_node"`
+	Cookie          *ebpf.Variable `ebpf:"cookie"`
+	EgressFlagInBtf *ebpf.Variable `ebpf:"egress_flag_in_btf"`
+	Ethernet        *ebpf.Variable `ebpf:"ethernet"`
+	GuardFlagInBtf  *ebpf.Variable `ebpf:"guard_flag_in_btf"`
+	Netns           *ebpf.Variable `ebpf:"netns"`
+	OnNode          *ebpf.Variable `ebpf:"on_node"`
 }
 
 // guardPrograms contains all programs after they have been loaded into the kernel.

@@ -24,14 +24,19 @@ type holdHeld struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	holdMapMeshClasses    = "mesh_classes"
+	holdMapMeshEgress     = "mesh_egress"
 	holdMapMeshEnrolled   = "mesh_enrolled"
 	holdMapMeshGuards     = "mesh_guards"
 	holdMapMeshHeld       = "mesh_held"
 	holdMapMeshListeners  = "mesh_listeners"
+	holdMapMeshNames      = "mesh_names"
+	holdMapMeshNode       = "mesh_node"
 	holdMapMeshOwn        = "mesh_own"
 	holdMapMeshPermits    = "mesh_permits"
 	holdMapMeshPods       = "mesh_pods"
 	holdMapMeshPrecapture = "mesh_precapture"
+	holdMapMeshRanges     = "mesh_ranges"
 	holdMapMeshVerdicts   = "mesh_verdicts"
 	holdProgHoldEgress    = "hold_egress"
 	holdVarCapturesDns    = "captures_dns"
@@ -90,14 +95,19 @@ type holdProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type holdMapSpecs struct {
+	MeshClasses    *ebpf.MapSpec `ebpf:"mesh_classes"`
+	MeshEgress     *ebpf.MapSpec `ebpf:"mesh_egress"`
 	MeshEnrolled   *ebpf.MapSpec `ebpf:"mesh_enrolled"`
 	MeshGuards     *ebpf.MapSpec `ebpf:"mesh_guards"`
 	MeshHeld       *ebpf.MapSpec `ebpf:"mesh_held"`
 	MeshListeners  *ebpf.MapSpec `ebpf:"mesh_listeners"`
+	MeshNames      *ebpf.MapSpec `ebpf:"mesh_names"`
+	MeshNode       *ebpf.MapSpec `ebpf:"mesh_node"`
 	MeshOwn        *ebpf.MapSpec `ebpf:"mesh_own"`
 	MeshPermits    *ebpf.MapSpec `ebpf:"mesh_permits"`
 	MeshPods       *ebpf.MapSpec `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.MapSpec `ebpf:"mesh_precapture"`
+	MeshRanges     *ebpf.MapSpec `ebpf:"mesh_ranges"`
 	MeshVerdicts   *ebpf.MapSpec `ebpf:"mesh_verdicts"`
 }
 
@@ -132,27 +142,37 @@ func (o *holdObjects) Close() error {
 //
 // It can be passed to loadHoldObjects or ebpf.CollectionSpec.LoadAndAssign.
 type holdMaps struct {
+	MeshClasses    *ebpf.Map `ebpf:"mesh_classes"`
+	MeshEgress     *ebpf.Map `ebpf:"mesh_egress"`
 	MeshEnrolled   *ebpf.Map `ebpf:"mesh_enrolled"`
 	MeshGuards     *ebpf.Map `ebpf:"mesh_guards"`
 	MeshHeld       *ebpf.Map `ebpf:"mesh_held"`
 	MeshListeners  *ebpf.Map `ebpf:"mesh_listeners"`
+	MeshNames      *ebpf.Map `ebpf:"mesh_names"`
+	MeshNode       *ebpf.Map `ebpf:"mesh_node"`
 	MeshOwn        *ebpf.Map `ebpf:"mesh_own"`
 	MeshPermits    *ebpf.Map `ebpf:"mesh_permits"`
 	MeshPods       *ebpf.Map `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.Map `ebpf:"mesh_precapture"`
+	MeshRanges     *ebpf.Map `ebpf:"mesh_ranges"`
 	MeshVerdicts   *ebpf.Map `ebpf:"mesh_verdicts"`
 }
 
 func (m *holdMaps) Close() error {
 	return _HoldClose(
+		m.MeshClasses,
+		m.MeshEgress,
 		m.MeshEnrolled,
 		m.MeshGuards,
 		m.MeshHeld,
 		m.MeshListeners,
+		m.MeshNames,
+		m.MeshNode,
 		m.MeshOwn,
 		m.MeshPermits,
 		m.MeshPods,
 		m.MeshPrecapture,
+		m.MeshRanges,
 		m.MeshVerdicts,
 	)
 }

@@ -30,7 +30,7 @@ struct {
 	__type(value, __u64);
 } mesh_pods SEC(".maps");
 
-/* Socket -> enum own. Written by Go on sockets it holds, which pods cannot do, and OWN_HOST_POD by connect; ends with the
+/* Socket -> enum own. Written by Go on sockets it holds, which pods cannot do, and OWN_KUBELET by connect; ends with the
  * socket, and is passed on by a listener to what it accepts. Pinned. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
@@ -48,6 +48,31 @@ struct {
 	__type(key, struct flow);
 	__type(value, enum permit);
 } mesh_permits SEC(".maps");
+
+/* What holds for the node as a whole. */
+struct node {
+	__u64 host;		      /* cookie of the node's network namespace: whose these maps are */
+	__u32 layout;		      /* the version of what is pinned; this and host stay where they are in every one */
+	__u32 flags;		      /* enum node_flag */
+	__u64 kubelets[MAX_KUBELETS]; /* ids of the cgroups that the kubelet is in; zero: none */
+};
+_Static_assert(sizeof(struct node) == 16 + 8 * MAX_KUBELETS, "no padding in a pinned map");
+
+/* 0 -> struct node. Written by Go. Pinned. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct node);
+} mesh_node SEC(".maps");
+
+/* Network namespace cookie -> enum class. Written by Go: looked at for namespaces that are not captured. Pinned. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4 * MAX_PODS);
+	__type(key, __u64);
+	__type(value, enum class);
+} mesh_classes SEC(".maps");
 
 /* What may leave a captured pod. */
 struct guard {
@@ -74,6 +99,68 @@ struct {
 	__type(key, __u64);
 	__type(value, __u64);
 } mesh_precapture SEC(".maps");
+
+/* Network namespace cookie -> bits of enum egress_flag; a pod whose way out of the mesh nothing is said about has none. Written
+ * by Go. Pinned. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_PODS);
+	__type(key, __u64);
+	__type(value, __u32);
+} mesh_egress SEC(".maps");
+
+/* Ports in host byte order, both included. */
+struct udp_range {
+	__u16 first;
+	__u16 last;
+};
+
+/* What may leave for some addresses, other than by TCP. */
+struct allowance {
+	__u32 every; /* packets of every protocol; else datagrams of UDP alone */
+	__u32 count; /* of the ranges */
+	struct udp_range udp[MAX_UDP_RANGES];
+};
+_Static_assert(sizeof(struct allowance) == 8 + 4 * MAX_UDP_RANGES, "no padding in a pinned map");
+
+/* A range of addresses that a pod may send to. */
+struct range_key {
+	__u32 bits; /* that count of what follows */
+	__u32 cookie[2];
+	__u32 family; /* AF_INET and AF_INET6 have nothing in common */
+	struct addr destination;
+};
+_Static_assert(sizeof(struct range_key) == 32, "no padding in a key");
+
+/* Written by Go: of several ranges that an address is in the longest counts, and includes what the others allow. Pinned. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_DESTINATIONS);
+	__type(key, struct range_key);
+	__type(value, struct allowance);
+} mesh_ranges SEC(".maps");
+
+/* An address that a name has which a pod may send to. */
+struct name_key {
+	__u64 cookie;
+	struct addr destination;
+};
+_Static_assert(sizeof(struct name_key) == 24, "no padding in a key");
+
+struct name {
+	__u64 ends; /* CLOCK_MONOTONIC, nanoseconds */
+	struct allowance allowance;
+};
+
+/* Written by Go; by guard, which puts the end off while it is used. Pinned. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_DESTINATIONS);
+	__type(key, struct name_key);
+	__type(value, struct name);
+} mesh_names SEC(".maps");
 
 /* slot * SLOT_SIZE + enum listener -> listening socket. Written by Go, emptied by the kernel when a socket closes.
  * Not pinned: sockets do not outlive the process, and without them steer drops. */

@@ -30,10 +30,16 @@ enum number {
 	SLOT_SIZE = 8,
 	/* Cgroups that hold all pods: one, or two where a kubelet was set up anew. */
 	MAX_POD_CGROUPS = 4,
+	/* Cgroups that a kubelet may be in: one; two while it moves. */
+	MAX_KUBELETS = 4,
 	/* Longest pod UID that is remembered, its terminating zero included. */
 	UID_SIZE = 64,
 	/* The longest headers of a SYN: 60 bytes of IPv4 and 60 of TCP. */
 	SYN_SIZE = 120,
+	/* Ranges of UDP ports that are told of one destination outside the mesh. */
+	MAX_UDP_RANGES = 16,
+	/* Destinations outside the mesh that are told of all pods together. */
+	MAX_DESTINATIONS = 65536,
 	/* Counters in mesh_verdicts. */
 	MAX_VERDICTS = 256,
 };
@@ -53,14 +59,36 @@ enum permit {
 	PERMIT_ASKED = 0,
 	/* ztunnel's, to the application. What the application answers goes back to ztunnel, never to the wire. */
 	PERMIT_DELIVERY = 1,
-	/* A process's of the node: what the application answers goes to the wire. */
-	PERMIT_NODE = 2,
+	/* The kubelet's: what the application answers goes to the wire. */
+	PERMIT_KUBELET = 2,
+};
+
+/* Bits of struct node's flags. */
+enum node_flag {
+	/* What a pod connects to that nobody has classified is refused: it may be one that is to be captured. */
+	NODE_REFUSES_UNCLASSIFIED = 1,
+};
+
+/* Value in mesh_classes: why a namespace that is not captured is let connect. */
+enum class {
+	/* ztunnel's own. */
+	CLASS_ZTUNNEL = 1,
+	/* Of a pod that is not enrolled. */
+	CLASS_NOT_ENROLLED = 2,
 };
 
 /* Bits of struct guard's flags. */
 enum guard_flag {
 	/* TCP leaves the pod from ztunnel's sockets alone, and in answer to the node's. */
 	GUARD_STRICT = 1,
+};
+
+/* Bits of the value in mesh_egress. */
+enum egress_flag {
+	/* Nothing but TCP, which ztunnel carries, leaves unless it is allowed. */
+	EGRESS_DENIED = 1,
+	/* What the pod asks DNS servers turns round at its devices. */
+	EGRESS_DNS = 2,
 };
 
 /* Value in mesh_own: whose the socket is, if not anyone's. */
@@ -70,14 +98,14 @@ enum own {
 	OWN_TUNNEL = 1,
 	/* ztunnel's, to the application of the pod whose namespace it is in: let past that pod's listeners. */
 	OWN_DELIVERY = 2,
-	/* A pod's in the node's namespace: not let past a pod's listeners as the node's other processes are. */
-	OWN_HOST_POD = 3,
+	/* The kubelet's, to a captured pod: let past that pod's listeners, for probes. */
+	OWN_KUBELET = 3,
 };
 
 /* How each run of each program ended: index into mesh_verdicts. Append only: the counters are pinned. */
 enum verdict {
 	VERDICT_CONNECT_NOT_ENROLLED = 0,
-	VERDICT_CONNECT_HOST_POD = 1,
+	VERDICT_CONNECT_KUBELET = 1,
 	VERDICT_CONNECT_NOT_TCP = 2,
 	VERDICT_CONNECT_OWN = 3,
 	VERDICT_CONNECT_LOCAL = 4,
@@ -118,7 +146,7 @@ enum verdict {
 	VERDICT_HOLD_HELD = 39,
 	VERDICT_GUARD_PERMISSIVE = 40,
 	VERDICT_GUARD_OWN = 41,
-	VERDICT_GUARD_NODE = 42,
+	VERDICT_GUARD_KUBELET = 42,
 	VERDICT_GUARD_PRECAPTURE = 43,
 	VERDICT_GUARD_HANDSHAKE = 44,
 	VERDICT_GUARD_NOT_TCP = 45,
@@ -138,7 +166,15 @@ enum verdict {
 	VERDICT_DNS_DROPPED_FRAGMENT = 59,
 	VERDICT_DNS_DROPPED_NO_LISTENER = 60,
 	VERDICT_DNS_DROPPED_REWRITE = 61,
-	VERDICT_COUNT = 62,
+	VERDICT_GUARD_NEIGHBOUR = 62,
+	VERDICT_GUARD_DNS = 63,
+	VERDICT_GUARD_EXCEPTED = 64,
+	VERDICT_GUARD_DROPPED_EGRESS = 65,
+	VERDICT_CONNECT_CLASSIFIED = 66,
+	VERDICT_CONNECT_DENIED_UNCLASSIFIED = 67,
+	VERDICT_CONNECT_DENIED_NO_NODE = 68,
+	VERDICT_CONNECT_DENIED_NOT_STEERED = 69,
+	VERDICT_COUNT = 70,
 };
 
 /* An IPv6 address, or an IPv4 one as ::ffff:a.b.c.d, in network byte order. All zero: no address. */

@@ -2,16 +2,13 @@
 
 //go:build ignore
 
-/* Which connections may reach a captured pod's application past ztunnel: the node's own (the kubelet's probes; not those of
- * pods that use the node's network), and those by which ztunnel delivers what it let in.
+/* Which connections may reach a captured pod's application past ztunnel: the kubelet's, which connect has marked as such, and
+ * those by which ztunnel delivers what it let in.
  *
  * Runs as the SYN is about to leave, when the local port is known, and notes the 4-tuple for steer. The note stays until
  * the socket closes, because a handshake under SYN cookies looks the listener up a second time.
  */
 #include "maps.h"
-
-/* Set at load: cookie of the network namespace that the kubelet runs in. */
-const volatile __u64 host_cookie;
 
 static __always_inline int end(enum verdict verdict)
 {
@@ -61,12 +58,10 @@ static __always_inline int grant(struct bpf_sock_ops *ctx)
 	enum permit permit;
 	enum own *own;
 
-	if (!sk)
+	own = sk ? bpf_sk_storage_get(&mesh_own, sk, 0, 0) : 0;
+	if (!own || (*own != OWN_DELIVERY && *own != OWN_KUBELET))
 		return end(VERDICT_PERMIT_NOT_OURS);
-	own = bpf_sk_storage_get(&mesh_own, sk, 0, 0);
-	permit = own && *own == OWN_DELIVERY ? PERMIT_DELIVERY : PERMIT_NODE;
-	if (own ? permit != PERMIT_DELIVERY : bpf_get_netns_cookie(ctx) != host_cookie)
-		return end(VERDICT_PERMIT_NOT_OURS);
+	permit = *own == OWN_DELIVERY ? PERMIT_DELIVERY : PERMIT_KUBELET;
 	flow_of(ctx, &flow);
 	/* A delivery is to a captured pod, whatever the map says: without passage it would come back to ztunnel. */
 	if (permit != PERMIT_DELIVERY && !bpf_map_lookup_elem(&mesh_pods, &flow.destination))

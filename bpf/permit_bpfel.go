@@ -16,17 +16,21 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	permitMapMeshClasses    = "mesh_classes"
+	permitMapMeshEgress     = "mesh_egress"
 	permitMapMeshEnrolled   = "mesh_enrolled"
 	permitMapMeshGuards     = "mesh_guards"
 	permitMapMeshHeld       = "mesh_held"
 	permitMapMeshListeners  = "mesh_listeners"
+	permitMapMeshNames      = "mesh_names"
+	permitMapMeshNode       = "mesh_node"
 	permitMapMeshOwn        = "mesh_own"
 	permitMapMeshPermits    = "mesh_permits"
 	permitMapMeshPods       = "mesh_pods"
 	permitMapMeshPrecapture = "mesh_precapture"
+	permitMapMeshRanges     = "mesh_ranges"
 	permitMapMeshVerdicts   = "mesh_verdicts"
 	permitProgPermitSockops = "permit_sockops"
-	permitVarHostCookie     = "host_cookie"
 )
 
 // loadPermit returns the embedded CollectionSpec for permit.
@@ -78,14 +82,19 @@ type permitProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type permitMapSpecs struct {
+	MeshClasses    *ebpf.MapSpec `ebpf:"mesh_classes"`
+	MeshEgress     *ebpf.MapSpec `ebpf:"mesh_egress"`
 	MeshEnrolled   *ebpf.MapSpec `ebpf:"mesh_enrolled"`
 	MeshGuards     *ebpf.MapSpec `ebpf:"mesh_guards"`
 	MeshHeld       *ebpf.MapSpec `ebpf:"mesh_held"`
 	MeshListeners  *ebpf.MapSpec `ebpf:"mesh_listeners"`
+	MeshNames      *ebpf.MapSpec `ebpf:"mesh_names"`
+	MeshNode       *ebpf.MapSpec `ebpf:"mesh_node"`
 	MeshOwn        *ebpf.MapSpec `ebpf:"mesh_own"`
 	MeshPermits    *ebpf.MapSpec `ebpf:"mesh_permits"`
 	MeshPods       *ebpf.MapSpec `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.MapSpec `ebpf:"mesh_precapture"`
+	MeshRanges     *ebpf.MapSpec `ebpf:"mesh_ranges"`
 	MeshVerdicts   *ebpf.MapSpec `ebpf:"mesh_verdicts"`
 }
 
@@ -93,7 +102,6 @@ type permitMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type permitVariableSpecs struct {
-	HostCookie *ebpf.VariableSpec `ebpf:"host_cookie"`
 }
 
 // permitObjects contains all objects after they have been loaded into the kernel.
@@ -116,27 +124,37 @@ func (o *permitObjects) Close() error {
 //
 // It can be passed to loadPermitObjects or ebpf.CollectionSpec.LoadAndAssign.
 type permitMaps struct {
+	MeshClasses    *ebpf.Map `ebpf:"mesh_classes"`
+	MeshEgress     *ebpf.Map `ebpf:"mesh_egress"`
 	MeshEnrolled   *ebpf.Map `ebpf:"mesh_enrolled"`
 	MeshGuards     *ebpf.Map `ebpf:"mesh_guards"`
 	MeshHeld       *ebpf.Map `ebpf:"mesh_held"`
 	MeshListeners  *ebpf.Map `ebpf:"mesh_listeners"`
+	MeshNames      *ebpf.Map `ebpf:"mesh_names"`
+	MeshNode       *ebpf.Map `ebpf:"mesh_node"`
 	MeshOwn        *ebpf.Map `ebpf:"mesh_own"`
 	MeshPermits    *ebpf.Map `ebpf:"mesh_permits"`
 	MeshPods       *ebpf.Map `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.Map `ebpf:"mesh_precapture"`
+	MeshRanges     *ebpf.Map `ebpf:"mesh_ranges"`
 	MeshVerdicts   *ebpf.Map `ebpf:"mesh_verdicts"`
 }
 
 func (m *permitMaps) Close() error {
 	return _PermitClose(
+		m.MeshClasses,
+		m.MeshEgress,
 		m.MeshEnrolled,
 		m.MeshGuards,
 		m.MeshHeld,
 		m.MeshListeners,
+		m.MeshNames,
+		m.MeshNode,
 		m.MeshOwn,
 		m.MeshPermits,
 		m.MeshPods,
 		m.MeshPrecapture,
+		m.MeshRanges,
 		m.MeshVerdicts,
 	)
 }
@@ -145,7 +163,6 @@ func (m *permitMaps) Close() error {
 //
 // It can be passed to loadPermitObjects or ebpf.CollectionSpec.LoadAndAssign.
 type permitVariables struct {
-	HostCookie *ebpf.Variable `ebpf:"host_cookie"`
 }
 
 // permitPrograms contains all programs after they have been loaded into the kernel.

@@ -16,14 +16,19 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	steerMapMeshClasses    = "mesh_classes"
+	steerMapMeshEgress     = "mesh_egress"
 	steerMapMeshEnrolled   = "mesh_enrolled"
 	steerMapMeshGuards     = "mesh_guards"
 	steerMapMeshHeld       = "mesh_held"
 	steerMapMeshListeners  = "mesh_listeners"
+	steerMapMeshNames      = "mesh_names"
+	steerMapMeshNode       = "mesh_node"
 	steerMapMeshOwn        = "mesh_own"
 	steerMapMeshPermits    = "mesh_permits"
 	steerMapMeshPods       = "mesh_pods"
 	steerMapMeshPrecapture = "mesh_precapture"
+	steerMapMeshRanges     = "mesh_ranges"
 	steerMapMeshVerdicts   = "mesh_verdicts"
 	steerProgSteerSkLookup = "steer_sk_lookup"
 	steerVarCapturesDns    = "captures_dns"
@@ -82,14 +87,19 @@ type steerProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type steerMapSpecs struct {
+	MeshClasses    *ebpf.MapSpec `ebpf:"mesh_classes"`
+	MeshEgress     *ebpf.MapSpec `ebpf:"mesh_egress"`
 	MeshEnrolled   *ebpf.MapSpec `ebpf:"mesh_enrolled"`
 	MeshGuards     *ebpf.MapSpec `ebpf:"mesh_guards"`
 	MeshHeld       *ebpf.MapSpec `ebpf:"mesh_held"`
 	MeshListeners  *ebpf.MapSpec `ebpf:"mesh_listeners"`
+	MeshNames      *ebpf.MapSpec `ebpf:"mesh_names"`
+	MeshNode       *ebpf.MapSpec `ebpf:"mesh_node"`
 	MeshOwn        *ebpf.MapSpec `ebpf:"mesh_own"`
 	MeshPermits    *ebpf.MapSpec `ebpf:"mesh_permits"`
 	MeshPods       *ebpf.MapSpec `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.MapSpec `ebpf:"mesh_precapture"`
+	MeshRanges     *ebpf.MapSpec `ebpf:"mesh_ranges"`
 	MeshVerdicts   *ebpf.MapSpec `ebpf:"mesh_verdicts"`
 }
 
@@ -124,27 +134,37 @@ func (o *steerObjects) Close() error {
 //
 // It can be passed to loadSteerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type steerMaps struct {
+	MeshClasses    *ebpf.Map `ebpf:"mesh_classes"`
+	MeshEgress     *ebpf.Map `ebpf:"mesh_egress"`
 	MeshEnrolled   *ebpf.Map `ebpf:"mesh_enrolled"`
 	MeshGuards     *ebpf.Map `ebpf:"mesh_guards"`
 	MeshHeld       *ebpf.Map `ebpf:"mesh_held"`
 	MeshListeners  *ebpf.Map `ebpf:"mesh_listeners"`
+	MeshNames      *ebpf.Map `ebpf:"mesh_names"`
+	MeshNode       *ebpf.Map `ebpf:"mesh_node"`
 	MeshOwn        *ebpf.Map `ebpf:"mesh_own"`
 	MeshPermits    *ebpf.Map `ebpf:"mesh_permits"`
 	MeshPods       *ebpf.Map `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.Map `ebpf:"mesh_precapture"`
+	MeshRanges     *ebpf.Map `ebpf:"mesh_ranges"`
 	MeshVerdicts   *ebpf.Map `ebpf:"mesh_verdicts"`
 }
 
 func (m *steerMaps) Close() error {
 	return _SteerClose(
+		m.MeshClasses,
+		m.MeshEgress,
 		m.MeshEnrolled,
 		m.MeshGuards,
 		m.MeshHeld,
 		m.MeshListeners,
+		m.MeshNames,
+		m.MeshNode,
 		m.MeshOwn,
 		m.MeshPermits,
 		m.MeshPods,
 		m.MeshPrecapture,
+		m.MeshRanges,
 		m.MeshVerdicts,
 	)
 }

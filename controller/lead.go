@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -14,36 +15,32 @@ import (
 const (
 	// leaseName of the Lease that the leader holds.
 	leaseName = "controller"
-	// A leader that does not renew for leaseDuration is succeeded; it stops
-	// writing at renewDeadline, before that.
-	leaseDuration = 15 * time.Second
-	renewDeadline = 10 * time.Second
-	retryPeriod   = 2 * time.Second
+	// A leader that does not renew for leaseDuration is succeeded; it ends at
+	// renewDeadline, before that. Short, since nobody serves in between: data
+	// planes go on with what they have, but learn nothing new.
+	leaseDuration = 7 * time.Second
+	renewDeadline = 5 * time.Second
+	retryPeriod   = time.Second
 )
+
+// errLeaseLost ends the process: another one may lead by now. Its successor
+// begins as every replica does, with nothing that it believes to know.
+var errLeaseLost = errors.New("the Lease was lost: another replica may lead")
 
 // leadership says whether this replica is the one that writes.
 type leadership struct {
 	held atomic.Bool
 }
 
-// lead takes part in elections until ctx ends, and does the leader's work while
-// elected. The Lease is let go of once that work has ended, so that a successor
-// need not wait for it to expire.
-func (p *parts) lead(ctx context.Context) error {
-	return p.leadWith(ctx, p.leaderWork)
+// lead waits to be elected, and does the leader's work until ctx ends or the
+// term does, which is an error. The Lease is let go of once that work has ended,
+// so that a successor need not wait for it to expire.
+func (p *parts) lead(ctx, force context.Context) error {
+	return p.leadWith(ctx, func(term context.Context) error { return p.leaderWork(term, force) })
 }
 
+// leadWith works for one term.
 func (p *parts) leadWith(ctx context.Context, work func(term context.Context) error) error {
-	for ctx.Err() == nil {
-		if err := p.leadOnce(ctx, work); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// leadOnce waits to be elected, and works for one term.
-func (p *parts) leadOnce(ctx context.Context, work func(term context.Context) error) error {
 	election, leave := context.WithCancel(context.WithoutCancel(ctx))
 	defer leave()
 	terms := make(chan context.Context)
@@ -60,7 +57,10 @@ func (p *parts) leadOnce(ctx context.Context, work func(term context.Context) er
 		term, end := context.WithCancel(term)
 		defer end()
 		defer context.AfterFunc(ctx, end)()
-		return work(term)
+		if err := work(term); err != nil || ctx.Err() != nil {
+			return err
+		}
+		return errLeaseLost
 	case <-ctx.Done():
 		return nil
 	}
@@ -93,17 +93,43 @@ func (p *parts) elector(terms chan<- context.Context) (*leaderelection.LeaderEle
 	return elector, nil
 }
 
-// leaderWork is what only one replica may do.
-func (p *parts) leaderWork(ctx context.Context) error {
-	p.leadership.held.Store(true)
-	defer p.leadership.held.Store(false)
+// leaderWork is what only one replica may do: writing, and serving data planes,
+// which acknowledge and report to one process.
+func (p *parts) leaderWork(ctx, force context.Context) error {
 	p.logger.Info("leading", "lease", leaseName)
 	defer p.logger.Info("no longer leading", "lease", leaseName)
 
 	group, ctx := errgroup.WithContext(ctx)
+	defer context.AfterFunc(ctx, func() { p.leadership.held.Store(false) })()
 	group.Go(func() error { return p.root.RunLeader(ctx) })
 	group.Go(func() error { return p.reports.Run(ctx) })
 	group.Go(func() error { return p.status.RunLeader(ctx) })
 	group.Go(func() error { return p.policies.RunLeader(ctx) })
+	group.Go(func() error {
+		if err := p.takeOver(ctx); err != nil {
+			return stopped(ctx, err)
+		}
+		p.leadership.held.Store(true)
+		return p.serve(ctx, force, p.settings.grpc)
+	})
 	return group.Wait()
+}
+
+// takeOver waits until what is published is no older than what the leader before
+// may have published.
+func (p *parts) takeOver(ctx context.Context) error {
+	began := time.Now()
+	select {
+	case <-p.status.TakenOver():
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if err := p.sources.CatchUp(ctx, p.logger); err != nil {
+		return err
+	}
+	if err := p.publisher.fresh(ctx); err != nil {
+		return err
+	}
+	p.logger.Info("took over", "duration", time.Since(began))
+	return nil
 }

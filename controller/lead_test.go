@@ -2,12 +2,17 @@ package main
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 )
 
 // replica takes part in elections on a shared cluster; its leader's work lasts
@@ -52,6 +57,37 @@ func TestLeadershipIsHandedOver(t *testing.T) {
 	if took := time.Since(began); took > leaseDuration/2 {
 		t.Errorf("handing over took %s", took)
 	}
+}
+
+// A leader that cannot renew its Lease ends before another may take it, and does
+// not come back as if nothing had happened.
+func TestALostLeaseEndsTheProcess(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cluster := fake.NewClientset()
+		var down atomic.Bool
+		cluster.PrependReactor("*", "leases", func(clienttesting.Action) (bool, runtime.Object, error) {
+			return down.Load(), nil, errors.New("the API server is down")
+		})
+		p := &parts{client: cluster, settings: settings{namespace: "ambit-system", podName: "first"}, logger: slog.New(slog.DiscardHandler)}
+		leads := make(chan struct{})
+		ended := make(chan error, 1)
+		go func() {
+			ended <- p.leadWith(t.Context(), func(term context.Context) error {
+				close(leads)
+				<-term.Done()
+				return nil
+			})
+		}()
+		<-leads
+		down.Store(true)
+		began := time.Now()
+		if err := <-ended; !errors.Is(err, errLeaseLost) {
+			t.Errorf("it ended with %v", err)
+		}
+		if took := time.Since(began); took >= leaseDuration {
+			t.Errorf("it led for %s without a Lease", took)
+		}
+	})
 }
 
 func TestLeaseNamesItsHolder(t *testing.T) {

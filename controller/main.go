@@ -5,9 +5,9 @@
 //	run.go        the parts, and how they are put together
 //	publish.go    Kubernetes and the nodes' reports -> what proxies are told
 //	serve.go      the gRPC server on which data planes call
-//	lead.go       the one replica that writes
+//	lead.go       the one replica that writes and serves, and how it takes over
 //
-// Every replica serves; only the leader writes. Nothing is served before
+// Every replica knows; only the leader writes and serves. Nothing is served before
 // everything that it is made from is known: a list that is not complete yet
 // would look like pods that are gone.
 package main

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -35,13 +36,17 @@ type publisher struct {
 
 	// owned by Run
 	complaint string // what was last logged as impossible to translate
+
+	mu          sync.Mutex
+	begun, made uint64        // publications; guarded by mu
+	another     chan struct{} // closed and replaced when made grows; guarded by mu
 }
 
 func newPublisher(sources *watch.Sources, captures captures, server *push.Server, changes *watch.Trigger,
 	config translate.Config, logger *slog.Logger, registerer prometheus.Registerer) *publisher {
 	p := &publisher{
 		sources: sources, captures: captures, server: server, changes: changes, config: config,
-		published: func() {}, outcomes: func([]*translate.Policy) {}, logger: logger,
+		published: func() {}, outcomes: func([]*translate.Policy) {}, logger: logger, another: make(chan struct{}),
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "ambit_translate_seconds", Help: "From a look at Kubernetes to a publication.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 4, 8), // 0.5 ms to 8 s
@@ -56,8 +61,49 @@ func (p *publisher) Run(ctx context.Context) error {
 	return p.changes.Run(ctx, p.publish)
 }
 
+// freshRetry is how soon a publication that could not be made is tried again.
+const freshRetry = time.Second
+
+// fresh waits for a publication that is made of what is known now.
+func (p *publisher) fresh(ctx context.Context) error {
+	p.mu.Lock()
+	stale := p.begun
+	p.mu.Unlock()
+	for {
+		p.changes.Changed()
+		p.mu.Lock()
+		made, another := p.made, p.another
+		p.mu.Unlock()
+		if made > stale {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-another:
+		case <-time.After(freshRetry):
+		}
+	}
+}
+
+// begin and finish number the publications; Run makes one after the other.
+func (p *publisher) begin() (number uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.begun++
+	return p.begun
+}
+
+func (p *publisher) finish(number uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.made = number
+	close(p.another)
+	p.another = make(chan struct{})
+}
+
 func (p *publisher) publish() {
-	began := time.Now()
+	began, number := time.Now(), p.begin()
 	// Before the objects: a withdrawal that is in this view is in the publication.
 	captured := p.captures.Captured()
 	objects, err := p.sources.Objects()
@@ -79,6 +125,7 @@ func (p *publisher) publish() {
 	p.logger.Debug("published", "publication", publication, "captured_generation", captured.Generation(),
 		"duration", time.Since(began))
 	p.published()
+	p.finish(number)
 }
 
 // complain logs what could not be translated, each time that it changes.

@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -321,4 +323,32 @@ func must(t *testing.T) func(any, error) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// Who takes over waits for a publication that began after it asked, not for one
+// that was under way with what was known before.
+func TestAFreshPublicationBeganAfterItWasAskedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &publisher{changes: watch.NewTrigger(), another: make(chan struct{})}
+		underWay := p.begin()
+		done := make(chan error, 1)
+		go func() { done <- p.fresh(t.Context()) }()
+		synctest.Wait()
+		p.finish(underWay)
+		synctest.Wait()
+		select {
+		case <-done:
+			t.Fatal("content with a publication that began before")
+		default:
+		}
+		p.finish(p.begin())
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if err := p.fresh(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("with nobody who publishes: %v", err)
+		}
+	})
 }

@@ -46,7 +46,6 @@ func run(ctx, force context.Context, s settings, logger *slog.Logger, level *slo
 	objectsKnown := readiness.Gate("Kubernetes objects")
 	workloadsKnown := readiness.Gate("Workload objects")
 	parts.publisher.published = readiness.Gate("first publication")
-	serving := readiness.Gate("gRPC server")
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return admin.Run(ctx, s.admin) })
@@ -75,8 +74,7 @@ func run(ctx, force context.Context, s settings, logger *slog.Logger, level *slo
 		parts.changes.Changed()
 		group.Go(func() error { return parts.root.Run(ctx) })
 		group.Go(func() error { return parts.publisher.Run(ctx) })
-		group.Go(func() error { return parts.serve(ctx, force, s.grpc, serving) })
-		group.Go(func() error { return parts.lead(ctx) })
+		group.Go(func() error { return parts.lead(ctx, force) })
 		return nil
 	})
 	return group.Wait()

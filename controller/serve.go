@@ -26,7 +26,7 @@ const (
 	// it counts as connected, and holds withdrawals up.
 	pingInterval = 15 * time.Second
 	pingTimeout  = 10 * time.Second
-	// clientPingInterval is what clients may ping us at most; ours do every 30 s.
+	// clientPingInterval is what clients may ping us at most; ours do every 10 s.
 	clientPingInterval = 5 * time.Second
 	// handshakeTimeout bounds a connection that says nothing.
 	handshakeTimeout = 10 * time.Second
@@ -44,7 +44,7 @@ const (
 )
 
 // serve data planes until ctx ends, then let calls end until force does.
-func (p *parts) serve(ctx, force context.Context, address string, serving func()) error {
+func (p *parts) serve(ctx, force context.Context, address string) error {
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 	if err != nil {
 		return fmt.Errorf("serve data planes: %w", err)
@@ -58,7 +58,6 @@ func (p *parts) serve(ctx, force context.Context, address string, serving func()
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(listener) }()
 	p.logger.Info("serving data planes", "address", listener.Addr().String())
-	serving()
 
 	select {
 	case err := <-ended:

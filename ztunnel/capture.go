@@ -12,6 +12,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/quota"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/ztunnel/dns"
+	"github.com/ambit-mesh/ambit/ztunnel/egress"
 	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 	"github.com/ambit-mesh/ambit/ztunnel/outbound"
 	"github.com/ambit-mesh/ambit/ztunnel/podns"
@@ -24,6 +25,7 @@ type capture struct {
 	// Fixed after dataplane.serve.
 	dataplane *dataplane
 	uid       string // the workload's
+	podUID    string
 	ips       []netip.Addr
 	id        spiffe.ID
 	netns     *podns.NetNS
@@ -31,6 +33,7 @@ type capture struct {
 	share     *quota.Share
 	outbound  *outbound.Listener
 	inbound   *inbound.Listener
+	egress    *egress.Pod
 	dns       *dns.Proxy         // nil: what the pod asks DNS servers is not captured
 	stop      context.CancelFunc // accept no more, drain
 	ended     chan struct{}      // closed when the last connection is over
@@ -41,6 +44,8 @@ type capture struct {
 
 	// Owned by dataplane.followStrictness: what was last said; nil for nothing.
 	strict *bool
+	// Owned by dataplane.followEgress.
+	leaving leaving
 }
 
 // run serves until the capture is stopped and its last connection over.
@@ -79,6 +84,10 @@ func (c *capture) forget() {
 
 // Release lets go of a pod that lives on. Its connections end in their own time.
 func (c *capture) Release(ctx context.Context) error {
+	// First: at no moment is it unknown.
+	if err := c.redirect.Leave(); err != nil {
+		return withCode(err, "ReleaseFailed")
+	}
 	if err := c.redirect.Release(ctx); err != nil {
 		return withCode(err, "ReleaseFailed")
 	}

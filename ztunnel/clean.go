@@ -28,10 +28,10 @@ func cleanNode(getenv func(string) string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := redirect.Remove(f.pins()); err != nil {
+	if err := redirect.Remove(f.redirection()); err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "removed the pins in %s: captured pods have plain networking\n", f.pins())
+	fmt.Fprintf(out, "removed the programs and the pins in %s: captured pods have plain networking\n", f.pins())
 	if err := cniinstall.RemovePlugin(f.CNIBinDir, f.CNIConfig); err != nil {
 		return err
 	}

@@ -31,7 +31,7 @@ func TestCleanNodeLeavesNothingAndCanBeRepeated(t *testing.T) {
 	}
 	env := from(map[string]string{
 		"CNI_BIN_DIR": filepath.Join(root, "bin"), "CNI_CONF_DIR": filepath.Join(root, "conf"),
-		"STATE_DIR": filepath.Join(root, "state"), "RUN_DIR": filepath.Join(root, "run"), "BPFFS": bpffs,
+		"STATE_DIR": filepath.Join(root, "state"), "RUN_DIR": filepath.Join(root, "run"), "BPFFS": bpffs, "HOST_PROC": "/proc", "HOST_NETNS": "/proc/self/ns/net", "NETNS_DIR": filepath.Join(root, "netns"),
 	})
 	for range 2 {
 		var said strings.Builder

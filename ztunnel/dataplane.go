@@ -18,6 +18,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
 	"github.com/ambit-mesh/ambit/ztunnel/dns"
+	"github.com/ambit-mesh/ambit/ztunnel/egress"
 	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
 	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 	"github.com/ambit-mesh/ambit/ztunnel/outbound"
@@ -55,13 +56,20 @@ type dataplane struct {
 	pools       *pool.Metrics
 	resolver    *dns.Resolver
 	dnsMetrics  *dns.Metrics
+	egress      *egress.Metrics
+	names       *rememberedNames
 	policy      inbound.Policy
 	grace       time.Duration // of connections older than a pod's capture, once it is strict
 	synced      func() bool   // whether the store can be worked with
-	started     chan struct{} // has an element when a pod was captured
-	quotas      *inbound.Quotas
-	shares      *quota.Shares
-	logger      *slog.Logger
+	netNSDir    string        // where the container runtime keeps pods' namespaces
+	// onNode returns the namespaces of this node's pods; false until each of them was captured, or noted as left alone, or could not be.
+	onNode func() (namespaces []string, known bool)
+	// started and startedEgress have an element when a pod was captured, for
+	// followStrictness and for followEgress.
+	started, startedEgress chan struct{}
+	quotas                 *inbound.Quotas
+	shares                 *quota.Shares
+	logger                 *slog.Logger
 
 	// Guarded by mu.
 	mu       sync.Mutex
@@ -96,6 +104,7 @@ func (d *dataplane) Start(ctx context.Context, target pods.Target) (pods.Running
 	}
 	captured, err := opened.Enroll(ctx, redirect.Pod{
 		UID: target.UID, NetNS: netns, IPs: target.Sandbox.IPs, DNS: target.DNS, Strict: d.startsStrict(target),
+		EgressDenied: d.startsDenied(target, d.describe(target, id)),
 	})
 	if err != nil {
 		d.certs.Forget(id)
@@ -120,16 +129,19 @@ func (d *dataplane) serve(target pods.Target, id spiffe.ID, netns *podns.NetNS, 
 	workloadNow := func() *workload.Workload { return d.current(own) }
 	logger := d.logger.With("pod", target.Name, "namespace", target.Namespace)
 	share := d.shares.Join()
+	way := egress.NewPod(workloadNow, d.egress, logger)
+	way.Names.Restore(d.names.take(target.UID))
 	c := &capture{
-		dataplane: d, uid: own.UID, ips: target.Sandbox.IPs, id: id, netns: netns, redirect: captured, share: share, logger: logger,
-		ended: make(chan struct{}),
+		dataplane: d, uid: own.UID, podUID: target.UID, ips: target.Sandbox.IPs, id: id, netns: netns, redirect: captured, share: share, logger: logger,
+		ended:  make(chan struct{}),
+		egress: way,
 		outbound: outbound.New(outbound.Config{
 			Listener: captured.Outbound, Dialer: captured,
 			Hold: func(take func(outbound.Held)) error {
 				return d.held(captured.Hold(func(h *redirect.Held) { take(h) }))
 			},
 			TLS:    func(expected ...spiffe.ID) *tls.Config { return d.certs.ClientConfig(id, expected...) },
-			Source: workloadNow, Snapshot: d.store.Snapshot, Lookup: d.feed.Lookup, Local: d,
+			Source: workloadNow, Snapshot: d.store.Snapshot, Lookup: d.feed.Lookup, Local: d, Egress: way,
 			Conns: d.conns, Relay: d.relay, Endpoints: d.endpoints, PoolMetrics: d.pools, Share: share, Logger: logger, DrainTimeout: releasedBound,
 		}),
 		inbound: inbound.New(inbound.Config{
@@ -139,7 +151,7 @@ func (d *dataplane) serve(target pods.Target, id spiffe.ID, netns *podns.NetNS, 
 		}),
 	}
 	if captured.DNS != nil {
-		c.dns = d.answer(captured, workloadNow, logger)
+		c.dns = d.answer(captured, c, workloadNow)
 	}
 	var ctx context.Context
 	ctx, c.stop = context.WithCancel(context.Background())
@@ -206,6 +218,43 @@ func (d *dataplane) Pinned() []string {
 		return nil
 	}
 	return opened.Adopted()
+}
+
+// Leave notes that the pod of a sandbox is not to be captured.
+func (d *dataplane) Leave(sandbox pods.Sandbox) error {
+	opened, err := d.node.get()
+	if err != nil {
+		return err
+	}
+	netns, err := podns.Open(sandbox.Path)
+	if err != nil {
+		return err
+	}
+	defer netns.Close()
+	if netns.Inode() != sandbox.Inode {
+		return fmt.Errorf("%s is another namespace by now", sandbox.Path)
+	}
+	err = opened.Leave(netns)
+	if errors.Is(err, redirect.ErrFull) {
+		if err := d.forgetLeft(opened); err != nil {
+			return err
+		}
+		err = opened.Leave(netns)
+	}
+	return err
+}
+
+// forgetLeft forgets those whose namespaces are gone.
+func (d *dataplane) forgetLeft(opened *redirect.Redirect) error {
+	there, err := podns.Scan(d.netNSDir)
+	if err != nil {
+		return err
+	}
+	lives := make(map[uint64]bool, len(there))
+	for _, n := range there {
+		lives[n.Cookie] = true
+	}
+	return opened.ForgetClasses(func(cookie uint64) bool { return lives[cookie] })
 }
 
 // Forget removes the pins of a pod that is gone.

@@ -26,6 +26,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/workload/workloadtest"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
 	"github.com/ambit-mesh/ambit/ztunnel/dns"
+	"github.com/ambit-mesh/ambit/ztunnel/egress"
 	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
 	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 	"github.com/ambit-mesh/ambit/ztunnel/pods"
@@ -46,11 +47,12 @@ type bed struct {
 	made    int // pods of paths
 
 	resolvers []netip.AddrPort // of the node
+	state     string           // folder
 	*dataplane
 }
 
 func newBed(t testing.TB) *bed {
-	b := &bed{t: t, network: netnstest.New(t, "a", "b"), ca: certstest.NewCA(t, "cluster.local")}
+	b := &bed{t: t, network: netnstest.New(t, "a", "b"), ca: certstest.NewCA(t, "cluster.local"), state: t.TempDir()}
 	b.config = redirect.Config{
 		PinDir:     filepath.Join(netnstest.BPFFS(t), "ambit"),
 		CgroupPath: netnstest.Cgroup(),
@@ -58,7 +60,7 @@ func newBed(t testing.TB) *bed {
 		Logger:     slog.New(slog.DiscardHandler),
 	}
 	t.Cleanup(func() {
-		if err := redirect.Remove(b.config.PinDir); err != nil {
+		if err := redirect.Remove(b.config); err != nil {
 			t.Error(err)
 		}
 	})
@@ -105,11 +107,17 @@ func (b *bed) startProcess() {
 		conns:     conns.New(conns.Config{Logger: logger, Registerer: prometheus.NewRegistry()}),
 		relay:     carrier,
 		endpoints: endpoints.New(endpoints.Config{Logger: logger, Registerer: prometheus.NewRegistry()}),
-		resolver:  dns.NewResolver(func() []netip.AddrPort { return b.resolvers }, dnsMetrics), dnsMetrics: dnsMetrics,
-		pools: pool.NewMetrics(prometheus.NewRegistry()), policy: permissive{}, quotas: inbound.NewQuotas(inbound.Limits{}), shares: quota.NewShares(1 << 20),
-		synced: func() bool { return true }, started: make(chan struct{}, 1), logger: logger, captures: map[string]*capture{},
+		resolver:  dns.NewResolver(func() []netip.AddrPort { return b.resolvers }, dnsMetrics), dnsMetrics: dnsMetrics, egress: egress.NewMetrics(prometheus.NewRegistry()), names: readNames(filepath.Join(b.state, "names.json"), logger),
+		pools: pool.NewMetrics(prometheus.NewRegistry()), policy: everybody{}, quotas: inbound.NewQuotas(inbound.Limits{}), shares: quota.NewShares(1 << 20),
+		synced: func() bool { return true }, onNode: func() ([]string, bool) { return nil, true }, started: make(chan struct{}, 1), startedEgress: make(chan struct{}, 1), logger: logger, captures: map[string]*capture{},
 	}
 }
+
+// everybody is admitted: these tests are about how.
+type everybody struct{}
+
+func (everybody) Admit(context.Context, *conns.Attempt) error { return nil }
+func (everybody) Follow(*conns.Conn) func()                   { return func() {} }
 
 // target is a pod as the pods package hands it over.
 func (b *bed) target(pod *netnstest.Pod) pods.Target {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -17,7 +18,7 @@ import (
 	api "github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/internal/netnstest"
 	"github.com/ambit-mesh/ambit/internal/workload/workloadtest"
-	"github.com/ambit-mesh/ambit/ztunnel/inbound"
+	"github.com/ambit-mesh/ambit/ztunnel/conns"
 	"github.com/ambit-mesh/ambit/ztunnel/redirect"
 )
 
@@ -126,9 +127,11 @@ func TestWhatCannotBeHeldIsAProblem(t *testing.T) {
 	mustDial(t, web.Start(), cart.IPv4)
 }
 
-type deny struct{}
+type deny struct{ everybody }
 
-func (deny) Authorize(inbound.Connection) (bool, string) { return false, "nobody" }
+func (deny) Admit(context.Context, *conns.Attempt) error {
+	return conns.Fail(conns.PolicyDenied, errors.New("nobody is admitted"))
+}
 
 // A host that says nothing is waited for as long as the application's own kernel would: longer than ztunnel waits for a
 // tunnel, which it therefore tries again.

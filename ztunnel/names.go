@@ -1,13 +1,13 @@
 package main
 
 import (
-	"log/slog"
 	"net/netip"
 	"slices"
 	"time"
 
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/ztunnel/dns"
+	"github.com/ambit-mesh/ambit/ztunnel/egress"
 	"github.com/ambit-mesh/ambit/ztunnel/redirect"
 )
 
@@ -16,12 +16,18 @@ import (
 const dnsDrain = 5 * time.Second
 
 // answer makes what answers the questions of a captured pod.
-func (d *dataplane) answer(captured *redirect.Capture, pod func() *workload.Workload, logger *slog.Logger) *dns.Proxy {
+func (d *dataplane) answer(captured *redirect.Capture, c *capture, pod func() *workload.Workload) *dns.Proxy {
 	return dns.New(dns.Config{
 		Datagrams: captured.DNS, Streams: captured.DNSStream, Resolver: d.resolver,
-		Learn:   func(dns.Answer) {},
-		Direct:  func(netip.AddrPort) bool { return d.isResolver(pod()) },
-		Metrics: d.dnsMetrics, Logger: logger, DrainTimeout: dnsDrain,
+		Learn: c.learn,
+		Direct: func(server netip.AddrPort) (bool, error) {
+			if !d.isResolver(pod()) {
+				return false, nil
+			}
+			flow := egress.Flow{Protocol: egress.UDP, Destination: server}
+			return true, c.egress.Rules(d.store.Snapshot()).Decide(flow).Error(flow)
+		},
+		Metrics: d.dnsMetrics, Logger: c.logger, DrainTimeout: dnsDrain,
 	})
 }
 

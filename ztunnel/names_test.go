@@ -62,7 +62,7 @@ func serveNames(t testing.TB, datagrams net.PacketConn, streams net.Listener, an
 			}
 			go func() {
 				defer conn.Close()
-				if m, err := readNames(conn); err == nil {
+				if m, err := readFramed(conn); err == nil {
 					conn.Write(frameNames(answer(m)))
 				}
 			}()
@@ -74,7 +74,7 @@ func frameNames(m []byte) []byte {
 	return append(binary.BigEndian.AppendUint16(nil, uint16(len(m))), m...)
 }
 
-func readNames(r io.Reader) ([]byte, error) {
+func readFramed(r io.Reader) ([]byte, error) {
 	var size [2]byte
 	if _, err := io.ReadFull(r, size[:]); err != nil {
 		return nil, err
@@ -151,7 +151,7 @@ func lookUp(t testing.TB, pod *netnstest.Pod, transport string, server netip.Add
 			if _, err := conn.Write(frameNames(m)); err != nil {
 				return err
 			}
-			answer, err = readNames(conn)
+			answer, err = readFramed(conn)
 		} else {
 			if _, err := conn.Write(m); err != nil {
 				return err

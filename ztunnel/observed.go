@@ -113,6 +113,11 @@ func configVersion(snapshot *workload.Snapshot, uid string) string {
 	}
 	hash.Write(text)
 	hash.Write(snapshot.AuthorizationsDigest(published))
+	egress, missing := snapshot.EgressPolicies(published)
+	if text, err = json.Marshal([]any{egress, missing}); err != nil {
+		return ""
+	}
+	hash.Write(text)
 	for _, root := range snapshot.TrustBundle() {
 		hash.Write(root.Raw)
 	}

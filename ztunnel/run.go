@@ -23,11 +23,13 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/cniproto"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
 	"github.com/ambit-mesh/ambit/ztunnel/dns"
+	"github.com/ambit-mesh/ambit/ztunnel/egress"
 	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
 	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 	"github.com/ambit-mesh/ambit/ztunnel/kube"
 	"github.com/ambit-mesh/ambit/ztunnel/locker"
 	"github.com/ambit-mesh/ambit/ztunnel/pods"
+	"github.com/ambit-mesh/ambit/ztunnel/policy"
 	"github.com/ambit-mesh/ambit/ztunnel/pool"
 	"github.com/ambit-mesh/ambit/ztunnel/redirect"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
@@ -63,6 +65,7 @@ type ztunnel struct {
 	relay     *relay.Relay
 	endpoints *endpoints.Registry
 	resolvers *dns.File
+	policy    *policy.Enforcer
 	dataplane *dataplane
 	pods      *pods.Pods
 	cni       *cniinstall.Installer
@@ -101,7 +104,9 @@ func compose(s settings, logger *slog.Logger, level *slog.LevelVar) (*ztunnel, e
 		admin: daemon.NewAdmin(logger, level), metrics: daemon.NewMetrics(), readiness: daemon.NewReadiness(),
 	}
 	z.node = newNode(func() (*redirect.Redirect, error) {
-		return redirect.Open(redirect.Config{PinDir: s.pins(), CgroupPath: s.Cgroup2, Procfs: s.HostProc, Logger: logger})
+		config := s.redirection()
+		config.KubeletPort, config.Logger = s.KubeletPort, logger
+		return redirect.Open(config)
 	}, logger)
 	z.store = workload.NewStore()
 	z.roots = newRoots(s.rootCert(), z.store, logger)
@@ -168,11 +173,13 @@ func (z *ztunnel) composePods() error {
 	z.resolvers = dns.NewFile(s.ResolvConf, z.logger)
 	dnsMetrics := dns.NewMetrics(z.metrics.Registry)
 	z.endpoints = endpoints.New(endpoints.Config{Logger: z.logger, Registerer: z.metrics.Registry})
+	z.policy = policy.New(policy.Config{Snapshot: z.store.Snapshot, Synced: z.feed.Synced(), Logger: z.logger, Registerer: z.metrics.Registry})
 	z.dataplane = &dataplane{
 		node: z.node, trustDomain: s.TrustDomain, clusterID: s.ClusterID, nodeName: s.NodeName,
 		certs: z.certs, store: z.store, feed: z.feed, conns: z.conns, relay: z.relay, endpoints: z.endpoints, pools: pool.NewMetrics(z.metrics.Registry),
-		resolver: dns.NewResolver(z.resolvers.Servers, dnsMetrics), dnsMetrics: dnsMetrics,
-		policy: permissive{}, grace: s.StrictGrace, synced: func() bool { return closed(z.feed.Synced()) }, started: make(chan struct{}, 1),
+		resolver: dns.NewResolver(z.resolvers.Servers, dnsMetrics), dnsMetrics: dnsMetrics, egress: egress.NewMetrics(z.metrics.Registry), names: readNames(s.names(), z.logger),
+		policy: z.policy, grace: s.StrictGrace, synced: func() bool { return closed(z.feed.Synced()) }, netNSDir: s.NetNSDir,
+		onNode: func() ([]string, bool) { return z.pods.Namespaces(), closed(z.pods.Ready()) }, started: make(chan struct{}, 1), startedEgress: make(chan struct{}, 1),
 		quotas: inbound.NewQuotas(s.Limits), shares: z.shares(), logger: z.logger, captures: make(map[string]*capture),
 	}
 	z.pods = pods.New(pods.Config{
@@ -214,6 +221,8 @@ func (z *ztunnel) run(running, force context.Context) error {
 		})
 	}
 	z.gates(ctx, &group)
+	// First: until it is known as ztunnel's, this process's network may be one that is refused.
+	redirects := z.node.try()
 	part("admin", func(ctx context.Context) error { return z.admin.Run(ctx, adminAddress) })
 	part("metrics", func(ctx context.Context) error { return z.metrics.Run(ctx, metricsAddress) })
 	part("readiness", func(ctx context.Context) error { return z.readiness.Run(ctx, readinessAddress) })
@@ -221,13 +230,16 @@ func (z *ztunnel) run(running, force context.Context) error {
 	part("feed", z.feed.Run)
 	part("certificates", z.certs.Run)
 	part("locker", z.locker.Run)
+	part("policy", z.policy.Run)
 	part("chain entry", z.cni.Run)
 	// Before the pods, which ask what an earlier process left.
-	if !z.node.try() {
+	if !redirects {
 		group.Go(func() { z.node.run(ctx, z.pods.Retry) })
 	}
 	part("pods", z.pods.Run)
 	part("guards", z.dataplane.followStrictness)
+	part("egress", z.dataplane.followEgress)
+	part("names", func(ctx context.Context) error { return z.dataplane.names.run(ctx, z.dataplane.captured) })
 	part("CNI socket", func(ctx context.Context) error { return z.pods.ServeCNI(ctx, z.settings.cniSocket()) })
 	part("report", z.reporter.run)
 	z.followBundle(ctx, &group)

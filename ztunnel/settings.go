@@ -14,6 +14,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/ztunnel/cniproto"
 	"github.com/ambit-mesh/ambit/ztunnel/inbound"
+	"github.com/ambit-mesh/ambit/ztunnel/redirect"
 )
 
 // settings are what the environment says.
@@ -29,6 +30,8 @@ type settings struct {
 	NeverHeld []string
 	// Grace is what Kubernetes gives this process between SIGTERM and SIGKILL.
 	Grace time.Duration
+	// KubeletPort is where the kubelet serves, by which it is told from other processes of the node.
+	KubeletPort uint16
 	// StrictGrace is what connections get that are older than a pod's capture, when it turns strict.
 	StrictGrace time.Duration
 
@@ -41,6 +44,7 @@ type settings struct {
 // folders are where things are on the node, as this process sees them.
 type folders struct {
 	HostProc, BPFFS      string
+	HostNetNS            string // empty: that of the node's first process
 	Cgroup2              string // empty: found by its file system type
 	CNIBinDir, CNIConfig string
 	StateDir, RunDir     string
@@ -50,12 +54,21 @@ type folders struct {
 	ResolvConf string
 }
 
-func (f folders) pins() string         { return filepath.Join(f.BPFFS, "ambit") }
+func (f folders) pins() string { return filepath.Join(f.BPFFS, "ambit") }
+
+// redirection is where redirect finds things.
+func (f folders) redirection() redirect.Config {
+	return redirect.Config{
+		PinDir: f.pins(), CgroupPath: f.Cgroup2, Procfs: f.HostProc, HostNetNS: f.HostNetNS, NetNSDir: f.NetNSDir, MountBPFFS: true,
+	}
+}
+
 func (f folders) snapshot() string     { return filepath.Join(f.StateDir, "snapshot.pb") }
 func (f folders) rootCert() string     { return filepath.Join(f.StateDir, "root-cert.pem") }
 func (f folders) capturedPods() string { return filepath.Join(f.StateDir, "pods.json") }
 func (f folders) enrolment() string    { return filepath.Join(f.StateDir, "enrolment.json") }
 func (f folders) keys() string         { return filepath.Join(f.RunDir, "certs") }
+func (f folders) names() string        { return filepath.Join(f.StateDir, "names.json") }
 func (f folders) cniSocket() string    { return filepath.Join(f.RunDir, "cni.sock") }
 
 // environment reads variables and collects what is wrong with them.
@@ -114,6 +127,7 @@ func readSettings(get func(string) string) (settings, error) {
 		NeverHeld:    neverHeld(get("EXCLUDED_NAMESPACES")),
 		Grace:        e.seconds("TERMINATION_GRACE_PERIOD_SECONDS", 30*time.Second),
 		StrictGrace:  e.seconds("STRICT_GRACE_SECONDS", defaultGrace),
+		KubeletPort:  e.port("KUBELET_PORT", 10250),
 		Limits: inbound.Limits{
 			TunnelsPerAddress:      e.limit("MAX_TUNNELS_PER_ADDRESS"),
 			TunnelsPerIdentity:     e.limit("MAX_TUNNELS_PER_IDENTITY"),
@@ -134,6 +148,7 @@ func readFolders(e *environment) folders {
 	return folders{
 		HostProc:   e.folder("HOST_PROC", "/host/proc"),
 		BPFFS:      e.folder("BPFFS", "/sys/fs/bpf"),
+		HostNetNS:  e.folder("HOST_NETNS", ""),
 		Cgroup2:    e.folder("CGROUP2", ""),
 		CNIBinDir:  e.folder("CNI_BIN_DIR", "/host/opt/cni/bin"),
 		CNIConfig:  e.folder("CNI_CONF_DIR", "/host/etc/cni/net.d"),
@@ -183,6 +198,18 @@ func (e *environment) limit(name string) int {
 		e.wrong(name, "%q is not a number of at least 1", text)
 	}
 	return n
+}
+
+func (e *environment) port(name string, otherwise uint16) uint16 {
+	text := e.get(name)
+	if text == "" {
+		return otherwise
+	}
+	n, err := strconv.ParseUint(text, 10, 16)
+	if err != nil || n == 0 {
+		e.wrong(name, "%q is not a port", text)
+	}
+	return uint16(n)
 }
 
 func neverHeld(configured string) []string {

@@ -34,6 +34,9 @@ func (d *dataplane) followStrictness(ctx context.Context) error {
 				retry = time.After(strictRetry)
 			}
 		}
+		if known := d.refuseUnknown(snapshot); !known {
+			retry = time.After(strictRetry)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
@@ -42,6 +45,27 @@ func (d *dataplane) followStrictness(ctx context.Context) error {
 		case <-retry:
 		}
 	}
+}
+
+// refuseUnknown has connect(2) fail in pods that nobody knows, while there is a strict pod on the node, or one of a namespace that
+// may have some. It tells whether that is settled.
+func (d *dataplane) refuseUnknown(snapshot *workload.Snapshot) (settled bool) {
+	opened, err := d.node.get()
+	if err != nil {
+		return false
+	}
+	namespaces, known := d.onNode()
+	refuse := slices.ContainsFunc(namespaces, func(name string) bool {
+		return snapshot.Namespace(name).MutualTLS == workload.StrictMutualTLS
+	}) || slices.ContainsFunc(d.captured(), func(c *capture) bool { return c.strict != nil && *c.strict })
+	if refuse && !known || !refuse && !d.synced() {
+		return false // those that are to be left alone are noted first; and what held before holds until more is known
+	}
+	if err := opened.RefuseUnclassified(refuse); err != nil {
+		d.logger.Error("unknown pods are not refused as they ought to be", "refuse", refuse, "error", err)
+		return false
+	}
+	return true
 }
 
 // strictRetry is how soon a guard is turned again that could not be.
@@ -58,11 +82,13 @@ func (d *dataplane) captured() []*capture {
 	return all
 }
 
-// signalStarted has followStrictness look at a pod that was just captured.
+// signalStarted has those who follow look at a pod that was just captured.
 func (d *dataplane) signalStarted() {
-	select {
-	case d.started <- struct{}{}:
-	default:
+	for _, follower := range []chan struct{}{d.started, d.startedEgress} {
+		select {
+		case follower <- struct{}{}:
+		default:
+		}
 	}
 }
 

@@ -144,6 +144,50 @@ func TestNewPodsStartStrict(t *testing.T) {
 	}
 }
 
+// With a strict pod on the node, or one of a namespace that may have some, unknown pods are refused, once all others are known.
+func TestUnknownPodsAreRefusedBesideStrictOnes(t *testing.T) {
+	b := newBed(t)
+	var mu sync.Mutex
+	known, namespaces := false, []string(nil)
+	b.onNode = func() ([]string, bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		return namespaces, known
+	}
+	b.follow()
+	web := b.network.Node("a").Pod("web")
+	b.capture(web)
+	opened, err := b.node.get()
+	if err != nil {
+		t.Fatal(err)
+	}
+	becomes := func(want bool) {
+		t.Helper()
+		for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+			if is, err := opened.RefusesUnclassified(); err == nil && is == want {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("refused: %v, want %v", !want, want)
+			}
+		}
+	}
+	b.require(web, mesh.MutualTLS_STRICT)
+	time.Sleep(50 * time.Millisecond)
+	becomes(false)
+	mu.Lock()
+	known = true
+	mu.Unlock()
+	becomes(true)
+	b.require(web, mesh.MutualTLS_PERMISSIVE)
+	becomes(false)
+	mu.Lock()
+	namespaces = []string{"plain", "shop"}
+	mu.Unlock()
+	workloadtest.Apply(t, b.store, &mesh.Namespace{Name: "shop", MutualTls: mesh.MutualTLS_STRICT})
+	becomes(true)
+}
+
 // A pod that was strict when the process ended is strict for the next one, which does not know its workload yet.
 func TestStrictnessOutlivesTheProcess(t *testing.T) {
 	b := newBed(t)

@@ -61,6 +61,7 @@ var questions = []question{
 	{"AMB009", "network policies admit the tunnel's port", askNetworkPolicies},
 	{"AMB010", "the bare name workloads is ours", askBareName},
 	{"AMB011", "every workload is captured", askWorkloads},
+	{"AMB012", "no workload of the mesh ran uncaptured", askUngated},
 }
 
 // Run asks everything. Without an answer to the first question there is no

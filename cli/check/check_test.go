@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -84,6 +86,59 @@ func TestOtherMeshesMatterWhereAPodIsEnrolled(t *testing.T) {
 		namespace("theirs", map[string]string{"istio-injection": "enabled"}),
 	))
 	wantFindings(t, findings, err, "error|Namespace both|Istio (ambient)")
+}
+
+func TestTheControllerThatServesIsTheOneThatLeads(t *testing.T) {
+	deployment := func(available int32) *appsv1.Deployment {
+		two := int32(2)
+		return &appsv1.Deployment{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "ambit-system", Name: "controller"},
+			Spec:       appsv1.DeploymentSpec{Replicas: &two, Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "controller"}}},
+			Status:     appsv1.DeploymentStatus{Replicas: 2, UpdatedReplicas: 2, AvailableReplicas: available},
+		}
+	}
+	lease := func(holder string, age time.Duration) *coordinationv1.Lease {
+		renewed := metav1.NewMicroTime(time.Now().Add(-age))
+		return &coordinationv1.Lease{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "ambit-system", Name: "controller"},
+			Spec:       coordinationv1.LeaseSpec{HolderIdentity: &holder, RenewTime: &renewed},
+		}
+	}
+	for name, c := range map[string]struct {
+		objects []runtime.Object
+		want    []string
+	}{
+		"both, one leads":          {[]runtime.Object{deployment(2), lease("a", time.Second)}, nil},
+		"one, and it leads":        {[]runtime.Object{deployment(1), lease("a", time.Second)}, []string{"warning|1 of 2|no other replica"}},
+		"none":                     {[]runtime.Object{deployment(0), lease("a", time.Second)}, []string{"error|0 of 2"}},
+		"both, nobody leads":       {[]runtime.Object{deployment(2), lease("", time.Second)}, []string{"error|no replica leads"}},
+		"both, nobody for an hour": {[]runtime.Object{deployment(2), lease("a", time.Hour)}, []string{"error|a was the last"}},
+		"both, nobody ever":        {[]runtime.Object{deployment(2)}, []string{"error|ever led"}},
+		"not installed":            {nil, []string{"error|not installed"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			findings, err := askController(t.Context(), clusterOf(c.objects...))
+			wantFindings(t, findings, err, c.want...)
+		})
+	}
+}
+
+// What was is told apart from what is: the node is sound, its pods are not.
+func TestPodsThatRanUncapturedAreNamed(t *testing.T) {
+	now := metav1.NewMicroTime(time.Now())
+	lease := func(node, problems string) *coordinationv1.Lease {
+		return &coordinationv1.Lease{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "ambit-system", Name: "ztunnel-" + node, Annotations: map[string]string{problemsAnnotation: problems}},
+			Spec:       coordinationv1.LeaseSpec{RenewTime: &now},
+		}
+	}
+	node := func(name string) *corev1.Node { return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}} }
+	cluster := clusterOf(node("n1"), node("n2"),
+		lease("n1", "StartedUngated: pod shop/cart ran uncaptured from noon to night\nBPFFSMissing: mount it"), lease("n2", ""))
+	findings, err := askUngated(t.Context(), cluster)
+	wantFindings(t, findings, err, "warning|Node n1|pod shop/cart|restart")
+	findings, err = askHeartbeats(t.Context(), cluster)
+	wantFindings(t, findings, err, "error|Node n1|BPFFSMissing")
 }
 
 func TestNetworkPoliciesThatForgetTheTunnel(t *testing.T) {

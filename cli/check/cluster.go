@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"strconv"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -72,9 +73,55 @@ func askKernels(ctx context.Context, cluster *kube.Cluster) ([]Finding, error) {
 
 const notInstalled = "Ambit is not installed"
 
+const (
+	controllerObject = "Deployment ambit-system/controller"
+	controllerLogs   = "kubectl -n ambit-system logs --prefix -l app=controller"
+	// leaderSilent is twice what a controller that leads may be late to say so.
+	leaderSilent = 15 * time.Second
+)
+
+// askController: one replica has to lead, since it alone serves; that there is
+// another to take over is worth a warning.
 func askController(ctx context.Context, cluster *kube.Cluster) ([]Finding, error) {
-	return settled(ctx, "Deployment ambit-system/controller", cluster.DeploymentAvailable(install.Namespace, "controller"),
-		"kubectl -n ambit-system logs deployment/controller")
+	findings, err := settled(ctx, controllerObject, cluster.DeploymentAvailable(install.Namespace, "controller"), controllerLogs)
+	if err != nil {
+		return nil, err
+	}
+	deployment, err := cluster.Typed.AppsV1().Deployments(install.Namespace).Get(ctx, "controller", metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return findings, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if deployment.Status.AvailableReplicas == 0 {
+		return findings, nil
+	}
+	for i := range findings {
+		findings[i].Level = Warning
+		findings[i].Reason += ": the mesh works, with no other replica to take over"
+	}
+	silent, err := leaderless(ctx, cluster)
+	if err == nil && silent != "" {
+		findings = append(findings, Finding{Level: Error, Object: "Lease ambit-system/controller", Reason: silent, Next: controllerLogs})
+	}
+	return findings, err
+}
+
+// leaderless says why no replica can be leading; empty if one is.
+func leaderless(ctx context.Context, cluster *kube.Cluster) (string, error) {
+	lease, err := cluster.Typed.CoordinationV1().Leases(install.Namespace).Get(ctx, "controller", metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return "no replica has ever led: nodes get neither configuration nor certificates", nil
+	case err != nil:
+		return "", err
+	case lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity == "":
+		return "no replica leads: nodes get neither configuration nor certificates", nil
+	case lease.Spec.RenewTime == nil || time.Since(lease.Spec.RenewTime.Time) > leaderSilent:
+		return fmt.Sprintf("%s was the last to lead, and is silent: nodes get neither configuration nor certificates", *lease.Spec.HolderIdentity), nil
+	}
+	return "", nil
 }
 
 func askZtunnel(ctx context.Context, cluster *kube.Cluster) ([]Finding, error) {

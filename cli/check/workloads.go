@@ -19,12 +19,16 @@ import (
 // wrong with itself, one problem a line.
 const problemsAnnotation = "ambit.mesh/problems"
 
+// startedUngated is the code of the one problem that is about what was, and a
+// question of its own.
+const startedUngated = "StartedUngated: "
+
 func askHeartbeats(ctx context.Context, cluster *kube.Cluster) ([]Finding, error) {
 	nodes, err := cluster.Typed.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return nil, err
 	}
-	leases, err := cluster.Typed.CoordinationV1().Leases(install.Namespace).List(ctx, metav1.ListOptions{})
+	problems, err := nodeProblems(ctx, cluster)
 	if err != nil {
 		return nil, err
 	}
@@ -38,14 +42,49 @@ func askHeartbeats(ctx context.Context, cluster *kube.Cluster) ([]Finding, error
 			findings = append(findings, f)
 		}
 	}
-	for _, lease := range leases.Items {
-		for _, problem := range strings.Split(lease.Annotations[problemsAnnotation], "\n") {
-			if problem != "" {
-				findings = append(findings, Finding{Level: Error, Object: "Node " + strings.TrimPrefix(lease.Name, "ztunnel-"), Reason: problem, Next: "mend the node; ztunnel tries again by itself"})
-			}
+	for _, p := range problems {
+		if !strings.HasPrefix(p.text, startedUngated) {
+			findings = append(findings, Finding{Level: Error, Object: "Node " + p.node, Reason: p.text, Next: "mend the node; ztunnel tries again by itself"})
 		}
 	}
 	return findings, nil
+}
+
+// askUngated tells of pods that were enrolled, and started on a node whose CNI
+// chain had lost the gate: what they said until they were captured was readable.
+func askUngated(ctx context.Context, cluster *kube.Cluster) ([]Finding, error) {
+	problems, err := nodeProblems(ctx, cluster)
+	if err != nil {
+		return nil, err
+	}
+	var findings []Finding
+	for _, p := range problems {
+		if text, ok := strings.CutPrefix(p.text, startedUngated); ok {
+			findings = append(findings, Finding{
+				Level: Warning, Object: "Node " + p.node, Reason: text,
+				Next: "they are captured now; restart them to end connections that are older, and find out what overwrote the node's CNI configuration",
+			})
+		}
+	}
+	return findings, nil
+}
+
+// nodeProblem is one thing that a node reports to be wrong with itself.
+type nodeProblem struct{ node, text string }
+
+func nodeProblems(ctx context.Context, cluster *kube.Cluster) (all []nodeProblem, err error) {
+	leases, err := cluster.Typed.CoordinationV1().Leases(install.Namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, err
+	}
+	for _, lease := range leases.Items {
+		for text := range strings.SplitSeq(lease.Annotations[problemsAnnotation], "\n") {
+			if text != "" {
+				all = append(all, nodeProblem{strings.TrimPrefix(lease.Name, "ztunnel-"), text})
+			}
+		}
+	}
+	return all, nil
 }
 
 func heartbeat(node corev1.Node, beats map[string]time.Time) (Finding, bool) {

@@ -20,6 +20,7 @@ type metrics struct {
 	nacks        *prometheus.CounterVec
 	refused      *prometheus.CounterVec
 	acknowledged *prometheus.HistogramVec
+	resumed      *prometheus.CounterVec
 }
 
 func newMetrics(registerer prometheus.Registerer) *metrics {
@@ -39,6 +40,10 @@ func newMetrics(registerer prometheus.Registerer) *metrics {
 		bytes:     counter("ambit_push_bytes_total", "Bytes of responses sent to proxies, before compression.", "type"),
 		nacks:     counter("ambit_push_nacks_total", "Responses that a proxy rejected.", "type"),
 		refused:   counter("ambit_push_refused_streams_total", "Streams that were refused.", "reason"),
+		resumed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "ambit_push_resumed_resources_total",
+			Help: "Resources of proxies that came back with what they had: unchanged ones are not sent again.",
+		}, []string{"type", "outcome"}),
 		acknowledged: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "ambit_push_ack_seconds",
 			Help:    "From sending a response to its acknowledgement.",
@@ -47,7 +52,7 @@ func newMetrics(registerer prometheus.Registerer) *metrics {
 	}
 	if registerer != nil {
 		registerer.MustRegister(m.clients, m.publication, m.resources, m.responses, m.sent,
-			m.removed, m.bytes, m.nacks, m.refused, m.acknowledged)
+			m.removed, m.bytes, m.nacks, m.refused, m.acknowledged, m.resumed)
 	}
 	return m
 }
@@ -65,6 +70,11 @@ func (m *metrics) sending(r *response) {
 	m.sent.WithLabelValues(kind).Add(float64(len(r.message.Resources)))
 	m.removed.WithLabelValues(kind).Add(float64(len(r.message.RemovedResources)))
 	m.bytes.WithLabelValues(kind).Add(float64(proto.Size(r.message)))
+	if r.resumed {
+		m.resumed.WithLabelValues(kind, "unchanged").Add(float64(r.unchanged))
+		m.resumed.WithLabelValues(kind, "sent").Add(float64(len(r.message.Resources)))
+		m.resumed.WithLabelValues(kind, "removed").Add(float64(len(r.message.RemovedResources)))
+	}
 }
 
 func (m *metrics) answered(r *response, v verdict) {

@@ -63,6 +63,10 @@ type response struct {
 	message     *discovery.DeltaDiscoveryResponse
 	publication uint64
 	sent        time.Time
+	// resumed: it is the first on its stream, and the proxy said what it has.
+	resumed bool
+	// unchanged is how much of that it has rightly.
+	unchanged int
 }
 
 func newSubscription(typeURL, node string) *subscription {
@@ -194,10 +198,19 @@ func (s *subscription) next(w *world, keep bool) *response {
 			Resource: r.Body,
 		})
 	}
+	r := &response{message: message, publication: w.publication, sent: time.Now()}
+	if s.first && len(s.held.byName) > 0 {
+		r.resumed = true
+		for name, had := range s.held.byName {
+			if now, ok := wanted.byName[name]; ok && now.Version == had.Version {
+				r.unchanged++
+			}
+		}
+	}
 	s.held = wanted
 	s.first = false
 	s.answer = nil
-	s.inFlight = &response{message: message, publication: w.publication, sent: time.Now()}
+	s.inFlight = r
 	return s.inFlight
 }
 

@@ -63,6 +63,9 @@ type Reconciler struct {
 	// seeded says that every Workload object has been given to the registry.
 	seeded cache.ResourceEventHandlerRegistration
 	queue  atomic.Pointer[queue] // nil unless leading
+	// tookOver is closed once this process decides on nothing older than the last
+	// word of the leader before it.
+	tookOver chan struct{}
 
 	mu      sync.Mutex
 	problem error // guarded by mu
@@ -78,9 +81,10 @@ func New(cfg Config) (*Reconciler, error) {
 		cfg.Now = time.Now
 	}
 	r := &Reconciler{
-		cfg:     cfg,
-		written: &written{latest: map[types.NamespacedName]*v1alpha1.Workload{}},
-		problem: errors.New("Workload objects have not been read yet"),
+		cfg:      cfg,
+		tookOver: make(chan struct{}),
+		written:  &written{latest: map[types.NamespacedName]*v1alpha1.Workload{}},
+		problem:  errors.New("Workload objects have not been read yet"),
 		writes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "ambit_workload_writes_total", Help: "Writes of Workload objects, by kind and result.",
 		}, []string{"kind", "result"}),
@@ -150,6 +154,7 @@ func (r *Reconciler) RunLeader(ctx context.Context) error {
 	if !r.takeOver(ctx) {
 		return nil
 	}
+	close(r.tookOver)
 	q := &queue{workqueue.NewTypedRateLimitingQueue(
 		workqueue.NewTypedItemExponentialFailureRateLimiter[types.NamespacedName](firstRetry, lastRetry))}
 	r.queue.Store(q)
@@ -164,6 +169,10 @@ func (r *Reconciler) RunLeader(ctx context.Context) error {
 	group.Wait()
 	return nil
 }
+
+// TakenOver is closed once the captured set is no older than the last word of the
+// leader before this one: until then it may not be published to anyone.
+func (r *Reconciler) TakenOver() <-chan struct{} { return r.tookOver }
 
 func (r *Reconciler) work(ctx context.Context, q *queue) {
 	for {

@@ -5,6 +5,7 @@
 //	policies.go those of the objects that people write
 //	strip.go    what of an object is kept in memory
 //	trigger.go  many changes, one call
+//	catchup.go  no older than Kubernetes, for who takes over
 //
 // It is level-based: a change says that there is something to look at, not what
 // it is. Who is told looks at everything.
@@ -25,6 +26,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/informers"
@@ -56,6 +58,8 @@ type Sources struct {
 	nodes      corelisters.NodeLister
 	namespaces corelisters.NamespaceLister
 	policies   *policies
+	// restricting are those of which nothing may be missed: see CatchUp.
+	restricting []kept
 }
 
 // New prepares informers for one cluster and its policies. Changed is called, from many
@@ -76,6 +80,14 @@ func New(client kubernetes.Interface, from Policies, changed func()) (*Sources, 
 		nodes:      core.Nodes().Lister(),
 		namespaces: core.Namespaces().Lister(),
 		policies:   policies,
+	}
+	s.restricting = []kept{
+		{"namespaces", core.Namespaces().Informer().GetStore(), func(ctx context.Context) (runtime.Object, error) {
+			return client.CoreV1().Namespaces().List(ctx, metav1.ListOptions{})
+		}},
+		{"peer authentications", policies.peerAuthentications.GetStore(), listFrom(from.PeerAuthentications)},
+		{"authorization policies", policies.authorizationPolicies.GetStore(), listFrom(from.AuthorizationPolicies)},
+		{"egress policies", policies.egressPolicies.GetStore(), listFrom(from.EgressPolicies)},
 	}
 	tell := cache.ResourceEventHandlerFuncs{
 		AddFunc: func(any) { changed() },

@@ -16,10 +16,9 @@ import (
 
 // wireNamespace holds the switch that joins the nodes: every packet between
 // nodes passes its bridge.
-const (
-	wireNamespace = "/run/netns/ambit-switch"
-	wireDevice    = "br0"
-)
+const wireDevice = "br0"
+
+func wireNamespace() string { return Machine{Name: "switch"}.Namespace() }
 
 // Packet is one captured TCP segment.
 type Packet struct {
@@ -58,7 +57,7 @@ func Capture(ctx context.Context, filter string, run func() error) ([]Packet, er
 }
 
 func inWire(ctx context.Context, args ...string) *exec.Cmd {
-	return exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + wireNamespace, "--"}, args...)...)
+	return exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + wireNamespace(), "--"}, args...)...)
 }
 
 // record starts the recorder, waits until it listens, runs, and stops it.

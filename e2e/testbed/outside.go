@@ -14,29 +14,42 @@ import (
 const Outside = "203.0.113.1"
 
 // ListenOutside listens on a TCP port of Outside.
-func ListenOutside(port int) (net.Listener, error) {
-	type result struct {
-		listener net.Listener
-		err      error
+func ListenOutside(port int) (listener net.Listener, err error) {
+	failed := outside(func() { listener, err = net.Listen("tcp", fmt.Sprintf("%s:%d", Outside, port)) })
+	if failed != nil {
+		return nil, failed
 	}
-	done := make(chan result)
+	return listener, err
+}
+
+// ListenPacketOutside receives at an UDP port of Outside.
+func ListenPacketOutside(port int) (conn net.PacketConn, err error) {
+	failed := outside(func() { conn, err = net.ListenPacket("udp", fmt.Sprintf("%s:%d", Outside, port)) })
+	if failed != nil {
+		return nil, failed
+	}
+	return conn, err
+}
+
+// outside runs something where Outside is.
+func outside(run func()) error {
+	done := make(chan error)
 	go func() {
 		// The thread stays in that namespace, so it is not given back: a
 		// goroutine that ends locked takes its thread along.
 		runtime.LockOSThread()
-		namespace, err := os.Open(wireNamespace)
+		namespace, err := os.Open(wireNamespace())
 		if err != nil {
-			done <- result{nil, err}
+			done <- err
 			return
 		}
 		defer namespace.Close()
 		if err := unix.Setns(int(namespace.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- result{nil, fmt.Errorf("enter %s: %w", wireNamespace, err)}
+			done <- fmt.Errorf("enter %s: %w", wireNamespace(), err)
 			return
 		}
-		listener, err := net.Listen("tcp", fmt.Sprintf("%s:%d", Outside, port))
-		done <- result{listener, err}
+		run()
+		done <- nil
 	}()
-	r := <-done
-	return r.listener, r.err
+	return <-done
 }

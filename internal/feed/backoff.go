@@ -6,10 +6,11 @@ import (
 )
 
 // As the field's own clients do: fast enough that a restarted controller is
-// found at once, slow enough that a thousand nodes do not keep it down.
+// found at once, slow enough that a thousand nodes do not keep it down. A replica
+// that does not lead refuses connections, so one attempt may not be enough.
 const (
 	backoffMin = 10 * time.Millisecond
-	backoffMax = 15 * time.Second
+	backoffMax = 4 * time.Second
 )
 
 // backoff doubles the wait between attempts. The zero value is ready.

@@ -14,9 +14,10 @@ import (
 )
 
 const (
-	// A controller that vanished without a word is noticed after 40 s.
-	keepaliveInterval = 30 * time.Second
-	keepaliveTimeout  = 10 * time.Second
+	// A controller that vanished without a word is noticed after 15 s, about when
+	// another one leads.
+	keepaliveInterval = 10 * time.Second
+	keepaliveTimeout  = 5 * time.Second
 	// The first response holds the whole mesh, some 500 bytes a workload:
 	// room for 500,000. The controller is trusted; the limit guards against accidents.
 	maxResponseBytes = 256 << 20

@@ -73,7 +73,7 @@ func (c *controller) start() {
 	c.listener = bufconn.Listen(1 << 20)
 	c.server = grpc.NewServer(
 		grpc.Creds(credentials.NewServerTLSFromCert(c.ca.serving(c.t, host))),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 15 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),
 	)
 	discovery.RegisterAggregatedDiscoveryServiceServer(c.server, c)
 	go c.server.Serve(c.listener)

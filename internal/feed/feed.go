@@ -136,6 +136,9 @@ func (c *Client) Connected() bool { return c.connected.Load() }
 // steady is how long a stream must live until the next failure counts as the first.
 const steady = 10 * time.Second
 
+// warnEvery is how often it is said again that there is no controller.
+const warnEvery = time.Minute
+
 // Run follows the controller until ctx ends. It returns ctx's error, after the
 // last state is on disk.
 func (c *Client) Run(ctx context.Context) error {
@@ -149,6 +152,7 @@ func (c *Client) Run(ctx context.Context) error {
 		defer stopSaving()
 	}
 	var wait backoff
+	var warned time.Time
 	for {
 		started := time.Now()
 		err := c.follow(ctx)
@@ -156,9 +160,14 @@ func (c *Client) Run(ctx context.Context) error {
 			return ctx.Err()
 		}
 		level := slog.LevelWarn
-		if time.Since(started) >= steady {
+		switch {
+		case time.Since(started) >= steady:
 			wait.reset()
 			level = slog.LevelInfo // Controllers end streams now and then: the credentials are to be shown anew.
+		case time.Since(warned) < warnEvery:
+			level = slog.LevelDebug
+		default:
+			warned = time.Now()
 		}
 		delay := wait.next()
 		c.metrics.reconnects.Inc()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"io"
+	"runtime"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -118,4 +119,81 @@ func TestCreditIsGivenOnce(t *testing.T) {
 	if sum := <-credit; sum > first+used || sum < used-8<<20 {
 		t.Errorf("%d bytes used, %d given back besides the first window", used, sum-first)
 	}
+}
+
+// TestTunnelsThatEndLeaveNothing: however many peers have come and gone, in order
+// or cut off in the middle, what the process holds does not grow.
+func TestTunnelsThatEndLeaveNothing(t *testing.T) {
+	var used runtime.MemStats
+	live := func() uint64 {
+		runtime.GC()
+		runtime.GC() // what pools hold goes with the second
+		runtime.ReadMemStats(&used)
+		return used.HeapAlloc
+	}
+	comeAndGo := func(n int) {
+		for i := range n {
+			c, s := tcpPair(t)
+			served := make(chan struct{})
+			go func() {
+				hbone.Serve(context.Background(), s, hbone.Options{}, func(_ context.Context, in *hbone.Incoming) {
+					if st, err := in.Accept(); err == nil {
+						echo(st)
+					}
+				})
+				close(served)
+			}()
+			client, err := hbone.NewClient(c, hbone.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 3 {
+				st, err := client.Open(t.Context(), hbone.Request{Authority: target})
+				if err != nil {
+					t.Fatal(err)
+				}
+				st.Write(make([]byte, 10<<10))
+			}
+			if i%2 == 0 {
+				c.Close()
+			}
+			client.Close()
+			<-served
+		}
+	}
+	comeAndGo(50)
+	before, goroutines := live(), runtime.NumGoroutine()
+	comeAndGo(400)
+	if after := live(); after > before+1<<20 {
+		t.Errorf("the heap has grown from %d KiB to %d by 400 tunnels", before>>10, after>>10)
+	}
+	if n := runtime.NumGoroutine(); n > goroutines+10 {
+		t.Errorf("%d goroutines, %d before", n, goroutines)
+	}
+}
+
+// TestResetsOneAfterTheOther: no more than one request is there at a time, so that
+// no limit of streams is in the way; it is the resets that are too many.
+func TestResetsOneAfterTheOther(t *testing.T) {
+	over := make(chan struct{})
+	p, ended := serveRaw(t, func(ctx context.Context, in *hbone.Incoming) {
+		<-ctx.Done()
+		over <- struct{}{}
+	})
+	p.WriteSettings()
+	for i := range uint32(20_000) {
+		p.connect(2*i + 1)
+		p.WriteRSTStream(2*i+1, http2.ErrCodeCancel)
+		select {
+		case <-over:
+		case err := <-ended:
+			if hbone.FaultOf(err) != hbone.ResetFlood {
+				t.Errorf("ended with %v", err)
+			}
+			return
+		case <-time.After(10 * time.Second):
+			t.Fatal("a request that was reset goes on")
+		}
+	}
+	t.Error("twenty thousand resets are served")
 }

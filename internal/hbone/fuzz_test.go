@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -12,10 +13,12 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 )
 
 // asking is a client session that reads and writes nothing by itself, with three
@@ -164,4 +167,65 @@ func isAuthority(s string) bool {
 		return addr.Zone() == "" && netip.AddrPortFrom(addr, uint16(n)).String() == s
 	}
 	return len(host) <= 253 && dnsName.MatchString(host) && !notWord.MatchString(host)
+}
+
+// FuzzHeaders: a block of headers is read alike in one piece and in many; what is
+// taken for a request stays within the limits and asks for something that can be
+// connected.
+func FuzzHeaders(f *testing.F) {
+	block := func(fields ...string) []byte {
+		var buf bytes.Buffer
+		enc := hpack.NewEncoder(&buf)
+		for i := 0; i < len(fields); i += 2 {
+			enc.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1]})
+		}
+		return buf.Bytes()
+	}
+	f.Add(block(":method", "CONNECT", ":authority", "192.0.2.1:80", "baggage", "k8s.namespace.name=shop", "forwarded", `for="192.0.2.7:1"`), 7)
+	f.Add(block(":method", "CONNECT", ":authority", "a.b:80", "cookie", strings.Repeat("~", 3000)), 1)
+	f.Add(append(block(":method", "CONNECT", ":authority", "192.0.2.1:80", "a", strings.Repeat("b", 300)), bytes.Repeat([]byte{0x80 | 62}, 500)...), 100)
+	f.Add([]byte{0x3f, 0xe1, 0x1f, 0x20, 0x82}, 2) // changes of the table's size
+	f.Fuzz(func(t *testing.T, fragment []byte, size int) {
+		whole, pieces := newHeaderReader(serverHeaderList), newHeaderReader(serverHeaderList)
+		h := header{kind: http2.FrameHeaders, stream: 1}
+		whole.begin(h, fragment)
+		a, errA := whole.end()
+		size = max(1, size%len(append(fragment, 0)))
+		pieces.begin(h, fragment[:min(size, len(fragment))])
+		for rest := fragment[min(size, len(fragment)):]; len(rest) > 0; {
+			n := min(max(size, len(fragment)/maxContinuations+1), len(rest))
+			if err := pieces.more(rest[:n]); err != nil {
+				return // too many of them, or too long
+			}
+			rest = rest[n:]
+		}
+		b, errB := pieces.end()
+		if (errA == nil) != (errB == nil) {
+			t.Fatalf("at once: %v; in pieces: %v", errA, errB)
+		}
+		if errA != nil {
+			if FaultOf(errA) == "" {
+				t.Fatalf("%v is nobody's fault", errA)
+			}
+			return
+		}
+		if !maps.Equal(a.pseudo, b.pseudo) || fmt.Sprint(a.malformed) != fmt.Sprint(b.malformed) {
+			t.Fatalf("at once %v, %v; in pieces %v, %v", a.pseudo, a.malformed, b.pseudo, b.malformed)
+		}
+		if fault, _ := connectFault(a); fault != "" {
+			return
+		}
+		total := len(a.pseudo["authority"])
+		for name, values := range a.header {
+			for _, v := range values {
+				total += len(name) + len(v)
+				if strings.ContainsAny(v, "\r\n\x00") {
+					t.Fatalf("%s: %q", name, v)
+				}
+			}
+		}
+		if a.pseudo["method"] != http.MethodConnect || !isAuthority(a.pseudo["authority"]) || len(a.pseudo) != 2 || total > serverHeaderList {
+			t.Fatalf("taken for a request: %v, headers of %d bytes", a.pseudo, total)
+		}
+	})
 }

@@ -29,6 +29,10 @@ const (
 	DefaultEnrolmentFile = "/var/lib/ambit/enrolment.json"
 )
 
+// StartedUngated is the code of the node's problem that an enrolled pod started
+// without the gate.
+const StartedUngated = "StartedUngated"
+
 // AddTimeout is the plugin's patience with one ADD. The kubelet gives a
 // sandbox two minutes, and tries again with a new one when an ADD fails.
 const AddTimeout = 20 * time.Second
@@ -97,6 +101,8 @@ type Enrolment struct {
 type NamespaceEnrolment struct {
 	// Mode is ModeAmbient or ModeNone.
 	Mode string `json:"mode"`
+	// Since when it is known to have that mode: whatever starts later starts so.
+	Since time.Time `json:"since,omitzero"`
 	// LabelledPods tells that pods of the namespace have been seen with a label
 	// of their own that enrols them. It stays true for as long as the namespace
 	// exists: a scaled-down workload may come back while ztunnel is down.

@@ -22,7 +22,11 @@ func (r *Registry) logEnd(c *Conn, reason Reason, err error) {
 	if c.Direction == Inbound {
 		sent, received = received, sent
 	}
-	r.write(slog.LevelInfo, &c.Attempt, sent, received, reason, "-", err)
+	flags := "-"
+	if reason.policy() {
+		flags = reason.Flags()
+	}
+	r.write(slog.LevelInfo, &c.Attempt, sent, received, reason, flags, err)
 }
 
 func (r *Registry) logFailure(a *Attempt, reason Reason, err error) {
@@ -54,6 +58,9 @@ func (r *Registry) write(level slog.Level, a *Attempt, sent, received int64, rea
 	dst := a.Destination
 	dst.Addr = netip.AddrPort{}
 	attrs = appendPeer(attrs, "dst.", dst)
+	if len(a.Names) > 0 {
+		attrs = append(attrs, slog.Any("dst.names", a.Names))
+	}
 	attrs = append(attrs,
 		slog.String("direction", string(a.Direction)),
 		slog.String("transport", string(a.Transport)),
@@ -63,6 +70,9 @@ func (r *Registry) write(level slog.Level, a *Attempt, sent, received int64, rea
 		slog.String("reason", string(reason)),
 		slog.String("response_flags", flags),
 	)
+	if a.Policy != "" {
+		attrs = append(attrs, slog.String("policy", a.Policy))
+	}
 	if err != nil {
 		attrs = append(attrs, slog.String("error", err.Error()))
 	}

@@ -65,8 +65,19 @@ type Attempt struct {
 	// Destination.Addr then is what is asked for through it.
 	Tunnel  netip.AddrPort
 	Service *workload.Service
+	// Policy that admitted or refused it, if one did.
+	Policy string
+	// Names by which the source knew a destination outside the mesh when it
+	// connected, sorted.
+	Names []string
 	// Started is when it was accepted.
 	Started time.Time
+}
+
+// Outside tells whether an outbound connection leaves the mesh: for what is
+// neither a pod nor a Service that the mesh knows.
+func (a *Attempt) Outside() bool {
+	return a.Direction == Outbound && a.Transport == Plaintext && a.Destination.Workload == nil && a.Service == nil
 }
 
 // Registry holds the live connections.

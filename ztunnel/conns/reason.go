@@ -14,6 +14,16 @@ const (
 	Drained Reason = "Drained"
 	// PolicyDenied: policy does not admit it, or no longer.
 	PolicyDenied Reason = "PolicyDenied"
+	// PolicyMissing: a policy that applies has not come, and nobody knows what it says.
+	PolicyMissing Reason = "PolicyMissing"
+	// WaypointBypassed: the destination takes connections from its waypoint alone.
+	WaypointBypassed Reason = "WaypointBypassed"
+	// Distrusted: the peer's certificate is no longer one to be trusted.
+	Distrusted Reason = "Distrusted"
+	// EgressDenied: policy does not let it out of the mesh, or no longer.
+	EgressDenied Reason = "EgressDenied"
+	// EgressUnknown: a policy that decides on it has not come.
+	EgressUnknown Reason = "EgressUnknown"
 	// CutByDestination: the destination's side ended it.
 	CutByDestination Reason = "CutByDestination"
 	// UnknownDestination: the controller could not be asked what it is.
@@ -51,11 +61,18 @@ const (
 	TunnelRefused Reason = "TunnelRefused"
 )
 
-// Flags is the ecosystem's response_flags for a failed connection.
+// policy tells whether r is about who may connect, whatever the network says.
+func (r Reason) policy() bool {
+	return r == PolicyDenied || r == PolicyMissing || r == WaypointBypassed || r == EgressDenied || r == EgressUnknown
+}
+
+// Flags is the ecosystem's response_flags for a failed connection, or one that
+// policy ended.
 func (r Reason) Flags() string {
-	switch r {
-	case PolicyDenied:
+	if r.policy() {
 		return "DENY"
+	}
+	switch r {
 	case TLSFailed:
 		return "TLS_FAILURE"
 	case IdentityFailed:

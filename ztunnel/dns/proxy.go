@@ -23,8 +23,8 @@ type Config struct {
 	// Learn gets every answer of the node's resolvers that has addresses, before the pod does.
 	Learn func(Answer)
 	// Direct tells that a question is to go to the server that the pod addressed: of a pod that is itself one of the resolvers,
-	// whose questions would come back to it. Nothing is learnt from the answer.
-	Direct  func(server netip.AddrPort) bool
+	// whose questions would come back to it. Nothing is learnt from the answer. An error: it may not go there, nor anywhere.
+	Direct  func(server netip.AddrPort) (bool, error)
 	Metrics *Metrics
 	Logger  *slog.Logger
 	// DrainTimeout is how long streams may live on after Run's context ended.
@@ -148,11 +148,15 @@ func (p *Proxy) answer(ctx context.Context, q question, server netip.AddrPort, s
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	servers, direct := p.cfg.Resolver.Servers(), p.cfg.Direct(server)
-	if direct {
-		servers = []netip.AddrPort{server}
+	var answer []byte
+	direct, err := p.cfg.Direct(server)
+	switch {
+	case err != nil:
+	case direct:
+		answer, err = p.cfg.Resolver.resolve(ctx, q, []netip.AddrPort{server}, stream)
+	default:
+		answer, err = p.cfg.Resolver.resolve(ctx, q, p.cfg.Resolver.Servers(), stream)
 	}
-	answer, err := p.cfg.Resolver.resolve(ctx, q, servers, stream)
 	if err != nil {
 		result := "no_answer"
 		if errors.Is(err, errOverloaded) {

@@ -2,6 +2,7 @@ package dns
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -210,10 +211,20 @@ func TestForgedDatagramsAreIgnored(t *testing.T) {
 func TestResolverInTheMeshIsNotAskedByItself(t *testing.T) {
 	loop := serve(t, "127.0.0.1", hosts)
 	up := serve(t, "127.0.0.1", hosts)
-	p := newPod(t, func(c *Config) { c.Direct = func(server netip.AddrPort) bool { return server == up.at } }, loop.at)
+	p := newPod(t, func(c *Config) {
+		c.Direct = func(server netip.AddrPort) (bool, error) {
+			if server == addressed {
+				return true, errors.New("may not go there")
+			}
+			return server == up.at, nil
+		}
+	}, loop.at)
 	p.in <- datagram{ask(t, 7, "shop.example.", dnsmessage.TypeA, 0), client, up.at}
 	if d := <-p.out; rcode(d.b) != dnsmessage.RCodeSuccess || up.count() != 1 || loop.count() != 0 || len(p.learnt) != 0 {
 		t.Errorf("%x; upstream %d, itself %d, learnt %d", d.b, up.count(), loop.count(), len(p.learnt))
+	}
+	if answer := p.udp(ask(t, 7, "shop.example.", dnsmessage.TypeA, 0)); rcode(answer) != dnsmessage.RCodeServerFailure || up.count() != 1 || loop.count() != 0 {
+		t.Errorf("to a server that it may not ask: %x; upstream %d, itself %d", answer, up.count(), loop.count())
 	}
 }
 

@@ -40,7 +40,7 @@ func TestSilenceEndsInTime(t *testing.T) {
 		}
 		p := &Proxy{cfg: Config{
 			Resolver: r, Metrics: metrics, Logger: slog.New(slog.DiscardHandler),
-			Learn: func(Answer) {}, Direct: func(netip.AddrPort) bool { return false },
+			Learn: func(Answer) {}, Direct: func(netip.AddrPort) (bool, error) { return false, nil },
 		}}
 		q, refused := readQuestion(ask(t, 7, "shop.example.", dnsmessage.TypeA, 0))
 		if refused != nil {

@@ -194,7 +194,7 @@ func newPod(t testing.TB, change func(*Config), servers ...netip.AddrPort) *pod 
 		Datagrams: p, Streams: streams,
 		Resolver: NewResolver(func() []netip.AddrPort { return servers }, metrics),
 		Learn:    func(a Answer) { p.learnt <- a },
-		Direct:   func(netip.AddrPort) bool { return false },
+		Direct:   func(netip.AddrPort) (bool, error) { return false, nil },
 		Metrics:  metrics, Logger: slog.New(slog.DiscardHandler), DrainTimeout: time.Second,
 	}
 	if change != nil {

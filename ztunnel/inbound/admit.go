@@ -34,14 +34,8 @@ func (l *Listener) admit(ctx context.Context, attempt *conns.Attempt) (*appConn,
 	if slices.Contains(meshPorts, dst.Port()) {
 		return nil, conns.Fail(conns.BadTarget, fmt.Errorf("port %d is the mesh's own", dst.Port()))
 	}
-	allowed, policy := l.cfg.Policy.Authorize(Connection{
-		Identity:    attempt.Source.Identity,
-		Client:      attempt.Source.Addr,
-		Destination: dst,
-		Target:      target,
-	})
-	if !allowed {
-		return nil, conns.Fail(conns.PolicyDenied, fmt.Errorf("denied by policy %q", policy))
+	if err := l.cfg.Policy.Admit(ctx, attempt); err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
@@ -77,15 +71,27 @@ func (l *Listener) identify(p *conns.Peer, proven bool) {
 }
 
 // carry relays an established connection, and ends its record when that is over.
+// Policy may have changed since it was admitted: then nothing of it is relayed.
 func (l *Listener) carry(conn *conns.Conn, client relay.Conn, app *appConn, over func()) {
+	forget := l.cfg.Policy.Follow(conn)
+	done := func(reason conns.Reason, err error) {
+		forget()
+		conn.End(reason, err)
+		app.done()
+		over()
+	}
+	if conn.Context().Err() != nil {
+		relay.Reset(client)
+		relay.Reset(app.TCPConn)
+		done(conns.Drained, context.Cause(conn.Context()))
+		return
+	}
 	l.cfg.Relay.Start(conn.Context(), client, app.TCPConn, conn, func(res relay.Result) {
 		reason := conns.Reason(res.Reason)
 		if res.Reason == relay.Cut {
 			reason = conns.Drained
 		}
-		conn.End(reason, res.Err)
-		app.done()
-		over()
+		done(reason, res.Err)
 	})
 }
 

@@ -10,8 +10,14 @@
 //	loop.go       what comes back to where it came from
 //	relay         both ways, until both halves close
 //
+// Plaintext that is not admitted is reset right after it was accepted, and not
+// refused in connect(2): the kernel has completed the handshake by the time that
+// there is a socket to ask about, and what was held on the way out (see outbound)
+// is the mesh's own, while plaintext may come from anywhere. No byte of it is read.
+//
 // Invariants: all three ways pass the same admission, each with the identity
-// that was proven on it or none; a tunnel's 200 means that the application has
+// that was proven on it or none, and are followed by policy from before their first
+// byte; a tunnel's 200 means that the application has
 // accepted; the application sees the client's address, taken from the
 // connection and never from what a request says; when Run returns, so has every
 // goroutine it started.
@@ -29,7 +35,6 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/internal/quota"
-	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
 	"github.com/ambit-mesh/ambit/ztunnel/listen"
@@ -41,20 +46,15 @@ type App interface {
 	DialApp(ctx context.Context, client netip.Addr, dst netip.AddrPort) (*net.TCPConn, error)
 }
 
-// Policy decides whether a connection is admitted.
+// Policy decides whether connections are admitted, and for how long.
 type Policy interface {
-	// Authorize names the policy that decided, if one did.
-	Authorize(c Connection) (allowed bool, policy string)
-}
-
-// Connection is what policy may know of one.
-type Connection struct {
-	// Identity that the peer proved; zero in plaintext.
-	Identity spiffe.ID
-	Client   netip.AddrPort
-	// Destination is the pod's own address and port.
-	Destination netip.AddrPort
-	Target      *workload.Workload
+	// Admit decides on a connection that wants in: its source with the identity
+	// that was proven, its destination the pod itself. It may wait, for a bounded
+	// time, for what it needs to know. Its error is always a *conns.Failure.
+	Admit(ctx context.Context, a *conns.Attempt) error
+	// Follow cuts an established connection once it is no longer admitted, which
+	// may be so already. forget is called when the connection is over.
+	Follow(c *conns.Conn) (forget func())
 }
 
 // Config of a Listener. All fields are required.

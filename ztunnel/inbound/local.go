@@ -29,11 +29,17 @@ func (l *Listener) Local(ctx context.Context, source *workload.Workload, client,
 	}
 	conn, err := l.admitLocal(ctx, &attempt)
 	if err != nil {
-		l.cfg.Conns.Fail(attempt, conns.ReasonOf(err), err)
+		if !errors.Is(err, errRevoked) {
+			l.cfg.Conns.Fail(attempt, conns.ReasonOf(err), err)
+		}
 		return nil, err
 	}
 	return conn, nil
 }
+
+// errRevoked is why a connection is refused that was admitted, and no longer was by
+// the time it stood. Its record has ended with the reason.
+var errRevoked = conns.Fail(conns.PolicyDenied, errors.New("no longer admitted"))
 
 func (l *Listener) admitLocal(ctx context.Context, attempt *conns.Attempt) (*LocalConn, error) {
 	dst := attempt.Destination.Addr
@@ -48,7 +54,13 @@ func (l *Listener) admitLocal(ctx context.Context, attempt *conns.Attempt) (*Loc
 		l.locals.leave()
 		return nil, err
 	}
-	return &LocalConn{app: app, locals: &l.locals, record: l.cfg.Conns.Open(l.locals.cut, *attempt)}, nil
+	record := l.cfg.Conns.Open(l.locals.cut, *attempt)
+	conn := &LocalConn{app: app, locals: &l.locals, record: record, forget: l.cfg.Policy.Follow(record)}
+	if record.Context().Err() != nil {
+		conn.End(conns.Drained, context.Cause(record.Context()))
+		return nil, errRevoked
+	}
+	return conn, nil
 }
 
 // LocalConn is a connection to this pod's application that another pod's
@@ -57,6 +69,7 @@ type LocalConn struct {
 	app    *appConn
 	locals *locals
 	record *conns.Conn
+	forget func() // of policy
 	once   sync.Once
 }
 
@@ -72,6 +85,7 @@ func (c *LocalConn) Context() context.Context { return c.record.Context() }
 // End says that the connection is over, and why.
 func (c *LocalConn) End(reason conns.Reason, err error) {
 	c.once.Do(func() {
+		c.forget()
 		c.record.End(reason, err)
 		relay.Reset(c.app.TCPConn) // no more than Close, if it is closed
 		c.app.done()

@@ -198,7 +198,7 @@ func targetOf(authority string, local netip.AddrPort) (netip.AddrPort, error) {
 // statusOf is the answer to a peer, by why its connection was not admitted.
 func statusOf(err error) int {
 	switch conns.ReasonOf(err) {
-	case conns.PolicyDenied:
+	case conns.PolicyDenied, conns.WaypointBypassed:
 		return http.StatusUnauthorized
 	case conns.BadTarget:
 		return http.StatusBadRequest

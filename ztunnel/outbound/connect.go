@@ -54,6 +54,10 @@ func (l *Listener) connect(cut context.Context, source *workload.Workload, dst n
 			return upstream{}, err
 		}
 		describe(attempt, up)
+		if err := l.leave(ctx, attempt); err != nil {
+			lease.End()
+			return upstream{}, err
+		}
 		conn, err := l.establish(ctx, source, up, attempt, len(request.Avoid)+1 < maxEndpoints)
 		if err == nil {
 			lease.Established()
@@ -81,7 +85,7 @@ func anotherMay(up route.Upstream, err error) bool {
 	switch conns.ReasonOf(err) {
 	case conns.ConnectFailed, conns.TunnelFailed, conns.TLSFailed, conns.TunnelRefused, conns.DeliveryFailed:
 		return true
-	case conns.Drained, conns.UnknownTarget, conns.BadTarget:
+	case conns.Drained, conns.UnknownTarget, conns.BadTarget, conns.PolicyMissing:
 		// A pod of this node said so; that of another one would refuse the tunnel.
 		return up.Kind == route.Local
 	}

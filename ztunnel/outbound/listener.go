@@ -83,6 +83,9 @@ func (l *Listener) upstream(cut context.Context, key ends) (*conns.Attempt, upst
 // carry relays an established connection, and ends its records when that is over.
 func (l *Listener) carry(cut context.Context, attempt *conns.Attempt, app *net.TCPConn, up upstream, over func()) {
 	conn := l.cfg.Conns.Open(cut, *attempt)
+	if err := l.mayStay(attempt); err != nil {
+		conn.Cut(conns.ReasonOf(err), err)
+	}
 	var meter relay.Meter = conn
 	if up.local != nil {
 		meter = both{conn, up.local}

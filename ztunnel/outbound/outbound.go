@@ -7,6 +7,7 @@
 //	listener.go   accept; the original destination is the socket's own address
 //	connect.go    route.Decide, asking the controller if need be -> upstream;
 //	              of a service, another endpoint where one cannot be reached
+//	leave.go      outside the mesh: whether policy lets the pod go there
 //	endpoint.go   what a connection tells of its endpoint: there, failed, over
 //	tunnel.go     a stream in a tunnel from the pod's pool
 //	header.go     what a tunnel's request says about the connection
@@ -19,7 +20,7 @@
 // when Run returns, so has every goroutine it started.
 //
 // Choosing endpoints is route's job, ejecting them package endpoints', redirecting redirect's, policy the
-// destination's.
+// destination's but for the way out of the mesh, which is egress'.
 package outbound
 
 import (
@@ -34,6 +35,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
+	"github.com/ambit-mesh/ambit/ztunnel/egress"
 	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
 	"github.com/ambit-mesh/ambit/ztunnel/listen"
 	"github.com/ambit-mesh/ambit/ztunnel/pool"
@@ -88,6 +90,8 @@ type Config struct {
 	// has the answer.
 	Lookup func(ctx context.Context, addr netip.Addr) (found bool, err error)
 	Local  Local
+	// Egress is the pod's way out of the mesh.
+	Egress *egress.Pod
 	Conns  *conns.Registry
 	Relay  *relay.Relay
 	// Endpoints is what the node knows of endpoints, for all its pods.

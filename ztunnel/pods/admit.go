@@ -35,6 +35,13 @@ const liveTimeout = 3 * time.Second
 // captured, or not enrolled. An enrolled pod that is not captured, and one of
 // which that cannot be told, may not.
 func (p *Pods) admit(ctx context.Context, request cniproto.AddRequest) (captured bool, err error) {
+	if captured, err = p.decide(ctx, request); err == nil && !captured {
+		p.leaveNew(request)
+	}
+	return captured, err
+}
+
+func (p *Pods) decide(ctx context.Context, request cniproto.AddRequest) (captured bool, err error) {
 	if p.neverHeld(request.Namespace) {
 		return false, nil
 	}

@@ -47,7 +47,7 @@ func (p *Pods) find(uid string, f facts) (Sandbox, error) {
 	if err != nil {
 		return Sandbox{}, err
 	}
-	return Sandbox{Path: namespace.Path, Inode: namespace.Inode, IPs: f.ips}, nil
+	return Sandbox{Path: namespace.Path, Inode: namespace.Inode, IPs: f.ips, Created: namespace.Created}, nil
 }
 
 // claimedByOthers returns the sandboxes that are known to be other pods'.

@@ -20,6 +20,7 @@ func (p *Pods) writeEnrolment(ctx context.Context) {
 	written, before := p.readEnrolment()
 	for {
 		enrolment := p.enrolment(before)
+		p.noteEnrolled(enrolment)
 		content, err := json.MarshalIndent(enrolment, "", "  ")
 		if err != nil {
 			err = fmt.Errorf("encode enrolment: %w", err)
@@ -87,9 +88,14 @@ func (p *Pods) enrolment(before cniproto.Enrolment) cniproto.Enrolment {
 		if namespace.Labels[DataplaneModeLabel] == modeAmbient && !removing {
 			mode = cniproto.ModeAmbient
 		}
+		was := before.Namespaces[namespace.Name]
+		if was.Mode != mode || was.Since.IsZero() {
+			was.Since = time.Now().UTC().Truncate(time.Second)
+		}
 		now.Namespaces[namespace.Name] = cniproto.NamespaceEnrolment{
 			Mode:         mode,
-			LabelledPods: !removing && (labelled[namespace.Name] || before.Namespaces[namespace.Name].LabelledPods),
+			Since:        was.Since,
+			LabelledPods: !removing && (labelled[namespace.Name] || was.LabelledPods),
 		}
 	}
 	return now

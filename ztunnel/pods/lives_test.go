@@ -6,11 +6,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -62,7 +64,7 @@ func (p *player) play(command string, args []string) {
 		"stale-release": func(a []string) { p.pods.Release(uid(a[0]), p.since(uid(a[0])).Add(-time.Second)) },
 		"break":         p.doBreak, "hang": p.doHang, "retry": func([]string) { p.pods.Retry() },
 		"expect": p.doExpect, "never": p.doNever, "captured": p.doCaptured, "dns": p.doDNS, "calls": p.doCalls, "pinned": p.doPinned,
-		"ready": p.doReady, "gate": p.doGate, "lose": p.doLose, "damage": p.doDamage,
+		"ready": p.doReady, "gate": p.doGate, "lose": p.doLose, "damage": p.doDamage, "reboot": p.doReboot, "ungated": p.doUngated, "left": p.doLeft,
 	}
 	do, ok := commands[command]
 	if !ok {
@@ -176,6 +178,46 @@ func (p *player) doRemoveNetNS(args []string) { p.namespaces.remove("/run/netns/
 
 // api up|down
 func (p *player) doAPI(args []string) { p.apiDown.Store(args[0] == "down") }
+
+// reboot: sandboxes and pins are gone, and files are not.
+func (p *player) doReboot([]string) {
+	p.namespaces.mu.Lock()
+	clear(p.namespaces.all)
+	p.namespaces.mu.Unlock()
+	p.dataplane.mu.Lock()
+	defer p.dataplane.mu.Unlock()
+	clear(p.dataplane.pins)
+}
+
+// ungated NS/NAME...: which pods are said to have run uncaptured, soon.
+func (p *player) doUngated(args []string) {
+	p.t.Helper()
+	p.eventually(p.at, func() bool {
+		var named []string
+		for _, problem := range p.pods.Problems() {
+			if rest, ok := strings.CutPrefix(problem, cniproto.StartedUngated+": pod "); ok {
+				name, _, _ := strings.Cut(rest, " ")
+				named = append(named, name)
+			}
+		}
+		slices.Sort(named)
+		return slices.Equal(named, args)
+	})
+}
+
+// left NETNS...: these are noted as left alone, and no others.
+func (p *player) doLeft(args []string) {
+	p.t.Helper()
+	p.eventually(p.at, func() bool {
+		p.dataplane.mu.Lock()
+		defer p.dataplane.mu.Unlock()
+		var left []string
+		for _, path := range slices.Sorted(maps.Keys(p.dataplane.left)) {
+			left = append(left, filepath.Base(path))
+		}
+		return slices.Equal(left, args)
+	})
+}
 
 // damage FILE: a bit of a file of the state folder is another.
 func (p *player) doDamage(args []string) {

@@ -24,6 +24,8 @@ type Dataplane interface {
 	Pinned() []string
 	// Forget removes what is pinned of a pod that is gone.
 	Forget(uid string) error
+	// Leave notes that the pod of a sandbox is known, and not to be captured.
+	Leave(sandbox Sandbox) error
 }
 
 // Running is one captured pod.
@@ -109,6 +111,8 @@ type Pods struct {
 	gateError error
 	// enrolled is what the last process wrote for the gate; read-only after Run began.
 	enrolled cniproto.Enrolment
+	// enrolledSince is since when namespaces are known to be enrolled.
+	enrolledSince map[string]time.Time
 }
 
 // New returns the pods of a node; Run makes them move.
@@ -143,6 +147,7 @@ func (p *Pods) Run(ctx context.Context) error {
 	}()
 
 	_, p.enrolled = p.readEnrolment()
+	p.noteEnrolled(p.enrolled)
 	p.adoptSaved()
 	group.Go(func() { p.save(ctx) })
 	if err := p.watch.start(ctx, &group); err != nil {
@@ -290,6 +295,10 @@ func (p *Pods) allAttempted(patienceOver bool) bool {
 	defer p.mu.Unlock()
 	for _, w := range p.workers {
 		waits := w.facts.alive && w.facts.mode == Enrolled && (len(w.facts.ips) > 0 || w.facts.sandbox != nil)
+		left := w.facts.alive && w.facts.mode == NotEnrolled && !w.facts.hostNetwork && len(w.facts.ips) > 0 && w.running == nil
+		if left && !w.leaveTried && !patienceOver {
+			return false
+		}
 		if waits && !w.attempted && !(patienceOver && w.status.State == StatePending) {
 			return false
 		}
@@ -312,6 +321,7 @@ type facts struct {
 	alive                           bool
 	mode                            Mode
 	reason                          string
+	hostNetwork                     bool
 	ips                             []netip.Addr
 	dnsCapture                      string // the annotation's value
 	lastSeen                        time.Time
@@ -323,6 +333,8 @@ type facts struct {
 	// remembered: enrolled when the last process saw it, and Kubernetes has not
 	// spoken of it to this one.
 	remembered bool
+	// moved: the last process had it captured in a sandbox that is gone.
+	moved bool
 	// told is when the CNI plugin last spoke of the pod.
 	told time.Time
 	// attempt is raised to ask for an attempt now, whatever failed before.

@@ -36,6 +36,9 @@ type Sandbox struct {
 	IPs []netip.Addr
 	// ContainerID of the sandbox, where the CNI plugin told it.
 	ContainerID string
+	// Created is when it was made, where it was searched for: zero where the CNI
+	// plugin told.
+	Created time.Time
 }
 
 var errNoNamespace = errors.New("no network namespace with the pod's addresses is known to be its own yet")

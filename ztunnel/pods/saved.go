@@ -28,6 +28,8 @@ type saved struct {
 	NetNS       string       `json:"netns,omitempty"`
 	Inode       uint64       `json:"inode,omitempty"`
 	ContainerID string       `json:"containerID,omitempty"`
+	// Ungated is how it began in its sandbox, where that was without the gate.
+	Ungated *ungated `json:"ungated,omitempty"`
 	// DNSCapture is the annotation's value.
 	DNSCapture string `json:"dnsCapture,omitempty"`
 }
@@ -65,7 +67,9 @@ func (p *Pods) adoptSaved() {
 		if w := p.ensureLocked(pod.UID); w != nil {
 			w.facts.namespace, w.facts.name, w.facts.serviceAccount = pod.Namespace, pod.Name, pod.ServiceAccount
 			w.facts.alive, w.facts.remembered, w.facts.dnsCapture = true, true, pod.DNSCapture
+			w.facts.moved = pod.NetNS != "" && !goesOn
 			if goesOn {
+				w.ungated = pod.Ungated
 				w.facts.sandbox, w.facts.ips, w.facts.told = &sandbox, pod.IPs, time.Now()
 			}
 			w.wake()
@@ -123,6 +127,7 @@ func (p *Pods) writeSaved() error {
 		switch {
 		case w.running != nil:
 			pod.IPs, pod.NetNS, pod.Inode, pod.ContainerID = w.sandbox.IPs, w.sandbox.Path, w.sandbox.Inode, w.sandbox.ContainerID
+			pod.Ungated = w.ungated
 		case !w.facts.alive || (w.facts.mode != Enrolled && !w.facts.remembered):
 			continue
 		}

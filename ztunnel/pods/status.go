@@ -2,6 +2,7 @@ package pods
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"time"
 )
@@ -75,6 +76,19 @@ func (p *Pods) Statuses() []Status {
 	return all
 }
 
+// Namespaces returns those of the node's pods that are not at its own network, each once.
+func (p *Pods) Namespaces() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	names := map[string]bool{}
+	for _, w := range p.workers {
+		if w.facts.alive && !w.facts.hostNetwork {
+			names[w.facts.namespace] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
+}
+
 // Problems are troubles of the node that show in no pod's status.
 func (p *Pods) Problems() []string {
 	p.mu.Lock()
@@ -89,5 +103,5 @@ func (p *Pods) Problems() []string {
 	if !p.isSynced {
 		problems = append(problems, "KubernetesNotSynced: pods and namespaces are not known yet")
 	}
-	return problems
+	return append(problems, p.ungatedLocked()...)
 }

@@ -213,6 +213,7 @@ func (p *Pods) learn(pod *corev1.Pod, namespace *corev1.Namespace) *worker {
 	before := *f
 	f.namespace, f.name, f.serviceAccount = pod.Namespace, pod.Name, serviceAccount(pod)
 	f.alive, f.remembered = alive, false
+	f.hostNetwork = pod.Spec.HostNetwork
 	f.lastSeen = lastSeen(pod)
 	f.ips = podIPs(pod)
 	f.dnsCapture = pod.Annotations[DNSCaptureAnnotation]

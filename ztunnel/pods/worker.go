@@ -37,10 +37,13 @@ type worker struct {
 	facts     facts
 	status    Status
 	attempted bool
+	// leaveTried: it was tried to note that the pod is left alone.
+	leaveTried bool
 	// waiters is closed and replaced at each change of status.
 	waiters chan struct{}
 	running Running
-	sandbox Sandbox // of running
+	sandbox Sandbox  // of running
+	ungated *ungated // nil for a pod that was captured before it started
 	// draining are captures let go whose connections live on.
 	draining []Running
 
@@ -50,6 +53,9 @@ type worker struct {
 	notBefore   time.Time
 	tried       int // facts.attempt at the last attempt
 	searchSince time.Time
+	left        Sandbox       // noted as left alone
+	leavePause  time.Duration // between attempts to note it
+	leaveAt     time.Time
 }
 
 func newWorker(p *Pods, uid string) *worker {
@@ -114,9 +120,12 @@ func (w *worker) step(ctx context.Context) (again time.Duration, ended bool) {
 	w.report(state, f.reason)
 	if o.running || len(w.draining) > 0 {
 		w.closeDrained(o)
+		if !o.running {
+			w.leave(f)
+		}
 		return sandboxCheck, false
 	}
-	return idle, false
+	return w.leave(f), false
 }
 
 func (w *worker) observe() (facts, observation) {
@@ -165,8 +174,9 @@ func (w *worker) capture(ctx context.Context, f facts) time.Duration {
 	if !understood {
 		w.log().Warn("annotation not understood: DNS is captured, as without it", "annotation", DNSCaptureAnnotation, "value", f.dnsCapture, "want", "true or false")
 	}
+	pinned := w.isPinned()
 	target := Target{UID: w.uid, Namespace: f.namespace, Name: f.name, ServiceAccount: f.serviceAccount, Sandbox: sandbox, DNS: dns,
-		Serving: time.Since(f.told) > cniproto.AddTimeout && !w.isPinned()}
+		Serving: time.Since(f.told) > cniproto.AddTimeout && !pinned}
 	began := time.Now()
 	running, err := w.pods.start(ctx, target)
 	if err != nil {
@@ -178,7 +188,14 @@ func (w *worker) capture(ctx context.Context, f facts) time.Duration {
 	}
 	w.pods.mu.Lock()
 	w.running, w.sandbox = running, sandbox
+	late := w.startedUngatedLocked(f, sandbox, pinned, time.Now())
+	if late != nil {
+		w.ungated = late
+	}
 	w.pods.mu.Unlock()
+	if late != nil {
+		w.log().Error("pod ran uncaptured: it is enrolled, and started without the gate", "from", late.From, "until", late.Until)
+	}
 	w.released, w.pause, w.notBefore = false, 0, time.Time{}
 	w.pods.requestSave()
 	w.log().Info("pod captured", "netns", sandbox.Path, "addresses", sandbox.IPs, "took", time.Since(began))
@@ -256,7 +273,7 @@ func (w *worker) close() {
 		}
 	}
 	w.pods.mu.Lock()
-	w.running, w.draining = nil, nil
+	w.running, w.draining, w.ungated = nil, nil, nil
 	if w.facts.sandbox != nil && w.facts.sandbox.Path == w.sandbox.Path {
 		w.facts.sandbox = nil
 	}

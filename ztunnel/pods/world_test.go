@@ -208,6 +208,7 @@ type fakeDataplane struct {
 	hanging map[string]bool
 	freed   chan struct{}
 	log     []string
+	left    map[string]bool // by path
 }
 
 type codedFake struct{ code string }
@@ -269,6 +270,16 @@ func (d *fakeDataplane) Pinned() []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return slices.Sorted(maps.Keys(d.pins))
+}
+
+func (d *fakeDataplane) Leave(sandbox Sandbox) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.left == nil {
+		d.left = map[string]bool{}
+	}
+	d.left[sandbox.Path] = true
+	return nil
 }
 
 func (d *fakeDataplane) Forget(uid string) error {

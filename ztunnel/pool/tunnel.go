@@ -137,6 +137,9 @@ func endOf(err error) string {
 	case errors.Is(err, hbone.ErrPeerSilent):
 		return "silent"
 	}
+	if fault := hbone.FaultOf(err); fault != "" {
+		return string(fault)
+	}
 	return "failed"
 }
 

@@ -11,7 +11,6 @@ import (
 	api "github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
 	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
-	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 )
 
 // ejectionTime is more than a first ejection lasts.
@@ -134,7 +133,7 @@ func TestEjectionFailsOverToTheNextLocality(t *testing.T) {
 func TestWhatIsNotTheEndpointsFault(t *testing.T) {
 	for name, c := range map[string]func(t *testing.T, m *Mesh, client, a *Pod){
 		"policy": func(t *testing.T, m *Mesh, client, a *Pod) {
-			m.SetPolicy(func(inbound.Connection) bool { return false })
+			m.SetPolicy(func(*conns.Attempt) bool { return false })
 			client.Refused(vip)
 		},
 		"our own certificate": func(t *testing.T, m *Mesh, client, a *Pod) {

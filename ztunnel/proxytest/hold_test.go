@@ -10,7 +10,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/ambit-mesh/ambit/ztunnel/inbound"
+	"github.com/ambit-mesh/ambit/ztunnel/conns"
 )
 
 // An answer is what a held connection's application is told.
@@ -117,7 +117,7 @@ func TestHeldConnectionIsRefused(t *testing.T) {
 	})
 	t.Run("by policy", func(t *testing.T) {
 		m, client, server := ways[0].make(t)
-		m.SetPolicy(func(inbound.Connection) bool { return false })
+		m.SetPolicy(func(*conns.Attempt) bool { return false })
 		echoing(server)
 		h := client.hold(client.taker(), nextPort(), server.Addr)
 		if a := <-h.answered; a.refused != syscall.ECONNREFUSED {
@@ -159,7 +159,7 @@ func TestConnectionThatComesEarly(t *testing.T) {
 			m, client, server := ways[0].make(t)
 			echoing(server)
 			deciding, decide := make(chan struct{}), make(chan struct{})
-			m.SetPolicy(func(inbound.Connection) bool { close(deciding); <-decide; return !refused })
+			m.SetPolicy(func(*conns.Attempt) bool { close(deciding); <-decide; return !refused })
 			h := client.hold(client.taker(), nextPort(), server.Addr)
 			<-deciding
 			h.Pass() // as redirect does when it lets a pod go
@@ -181,7 +181,7 @@ func TestHoldingIsBounded(t *testing.T) {
 	m, client, server := ways[2].make(t)
 	var asked atomic.Int32
 	decide := make(chan struct{})
-	m.SetPolicy(func(inbound.Connection) bool { asked.Add(1); <-decide; return true })
+	m.SetPolicy(func(*conns.Attempt) bool { asked.Add(1); <-decide; return true })
 	take := client.taker()
 	var all []*heldConn
 	for i := range flood {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/internal/hbone"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
+	"github.com/ambit-mesh/ambit/ztunnel/conns"
 	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
@@ -442,7 +443,7 @@ func TestWhatEndsIsNotCountedAnyMore(t *testing.T) {
 		conn.Close()
 	}
 	client.Refused(gone.Addr)
-	m.SetPolicy(func(inbound.Connection) bool { return false })
+	m.SetPolicy(func(*conns.Attempt) bool { return false })
 	client.Refused(server.Addr)
 	client.RefusedPlaintext(server.Addr)
 	eventually(t, func() error {

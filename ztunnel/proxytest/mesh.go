@@ -24,9 +24,11 @@ import (
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/internal/workload/workloadtest"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
+	"github.com/ambit-mesh/ambit/ztunnel/egress"
 	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
 	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 	"github.com/ambit-mesh/ambit/ztunnel/outbound"
+	"github.com/ambit-mesh/ambit/ztunnel/policy"
 	"github.com/ambit-mesh/ambit/ztunnel/pool"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
@@ -40,6 +42,8 @@ type Mesh struct {
 	Store *workload.Store
 	Conns *conns.Registry
 	Relay *relay.Relay
+	// Policy is what decides at destinations: by what is published.
+	Policy *policy.Enforcer
 	// Endpoints is what the pods know together, as if they were on one node. Its
 	// time goes on only with Advance.
 	Endpoints *endpoints.Registry
@@ -57,29 +61,38 @@ type Mesh struct {
 
 	t           testing.TB
 	poolMetrics *pool.Metrics
+	egress      *egress.Metrics
 	log         *slog.Logger
 	lines       lines
 
 	clock    atomic.Int64 // what was advanced
 	limits   *inbound.Quotas
 	capacity *quota.Shares
-	captured uint16 // the next port that a pod's outbound listener owns
+	after    func(*conns.Attempt) // see SetAdmitted
+	captured uint16               // the next port that a pod's outbound listener owns
 
 	mu sync.Mutex
 	// Guarded by mu.
 	pods   map[string]*Pod // by uid
 	lookup Lookup
-	policy Policy
+	veto   Policy // nil for none
 }
 
 // Lookup answers for the controller.
 type Lookup func(ctx context.Context, addr netip.Addr) (found bool, err error)
 
-// Policy decides for all pods.
-type Policy func(inbound.Connection) bool
+// Policy decides for all pods, before the policies that are published.
+type Policy func(*conns.Attempt) bool
 
 // New makes a mesh without pods. It ends with the test.
 func New(t testing.TB) *Mesh {
+	synced := make(chan struct{})
+	close(synced)
+	return newMesh(t, synced)
+}
+
+// newMesh makes a mesh whose configuration is complete once synced is closed.
+func newMesh(t testing.TB, synced <-chan struct{}) *Mesh {
 	m := &Mesh{
 		CA:           certstest.NewCA(t, trustDomain),
 		Store:        workload.NewStore(),
@@ -88,7 +101,6 @@ func New(t testing.TB) *Mesh {
 		t:            t,
 		pods:         map[string]*Pod{},
 		lookup:       func(context.Context, netip.Addr) (bool, error) { return false, nil },
-		policy:       func(inbound.Connection) bool { return true },
 		captured:     firstCaptured,
 	}
 	m.log = slog.New(slog.NewJSONHandler(&m.lines, nil))
@@ -103,9 +115,12 @@ func New(t testing.TB) *Mesh {
 		Logger: m.log, Registerer: m.Metrics,
 		Now: func() time.Time { return began.Add(time.Duration(m.clock.Load())) },
 	})
+	m.egress = egress.NewMetrics(m.Metrics)
 	m.poolMetrics = pool.NewMetrics(m.Metrics)
 	m.Certs = certs.New(certs.Config{Fetch: m.CA.Fetch, Bundle: m.CA.Bundle, Logger: slog.New(slog.DiscardHandler)})
 	m.run("certificates", m.Certs.Run)
+	m.Policy = policy.New(policy.Config{Snapshot: m.Store.Snapshot, Synced: synced, Logger: m.log, Registerer: m.Metrics})
+	m.run("policy", m.Policy.Run)
 	m.Publish(&mesh.Config{
 		TrustDomain: trustDomain, ClusterId: "Kubernetes",
 		PodRanges: []string{"10.9.0.0/16", "fd09::/64"},
@@ -182,20 +197,34 @@ func (m *Mesh) Deliver(ctx context.Context, target *workload.Workload, src outbo
 	return c, nil
 }
 
-// SetPolicy replaces the policy that admits everything.
-func (m *Mesh) SetPolicy(policy Policy) {
+// SetPolicy has something else than what is published say no.
+func (m *Mesh) SetPolicy(veto Policy) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.policy = policy
+	m.veto = veto
 }
 
-// Authorize is inbound.Policy.
-func (m *Mesh) Authorize(c inbound.Connection) (bool, string) {
+// Admit is inbound.Policy's.
+func (m *Mesh) Admit(ctx context.Context, a *conns.Attempt) error {
 	m.mu.Lock()
-	policy := m.policy
+	veto := m.veto
 	m.mu.Unlock()
-	return policy(c), "test"
+	if veto != nil && !veto(a) {
+		return conns.Fail(conns.PolicyDenied, errors.New("denied by the test"))
+	}
+	err := m.Policy.Admit(ctx, a)
+	if after := m.after; err == nil && after != nil {
+		after(a)
+	}
+	return err
 }
+
+// SetAdmitted has something happen between the admission of a connection and its
+// begin. It is to be set before there are connections.
+func (m *Mesh) SetAdmitted(after func(*conns.Attempt)) { m.after = after }
+
+// Follow is inbound.Policy's.
+func (m *Mesh) Follow(c *conns.Conn) (forget func()) { return m.Policy.Follow(c) }
 
 // SetLookup replaces the controller that knows of nothing.
 func (m *Mesh) SetLookup(lookup Lookup) {
@@ -257,6 +286,12 @@ func (l *lines) Write(b []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.all.Write(b)
+}
+
+func (l *lines) text() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.all.String()
 }
 
 func (l *lines) access(t testing.TB) []map[string]any { return l.of(t, "connection") }

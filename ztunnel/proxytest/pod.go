@@ -14,6 +14,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/internal/workload/workloadtest"
+	"github.com/ambit-mesh/ambit/ztunnel/egress"
 	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 	"github.com/ambit-mesh/ambit/ztunnel/outbound"
 )
@@ -31,6 +32,9 @@ type Pod struct {
 	CloseInbound func()
 	// StopInbound and StopOutbound drain them, and return when they have ended.
 	StopInbound, StopOutbound func()
+
+	// Egress is its way out of the mesh.
+	Egress *egress.Pod
 
 	// take is what Outbound wants to be called with held connections.
 	take chan func(outbound.Held)
@@ -122,6 +126,7 @@ func (p *Pod) StartOutbound() {
 	p.want()
 	p.captured = p.mesh.captured
 	p.mesh.captured++
+	p.Egress = egress.NewPod(p.workload, p.mesh.egress, p.mesh.log)
 	p.take = make(chan func(outbound.Held), 1)
 	p.Outbound = outbound.New(outbound.Config{
 		Hold:         func(take func(outbound.Held)) error { p.take <- take; return nil },
@@ -132,6 +137,7 @@ func (p *Pod) StartOutbound() {
 		Snapshot:     p.mesh.Store.Snapshot,
 		Lookup:       p.mesh.Lookup,
 		Local:        p.mesh,
+		Egress:       p.Egress,
 		Conns:        p.mesh.Conns,
 		Relay:        p.mesh.Relay,
 		Endpoints:    p.mesh.Endpoints,

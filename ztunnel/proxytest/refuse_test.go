@@ -18,7 +18,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/hbone"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/workload"
-	"github.com/ambit-mesh/ambit/ztunnel/inbound"
+	"github.com/ambit-mesh/ambit/ztunnel/conns"
 )
 
 // Whatever goes wrong with a tunnel, the connection is refused: its bytes take
@@ -140,12 +140,12 @@ func TestPolicyDecidesOverEveryWayIn(t *testing.T) {
 	for _, way := range ways[:3] {
 		t.Run(way.name, func(t *testing.T) {
 			m, client, server := way.make(t)
-			asked := make(chan inbound.Connection, 1)
-			m.SetPolicy(func(c inbound.Connection) bool { asked <- c; return false })
+			asked := make(chan *conns.Attempt, 1)
+			m.SetPolicy(func(c *conns.Attempt) bool { asked <- c; return false })
 			server.App(func(*net.TCPConn) { t.Error("the application was reached") })
 			client.Refused(server.Addr)
 			c := <-asked
-			if c.Identity != client.ID || c.Client.Addr() != client.Addr || c.Destination.Addr() != server.Addr || c.Target.Name != "server" {
+			if c.Source.Identity != client.ID || c.Source.Addr.Addr() != client.Addr || c.Destination.Addr.Addr() != server.Addr || c.Destination.Workload.Name != "server" {
 				t.Errorf("policy was asked about %+v", c)
 			}
 			for _, line := range m.Access(2) {
@@ -158,7 +158,7 @@ func TestPolicyDecidesOverEveryWayIn(t *testing.T) {
 	t.Run("plaintext", func(t *testing.T) {
 		m := New(t)
 		outsider, server := m.Pod("outsider", Plain), m.Pod("server").Start()
-		m.SetPolicy(func(c inbound.Connection) bool { return !c.Identity.IsZero() })
+		m.SetPolicy(func(c *conns.Attempt) bool { return !c.Source.Identity.IsZero() })
 		server.App(func(*net.TCPConn) { t.Error("the application was reached") })
 		outsider.RefusedPlaintext(server.Addr)
 	})

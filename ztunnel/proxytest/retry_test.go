@@ -6,7 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
-	"github.com/ambit-mesh/ambit/ztunnel/inbound"
+	"github.com/ambit-mesh/ambit/ztunnel/conns"
 )
 
 var vip = netip.MustParseAddr("10.96.0.1")
@@ -51,7 +51,7 @@ func TestWithoutAnyEndpointThatAnswersTheFirstFailureCounts(t *testing.T) {
 // Who is not admitted does not go from door to door.
 func TestADenialIsFinal(t *testing.T) {
 	m := New(t)
-	m.SetPolicy(func(inbound.Connection) bool { return false })
+	m.SetPolicy(func(*conns.Attempt) bool { return false })
 	client, a, b := m.Pod("client").Start(), m.Pod("a").Start(), m.Pod("b").Start()
 	echoing(a)
 	echoing(b)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -40,6 +41,18 @@ func (c *Capture) attachHold(program *ebpf.Program) (attachment, error) {
 		}
 	}
 	return l, nil
+}
+
+// isAttached tells whether a program runs still: a link is taken off by nobody else, a filter by whoever has CAP_NET_ADMIN in the
+// pod.
+func isAttached(a attachment) (bool, error) {
+	switch a := a.(type) {
+	case nil:
+		return false, nil
+	case *filter:
+		return a.there()
+	}
+	return true, nil
 }
 
 // errNoEgress: the kernel runs no programs for what leaves by an interface.
@@ -121,6 +134,28 @@ func attachFilter(netns *podns.NetNS, pin string, device int, program *ebpf.Prog
 
 // filterPriority orders the filters of an interface: the guard is first, at 1.
 var filterPriority = map[string]uint16{holdPin: 1, dnsPin: 2}
+
+// there tells whether nobody has taken it off.
+func (f *filter) there() (found bool, err error) {
+	err = f.do(func(handle *netlink.Handle) error {
+		device, err := handle.LinkByIndex(f.attrs.LinkIndex)
+		if err != nil {
+			return err
+		}
+		filters, err := handle.FilterList(device, f.attrs.Parent)
+		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
+			return err
+		}
+		found = slices.ContainsFunc(filters, func(other netlink.Filter) bool {
+			return other.Attrs().Handle == f.attrs.Handle && other.Attrs().Priority == f.attrs.Priority
+		})
+		return nil
+	})
+	if err != nil {
+		return false, fmt.Errorf("list filters: %w", err)
+	}
+	return found, nil
+}
 
 // Detach leaves clsact itself, which does nothing.
 func (f *filter) Detach() error {

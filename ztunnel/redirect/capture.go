@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/cilium/ebpf/link"
@@ -37,6 +38,8 @@ type Capture struct {
 	ports    bpf.Ports // that the listeners are bound to
 	steer    link.Link
 	dns      dnsPrograms
+
+	egress sync.Mutex // whoever changes what SetEgress says
 
 	devices *os.File // tells of changes
 	guard   guard

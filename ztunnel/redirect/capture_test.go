@@ -141,7 +141,7 @@ func TestNodeReachesItsPodsDirectly(t *testing.T) {
 	server := a.Pod("server")
 	server.Start().Listen("[::]:8080")
 	in := a.capture(t, server)
-	kubelet := a.Start()
+	kubelet := a.kubelet(t)
 	for _, ip := range []netip.Addr{server.IPv4, server.IPv6} {
 		for range 3 {
 			conn := mustDial(t, kubelet, netip.AddrPortFrom(ip, appPort))
@@ -229,31 +229,78 @@ func TestDialEndsWithItsContext(t *testing.T) {
 	}
 }
 
-// A pod that uses the node's network is no process of the node's: it goes through ztunnel like anyone.
-func TestPodInTheNodesNetworkHasNoPassage(t *testing.T) {
+// The kubelet reaches pods directly, and no other process of the node, be it of a pod that uses the node's network or not. Where
+// it is now counts, and where it was last if it is gone.
+func TestTheKubeletAlonePasses(t *testing.T) {
 	network := netnstest.New(t, "a")
-	cgroups := []string{
+	pods := []string{
 		netnstest.AddCgroup(t, "kubepods.slice/kubepods-burstable.slice/pod1"),
 		netnstest.AddCgroup(t, "kubelet.slice/kubelet-kubepods.slice/pod2"),
 		netnstest.AddCgroup(t, "kubelet/kubepods/besteffort/pod3"),
 	}
-	kubelets := []string{netnstest.Cgroup(), netnstest.AddCgroup(t, "system.slice/kubelet.service")}
+	first, second := netnstest.AddCgroup(t, "system.slice/kubelet.service"), netnstest.AddCgroup(t, "system.slice/kubelet2.service")
+	another := netnstest.AddCgroup(t, "system.slice/backup.service")
 	a := openNode(t, network.Node("a"))
 	pod := a.Pod("pod")
 	pod.Start().Listen("[::]:8080")
 	u := a.capture(t, pod)
-	for _, ip := range []netip.Addr{pod.IPv4, pod.IPv6} {
-		dst := netip.AddrPortFrom(ip, appPort)
-		for _, cgroup := range cgroups {
-			mustDial(t, a.StartIn(cgroup), dst)
-			if got := u.take(); len(got) != 1 || got[0].at != bpf.Plaintext || got[0].dst != dst {
-				t.Errorf("from %s to %s: arrived %v", cgroup, ip, got)
+	passes := func(from *netnstest.App, want bool, what string) {
+		t.Helper()
+		for _, ip := range []netip.Addr{pod.IPv4, pod.IPv6} {
+			mustDial(t, from, netip.AddrPortFrom(ip, appPort))
+			if got := len(u.take()); (got == 0) != want {
+				t.Errorf("%s to %s: %d connections came to ztunnel", what, ip, got)
 			}
 		}
-		for _, cgroup := range kubelets {
-			mustDial(t, a.StartIn(cgroup), dst)
-			expect(t, u)
-		}
+	}
+	problem := func() bool {
+		return slices.ContainsFunc(a.Problems(), func(p *Problem) bool { return p.Code == KubeletMissing })
+	}
+	passes(a.StartIn(first), false, "nobody is known to be the kubelet")
+	if !problem() {
+		t.Error("it is no problem that there is none")
+	}
+	kubelet := startKubelet(t, a.Node, first)
+	a.lookForKubelet()
+	passes(kubelet, true, "the kubelet")
+	passes(a.StartIn(first), true, "what the kubelet started")
+	passes(a.StartIn(another), false, "another process")
+	passes(a.StartIn(netnstest.Cgroup()), false, "a process of the root cgroup")
+	for _, cgroup := range pods {
+		passes(a.StartIn(cgroup), false, cgroup)
+	}
+	if problem() {
+		t.Errorf("problems: %v", a.Problems())
+	}
+	// It ends, and starts in another place.
+	kubelet.Kill()
+	a.lookForKubelet()
+	if !problem() {
+		t.Error("it is no problem that it is gone")
+	}
+	a.Close()
+	a.reopen(t)
+	u = a.capture(t, pod)
+	passes(a.StartIn(first), true, "where it was last")
+	startKubelet(t, a.Node, second)
+	eventually(t, "it is found", func() bool { return !problem() })
+	passes(a.StartIn(second), true, "the kubelet in another place")
+	passes(a.StartIn(first), false, "where it was before")
+}
+
+// A pod at the node's network that takes the kubelet's port gets nothing by it.
+func TestAPodIsNoKubelet(t *testing.T) {
+	network := netnstest.New(t, "a")
+	cgroup := netnstest.AddCgroup(t, "kubepods.slice/pod1")
+	a := openNode(t, network.Node("a"))
+	pod := a.Pod("pod")
+	pod.Start().Listen("[::]:8080")
+	u := a.capture(t, pod)
+	impostor := startKubelet(t, a.Node, cgroup)
+	a.lookForKubelet()
+	mustDial(t, impostor, netip.AddrPortFrom(pod.IPv4, appPort))
+	if got := len(u.take()); got != 1 {
+		t.Errorf("%d connections came to ztunnel, want 1", got)
 	}
 }
 
@@ -269,7 +316,7 @@ func TestPassageEndsWithTheConnection(t *testing.T) {
 	bridge := netip.MustParseAddr("10.1.0.1")
 	dst, from := netip.AddrPortFrom(pod.IPv4, appPort), netnstest.DialOptions{Source: bridge, Port: 40000}
 	before := verdicts(t, a)
-	conn, err := a.Start().DialWith(dst, from)
+	conn, err := a.kubelet(t).DialWith(dst, from)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -47,9 +47,19 @@ func (c *Capture) beginDNS() error {
 	err := c.attachDNS()
 	if errors.Is(err, errNoEgress) {
 		c.redirect.logger.Error("what the pod asks DNS servers is not captured", "pod_uid", c.pod.UID, "error", err)
-		return nil
+		err = nil
+	}
+	if err == nil {
+		err = c.letDNS()
 	}
 	return err
+}
+
+// turnsDNS tells whether what the pod asks DNS servers is turned round at all of its devices.
+func (c *Capture) turnsDNS() bool {
+	c.dns.mu.Lock()
+	defer c.dns.mu.Unlock()
+	return c.dns.running && c.dns.missing == nil
 }
 
 func (c *Capture) dnsProblem() error {
@@ -78,7 +88,12 @@ func (c *Capture) attachDNSLocked() error {
 	there := map[int]bool{}
 	for _, device := range devices {
 		index := device.Attrs().Index
-		if there[index] = true; c.dns.attached[index] != nil {
+		there[index] = true
+		attached, err := isAttached(c.dns.attached[index])
+		if err != nil {
+			return err
+		}
+		if attached {
 			continue
 		}
 		l, err := c.attachDNSTo(device.Attrs())

@@ -37,6 +37,10 @@ func (n *testNode) captureDNS(t testing.TB, pod *netnstest.Pod) *resolver {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return serveDNS(t, c)
+}
+
+func serveDNS(t testing.TB, c *Capture) *resolver {
 	r := &resolver{Capture: c}
 	var running sync.WaitGroup
 	running.Go(r.datagrams)
@@ -272,7 +276,7 @@ func TestQuestionsWaitForTheNextProcess(t *testing.T) {
 	}
 
 	a.captureDNS(t, pod)
-	if err := Remove(a.config.PinDir); err != nil {
+	if err := Remove(a.config); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := app.AskUDP(to); err != nil {
@@ -315,6 +319,37 @@ func TestLaterDevicesAreCaptured(t *testing.T) {
 	}
 	eventually(t, "it is captured there too", func() bool {
 		_, err := app.AskUDPWith(netip.AddrPortFrom(far.IPv4, dnsPort), netnstest.DialOptions{Timeout: 50 * time.Millisecond})
+		return err == nil && len(r.take()) > 0
+	})
+}
+
+// What a pod takes off its devices, where it can, is there again.
+func TestFilterThatWasTakenOffIsPutBack(t *testing.T) {
+	network := netnstest.New(t, "a")
+	a := openNode(t, network.Node("a"))
+	a.withoutTCX = true
+	pod := a.Pod("pod")
+	app := pod.Start()
+	r := a.captureDNS(t, pod)
+	to := netip.AddrPortFrom(noServer4, dnsPort)
+	if _, err := app.AskUDP(to); err != nil {
+		t.Fatal(err)
+	}
+	r.take()
+	if err := pod.Do(func() error {
+		eth0, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		return netlink.QdiscDel(&netlink.GenericQdisc{
+			QdiscAttrs: netlink.QdiscAttrs{LinkIndex: eth0.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT},
+			QdiscType:  "clsact",
+		})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "questions are captured again", func() bool {
+		_, err := app.AskUDPWith(to, netnstest.DialOptions{Timeout: 50 * time.Millisecond})
 		return err == nil && len(r.take()) > 0
 	})
 }

@@ -28,6 +28,8 @@ type Pod struct {
 	// Strict is for a pod whose applications have not started: it is guarded from the first moment. Without it a pod starts as an
 	// earlier process left it, and else permissive.
 	Strict bool
+	// EgressDenied is the same for the pod's way out of the mesh: nothing that SetEgress denies leaves.
+	EgressDenied bool
 }
 
 // addresses returns the pod's address of each family, the zero Addr for none.

@@ -54,10 +54,13 @@ func (c *Capture) raiseGuard() error {
 		}
 	}
 	c.guard.fresh = !known
+	if err := c.raiseEgress(known); err != nil {
+		return errors.Join(err, c.lowerGuard())
+	}
 	if err := c.watchDevices(); err != nil {
 		return errors.Join(err, c.lowerGuard())
 	}
-	if err := c.guardNow(); err != nil && c.guard.fresh && c.pod.Strict {
+	if err := c.guardNow(); err != nil && c.guard.fresh && (c.pod.Strict || c.pod.EgressDenied) {
 		return errors.Join(err, c.lowerGuard())
 	}
 	return nil
@@ -257,14 +260,14 @@ func (c *Capture) putGuard(at guardSite, device netlink.Link) error {
 			return err
 		}
 	}
-	changed, err := c.site(at).put(program, bpf.GuardName, c.redirect.node.GuardsID(), c.redirect.withoutTCX)
+	changed, err := c.site(at).put(program, bpf.GuardName, c.redirect.node.ID(), c.redirect.withoutTCX)
 	if errors.Is(err, errDisplaced) {
 		program.Close()
 		if program, err = c.loadGuard(at, device); err != nil {
 			delete(c.guard.sites, at)
 			return err
 		}
-		changed, err = c.site(at).put(program, bpf.GuardName, c.redirect.node.GuardsID(), c.redirect.withoutTCX)
+		changed, err = c.site(at).put(program, bpf.GuardName, c.redirect.node.ID(), c.redirect.withoutTCX)
 	}
 	if err != nil {
 		program.Close()
@@ -307,7 +310,7 @@ func (c *Capture) unguard() error {
 	defer c.guard.mu.Unlock()
 	errs := []error{c.redirect.node.RemoveGuard(c.pod.NetNS.Cookie()), c.forgetOlder()}
 	for at, program := range c.guard.sites {
-		errs = append(errs, c.site(at).clear(bpf.GuardName, c.redirect.node.GuardsID()), program.Close())
+		errs = append(errs, c.site(at).clear(bpf.GuardName, c.redirect.node.ID()), program.Close())
 	}
 	c.guard.ended = true
 	clear(c.guard.sites)

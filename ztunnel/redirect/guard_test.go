@@ -83,7 +83,7 @@ func testStrictPods(t *testing.T, withoutTCX bool) {
 	a, b := openNode(t, network.Node("a")), openNode(t, network.Node("b"))
 	a.withoutTCX, b.withoutTCX = withoutTCX, withoutTCX
 	client, near, far := a.Pod("client"), a.Pod("near"), b.Pod("far")
-	app, kubelet := client.Start(), a.Start()
+	app, kubelet := client.Start(), a.kubelet(t)
 	var ports []*netnstest.Sniffer
 	for pod, node := range map[*netnstest.Pod]*testNode{client: a, near: a, far: b} {
 		node.captureStrict(t, pod)
@@ -124,7 +124,7 @@ func testStrictPods(t *testing.T, withoutTCX bool) {
 		}
 	}
 	after := verdicts(t, a)
-	if after["guard_node"] == 0 || after["guard_own"] == 0 || after["guard_handshake"] == 0 || after["guard_not_tcp"] == 0 {
+	if after["guard_kubelet"] == 0 || after["guard_own"] == 0 || after["guard_handshake"] == 0 || after["guard_not_tcp"] == 0 {
 		t.Errorf("verdicts: %v", after)
 	}
 }
@@ -170,7 +170,9 @@ func TestNothingLeavesAStrictPod(t *testing.T) {
 func testAttack(t *testing.T, attack attack, a *testNode, pod, other *netnstest.Pod) {
 	app := pod.Start()
 	for _, ip := range []netip.Addr{other.IPv4, other.IPv6} { // so that the pod knows its router
-		mustDial(t, app, netip.AddrPortFrom(ip, appPort))
+		if err := mustDial(t, app, netip.AddrPortFrom(ip, appPort)).Close(); err != nil {
+			t.Error(err)
+		}
 	}
 	u := a.capture(t, pod)
 	port, arrived := pod.SniffPort(), other.Sniff("eth0")
@@ -197,9 +199,10 @@ func testAttack(t *testing.T, attack attack, a *testNode, pod, other *netnstest.
 		if err := u.SetStrict(true, 0); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(20 * time.Millisecond) // what is under way
-		port.Take()
-		arrived.Take()
+		for still := true; still; { // what is under way
+			time.Sleep(20 * time.Millisecond)
+			still = plaintext(port.Take())+plaintext(arrived.Take()) > 0
+		}
 		before := dropped(verdicts(t, a))
 		_ = attack.send(pod, to) // it may be told that it failed
 		eventually(t, fmt.Sprintf("the attack on %s is dropped", ip), func() bool { return dropped(verdicts(t, a)) > before })
@@ -247,31 +250,40 @@ func resetMark(pod *netnstest.Pod, to netip.AddrPort) error {
 	})
 }
 
-// deleteRule has marked packets take the way of all others.
+// deleteRule has marked packets take the way of all others, for as long as the rule is not there again: so it tries a few times.
 func deleteRule(pod *netnstest.Pod, to netip.AddrPort) error {
 	return pod.Do(func() error {
-		rules, err := netlink.RuleList(family(to.Addr()))
-		if err != nil {
-			return err
-		}
-		for _, r := range rules {
-			if r.Mark == uint32(bpf.Mark) {
-				if err := netlink.RuleDel(&r); err != nil {
-					return err
-				}
+		for range 10 {
+			if err := deleteMarkRules(to.Addr()); err != nil {
+				return err
 			}
+			fd, err := unix.Socket(familyOf(to), unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(fd)
+			if err := unix.Connect(fd, sockaddr(to)); err != nil && err != unix.EINPROGRESS {
+				return err
+			}
+			time.Sleep(time.Millisecond)
 		}
-		fd, err := unix.Socket(familyOf(to), unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(fd)
-		if err := unix.Connect(fd, sockaddr(to)); err != nil && err != unix.EINPROGRESS {
-			return err
-		}
-		time.Sleep(10 * time.Millisecond)
 		return nil
 	})
+}
+
+func deleteMarkRules(of netip.Addr) error {
+	rules, err := netlink.RuleList(family(of))
+	if err != nil {
+		return err
+	}
+	for _, r := range rules {
+		if r.Mark == uint32(bpf.Mark) {
+			if err := netlink.RuleDel(&r); err != nil && err != unix.ENOENT {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func familyOf(to netip.AddrPort) int {

@@ -128,7 +128,8 @@ func TestKilledWhileHeld(t *testing.T) {
 	pod, other := network.Node("a").Pod("pod"), network.Node("b").Pod("other")
 	other.Start().Listen("[::]:8080")
 	config := configOf(t, network.Node("a"))
-	t.Cleanup(func() { Remove(config.PinDir) })
+	t.Cleanup(func() { Remove(config) })
+	kubelet := startKubelet(t, network.Node("a"), netnstest.Cgroup())
 	onTheWire := countPlaintext(t, network.Node("a"))
 	for _, ip := range []netip.Addr{other.IPv4, other.IPv6} {
 		for _, served := range []bool{false, true} {
@@ -157,7 +158,7 @@ func TestKilledWhileHeld(t *testing.T) {
 	if n := onTheWire(); n != 0 {
 		t.Errorf("%d packets were on the wire in plaintext", n)
 	}
-	mustDial(t, network.Node("a").Start(), netip.AddrPortFrom(other.IPv4, appPort)) // which the count must see
+	mustDial(t, kubelet, netip.AddrPortFrom(other.IPv4, appPort)) // which the count must see
 	if n := onTheWire(); n == 0 {
 		t.Error("the count does not see what is there")
 	}

@@ -22,7 +22,7 @@ func TestEstablishedConnectionsSurvive(t *testing.T) {
 	network := netnstest.New(t, "a", "b")
 	a := openNode(t, network.Node("a"))
 	captured, other := a.Pod("captured"), network.Node("b").Pod("other")
-	near, far, node := captured.Start(), other.Start(), a.Start()
+	near, far, node := captured.Start(), other.Start(), a.kubelet(t)
 	near.Listen("[::]:8080")
 	far.Listen("[::]:8080")
 	var conns []*netnstest.AppConn

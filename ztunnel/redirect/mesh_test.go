@@ -40,7 +40,7 @@ func openNode(t testing.TB, node *netnstest.Node) *testNode {
 	n.reopen(t)
 	t.Cleanup(func() {
 		n.Close()
-		if err := Remove(n.config.PinDir); err != nil {
+		if err := Remove(n.config); err != nil {
 			t.Error(err)
 		}
 	})
@@ -64,6 +64,22 @@ func (n *testNode) reopen(t testing.TB) {
 	if n.Redirect, err = Open(n.config); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// startKubelet runs what listens at the kubelet's port, and has the node know it.
+func startKubelet(t testing.TB, node *netnstest.Node, cgroup string) *netnstest.App {
+	t.Helper()
+	kubelet := node.StartIn(cgroup)
+	kubelet.Listen(fmt.Sprintf("[::]:%d", kubeletPort))
+	return kubelet
+}
+
+// kubelet is startKubelet for a node that redirects already.
+func (n *testNode) kubelet(t testing.TB) *netnstest.App {
+	t.Helper()
+	kubelet := startKubelet(t, n.Node, netnstest.Cgroup())
+	n.lookForKubelet()
+	return kubelet
 }
 
 // An arrival is a connection that came to a listener of ztunnel's.

@@ -90,6 +90,18 @@ func checkCgroup2(path string) error {
 	return nil
 }
 
+// prepareBPFFS is checkBPFFS, and mends what it can.
+func prepareBPFFS(config Config) error {
+	err := checkBPFFS(config.PinDir)
+	if err == nil || !config.MountBPFFS {
+		return err
+	}
+	if mountErr := unix.Mount("bpf", filepath.Dir(config.PinDir), "bpf", 0, "mode=0700"); mountErr != nil {
+		return errors.Join(err, fmt.Errorf("mount a BPF file system: %w", mountErr))
+	}
+	return checkBPFFS(config.PinDir)
+}
+
 // checkBPFFS demands that dir is, or can be made, in a BPF file system.
 func checkBPFFS(dir string) error {
 	missing := func(detail string, err error) error {
@@ -188,7 +200,7 @@ func findHost(netns, cgroup string) (_ *podns.NetNS, _ bpf.Host, err error) {
 	if len(ids) > bpf.MaxPodCgroups {
 		return nil, bpf.Host{}, fmt.Errorf("find the cgroup of pods: %d below %s, %d at most", len(ids), cgroup, bpf.MaxPodCgroups)
 	}
-	return host, bpf.Host{Cookie: host.Cookie(), PodCgroups: ids}, nil
+	return host, bpf.Host{Cookie: host.Cookie(), Layout: layout, PodCgroups: ids}, nil
 }
 
 // podCgroupDepth is how far below the node's root a kubelet may have been told to put its pods: by --cgroup-root, commonly one

@@ -17,13 +17,24 @@ import (
 
 // layout is the version of what is pinned. It changes whenever a map's key, value or meaning does: processes of different
 // layouts leave each other's pins alone, and enforce side by side until every pod has been captured anew.
-const layout = "v2"
+const layout = 2
+
+// layoutPins is the folder of a layout.
+func layoutPins(dir string, layout uint32) pins {
+	return pins(filepath.Join(dir, fmt.Sprintf("v%d", layout)))
+}
 
 // enrolledMap is the map of captured pods in every layout: namespace cookie (64 bits) -> anything.
 const enrolledMap = "mesh_enrolled"
 
 // guardsMap is the map of what may leave pods, by the same key, in the layouts that have it.
 const guardsMap = "mesh_guards"
+
+// verdictsMap is one that all programs of a layout use, and no others.
+const verdictsMap = "mesh_verdicts"
+
+// egressMap is the map of whose way out of the mesh is denied, by the same key, in the layouts that have it.
+const egressMap = "mesh_egress"
 
 // What is pinned of a pod: the link of steer, and those of hold and of DNS, whose names go on with the cookie of the pod's
 // namespace: such a link knows its device's number, which is no namespace's own. That of DNS goes on with this number.
@@ -36,7 +47,7 @@ const (
 // pins is the folder of one layout:
 //
 //	maps/NAME        what all programs share
-//	links/NAME       the node's programs
+//	links/NAME       the node's programs, in layouts before the second: since then they stay without a link (hook.go)
 //	pods/UID/...     a pod's programs
 type pins string
 
@@ -46,7 +57,7 @@ func (p pins) pods() string          { return filepath.Join(string(p), "pods") }
 func (p pins) pod(uid string) string { return filepath.Join(p.pods(), uid) }
 
 func (p pins) make() error {
-	for _, dir := range []string{p.maps(), p.links(), p.pods()} {
+	for _, dir := range []string{p.maps(), p.pods()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return explain("The folder for pins cannot be made.", err)
 		}
@@ -140,31 +151,6 @@ func adopt(path string, program *ebpf.Program, attachedTo func(*link.Info) bool)
 	return l, nil
 }
 
-// attachNode runs program for every process below cgroup, adopting the link that an earlier process pinned.
-func (p pins) attachNode(name, cgroup string, kind ebpf.AttachType, program *ebpf.Program) (link.Link, error) {
-	path := filepath.Join(p.links(), name)
-	var stat unix.Stat_t
-	if err := unix.Stat(cgroup, &stat); err != nil {
-		return nil, fmt.Errorf("stat cgroup %s: %w", cgroup, err)
-	}
-	l, err := adopt(path, program, func(about *link.Info) bool {
-		c := about.Cgroup()
-		return c != nil && c.CgroupId == stat.Ino
-	})
-	if l != nil || err != nil {
-		return l, err
-	}
-	l, err = link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: kind, Program: program})
-	if err != nil {
-		return nil, fmt.Errorf("attach %s to cgroup %s: %w", name, cgroup, err)
-	}
-	if err := replacePin(l, path); err != nil {
-		l.Close()
-		return nil, err
-	}
-	return l, nil
-}
-
 // attachPod runs program for new connections in a network namespace, adopting the link that an earlier process pinned.
 func (p pins) attachPod(uid string, netns *podns.NetNS, program *ebpf.Program) (_ link.Link, adopted bool, err error) {
 	path := filepath.Join(p.pod(uid), steerPin)
@@ -201,7 +187,7 @@ func otherLayouts(dir string) ([]pins, error) {
 	}
 	var others []pins
 	for _, e := range entries {
-		if e.IsDir() && e.Name() != layout && strings.HasPrefix(e.Name(), "v") {
+		if e.IsDir() && e.Name() != filepath.Base(string(layoutPins(dir, layout))) && strings.HasPrefix(e.Name(), "v") {
 			others = append(others, pins(filepath.Join(dir, e.Name())))
 		}
 	}
@@ -248,53 +234,6 @@ func (p pins) withdrawAll(name string) error {
 		if err := m.Delete(cookie); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("withdraw namespace %d of %s in %s: %w", cookie, name, p, err)
 		}
-	}
-	return nil
-}
-
-// remove ends all that is pinned: first whatever pods send leaves them, then what they connect to goes past ztunnel, then what connects to them, then the node's
-// programs end.
-func (p pins) remove() error {
-	for _, name := range []string{guardsMap, enrolledMap} {
-		if err := p.withdrawAll(name); err != nil {
-			return err
-		}
-	}
-	uids, err := p.uids()
-	if err != nil {
-		return err
-	}
-	for _, uid := range uids {
-		if err := p.removePod(uid); err != nil {
-			return err
-		}
-	}
-	if err := detachAll(p.links()); err != nil {
-		return fmt.Errorf("remove pins of the node: %w", err)
-	}
-	if err := os.RemoveAll(string(p)); err != nil {
-		return fmt.Errorf("remove pins: %w", err)
-	}
-	return nil
-}
-
-// Remove takes every pin out of dir, of any layout, and lets all pods go, even from a ztunnel that still runs. Established
-// connections stay; those that a ztunnel carries are its own.
-func Remove(dir string) error {
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("list pins: %w", err)
-	}
-	for _, e := range entries {
-		if err := pins(filepath.Join(dir, e.Name())).remove(); err != nil {
-			return err
-		}
-	}
-	if err := os.Remove(dir); err != nil {
-		return fmt.Errorf("remove folder for pins: %w", err)
 	}
 	return nil
 }

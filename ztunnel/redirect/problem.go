@@ -20,6 +20,12 @@ const (
 	HoldMissing Code = "HoldMissing"
 	// GuardMissing: a strict pod can send past ztunnel where the guard is not.
 	GuardMissing Code = "GuardMissing"
+	// HookRemoved: somebody took a program of the node off; it is there again.
+	HookRemoved Code = "HookRemoved"
+	// PinsLost: the BPF file system was replaced; the pins are in the new one.
+	PinsLost Code = "PinsLost"
+	// KubeletMissing: who may pass the listeners is not known, or no longer sure.
+	KubeletMissing Code = "KubeletMissing"
 	// GuardRemoved: somebody took a guard off; it is there again.
 	GuardRemoved Code = "GuardRemoved"
 )

@@ -24,15 +24,27 @@
 // then the listeners once their queues are empty. Rule and route stay, inert: a delivered connection bears the mark as long as it lives, and without the
 // route it would leave by the wire.
 //
-// Invariants: established connections are never touched. What enforces is pinned: when the process is gone, connections to
-// and from captured pods are refused until the next process adopts the pins and puts listeners in, link by link, each in
-// one step. A pod's listeners, addresses and program are its own: no lookup can reach another pod's.
+// Invariants: established connections are never touched, but those from before the capture of a pod that turns strict, after a
+// grace (precapture.go). What enforces outlives the process: connections to and from captured pods are refused until the next
+// process adopts what is attached and puts listeners in, each in one step. A pod's listeners, addresses and program are its own:
+// no lookup can reach another pod's.
 //
-// Past the listeners go only connections that ztunnel delivers, and those of the node's own processes: of its network
-// namespace, whether the kubelet's or another's, but not those of pods that use the node's network. Which these are is known
-// by their cgroup: where only cgroup version 1 has the pods' cgroups, they pass too. UDP and other protocols are left alone but for questions to DNS
-// servers, and so are link-local IPv6 addresses and
-// networks other than the pod's first.
+// What holds what up: the maps are pinned, and bound to the connect program; connect, permit and the guards are attached without
+// a link, and stay if the BPF file system is lost as well (hook.go, site.go). steer's link has its pin only, for the kernel knows
+// no other way: with both the pin and the process lost, what connects to a permissive pod reaches its application, what
+// connects to a strict one gets no answer past the guard, and what either connects to is refused. A process that finds the pins
+// lost pins again; one that starts finds the maps by what is attached.
+//
+// Past the listeners go only connections that ztunnel delivers, and the kubelet's: whoever is in the cgroup of the socket that
+// listens at its port in the node's network, and not in a pod's. Where it is looked for twice a second, and where it was last if
+// it is gone (kubelet.go). On a node whose processes are in cgroups of version 1 alone, all of them that are in no pod's are one.
+//
+// A node can be told to refuse TCP of pods that are neither captured nor known to be left alone (classify.go). It goes by the
+// cgroup of who connects: a process of a pod in a namespace of the pod's own making (Docker in a pod) is refused too.
+//
+// UDP and other protocols are left alone but for questions to DNS servers, and where [Capture.SetEgress] denies them; so are
+// link-local IPv6 addresses and networks other than the pod's first, as far as connect(2) is concerned: the guard of a strict pod
+// knows no such exceptions.
 //
 // Which pod is captured when, and whose a namespace is, is the pods package's job; what happens on a connection is
 // outbound's and inbound's.
@@ -51,7 +63,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/features"
-	"github.com/cilium/ebpf/link"
 
 	"github.com/ambit-mesh/ambit/bpf"
 	"github.com/ambit-mesh/ambit/ztunnel/podns"
@@ -67,7 +78,13 @@ type Config struct {
 	Procfs string
 	// HostNetNS is the node's network namespace: Procfs + "/1/ns/net" if empty.
 	HostNetNS string
-	Logger    *slog.Logger
+	// NetNSDir is where the container runtime keeps pods' network namespaces: /run/netns if empty. Only Remove looks there.
+	NetNSDir string
+	// KubeletPort is where the kubelet serves: 10250 if zero.
+	KubeletPort uint16
+	// MountBPFFS has a BPF file system mounted above PinDir where there is none: for this process's mount namespace.
+	MountBPFFS bool
+	Logger     *slog.Logger
 	// Probe asks the kernel for a program type: features.HaveProgramType if nil.
 	Probe func(ebpf.ProgramType) error
 }
@@ -82,6 +99,12 @@ func (c Config) withDefaults() (Config, error) {
 	if c.HostNetNS == "" {
 		c.HostNetNS = filepath.Join(c.Procfs, "1/ns/net")
 	}
+	if c.NetNSDir == "" {
+		c.NetNSDir = "/run/netns"
+	}
+	if c.KubeletPort == 0 {
+		c.KubeletPort = kubeletPort
+	}
 	if c.Probe == nil {
 		c.Probe = features.HaveProgramType
 	}
@@ -95,6 +118,9 @@ func (c Config) withDefaults() (Config, error) {
 	return c, nil
 }
 
+// kubeletPort is what every distribution has.
+const kubeletPort = 10250
+
 // A Redirect is the redirection of one node. Its methods may be called concurrently.
 type Redirect struct {
 	// Fixed after Open.
@@ -105,8 +131,7 @@ type Redirect struct {
 	closing    chan struct{}
 	pins       pins
 	node       *bpf.Node
-	withoutTCX bool        // as before Linux 6.6
-	links      []link.Link // held too: should the BPF file system go, the programs stay as long as the process
+	withoutTCX bool // as before Linux 6.6
 
 	// holds are the pods whose connections are held, by slot: for the reader, who must not wait for mu.
 	holds   [bpf.MaxPods]atomic.Pointer[hold]
@@ -119,6 +144,8 @@ type Redirect struct {
 	adopted  map[string]*remains // by UID
 	others   []pins              // of other layouts, until no pod is left in them
 	held     *bpf.Held           // what is read; nil until the first Hold
+
+	troubles troubles
 }
 
 // remains is what an earlier process left of a captured pod.
@@ -133,12 +160,15 @@ func Open(config Config) (_ *Redirect, err error) {
 	if config, err = config.withDefaults(); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(checkKernel(config.Probe), checkBPFFS(config.PinDir), checkCgroup2(config.CgroupPath)); err != nil {
+	if err := errors.Join(checkKernel(config.Probe), prepareBPFFS(config), checkCgroup2(config.CgroupPath)); err != nil {
 		return nil, err
 	}
 	netns, host, err := findHost(config.HostNetNS, config.CgroupPath)
 	if err != nil {
 		return nil, err
+	}
+	if err := adoptAttached(config, host.Cookie); err != nil {
+		return nil, errors.Join(explain("The kernel does not let ztunnel see its BPF programs.", err), netns.Close())
 	}
 	r := &Redirect{
 		config:     config,
@@ -146,7 +176,7 @@ func Open(config Config) (_ *Redirect, err error) {
 		hostCookie: host.Cookie,
 		host:       netns,
 		closing:    make(chan struct{}),
-		pins:       pins(filepath.Join(config.PinDir, layout)),
+		pins:       layoutPins(config.PinDir, layout),
 		captures:   map[string]*Capture{},
 	}
 	if err := r.pins.make(); err != nil {
@@ -171,7 +201,11 @@ func Open(config Config) (_ *Redirect, err error) {
 			r.Close()
 		}
 	}()
-	if err := r.attach(); err != nil {
+	if err := r.classifySelf(); err != nil {
+		return nil, err
+	}
+	r.lookForKubelet()
+	if _, err := r.attach(); err != nil {
 		return nil, explain("The kernel does not let ztunnel attach its BPF programs.", err)
 	}
 	if err := r.takeStock(); err != nil {
@@ -179,26 +213,6 @@ func Open(config Config) (_ *Redirect, err error) {
 	}
 	r.reading.Go(r.watch)
 	return r, nil
-}
-
-// attach runs the node's programs: permit first, for no connection may be captured that nobody could deliver.
-func (r *Redirect) attach() error {
-	for _, p := range []struct {
-		name    string
-		kind    ebpf.AttachType
-		program *ebpf.Program
-	}{
-		{"permit", ebpf.AttachCGroupSockOps, r.node.Permit},
-		{"connect4", ebpf.AttachCGroupInet4Connect, r.node.Connect4},
-		{"connect6", ebpf.AttachCGroupInet6Connect, r.node.Connect6},
-	} {
-		l, err := r.pins.attachNode(p.name, r.config.CgroupPath, p.kind, p.program)
-		if err != nil {
-			return err
-		}
-		r.links = append(r.links, l)
-	}
-	return nil
 }
 
 // takeStock finds the pods that earlier processes captured.
@@ -235,6 +249,15 @@ func valid(addrs ...netip.Addr) []netip.Addr {
 	return slices.DeleteFunc(addrs, func(a netip.Addr) bool { return !a.IsValid() })
 }
 
+// namespacesLocked are those where a guard may be.
+func (r *Redirect) namespacesLocked() []*podns.NetNS {
+	all := []*podns.NetNS{r.host}
+	for _, c := range r.captures {
+		all = append(all, c.pod.NetNS)
+	}
+	return all
+}
+
 // retireLocked removes the pins of other layouts in which no pod is left.
 func (r *Redirect) retireLocked() error {
 	var left []pins
@@ -247,7 +270,7 @@ func (r *Redirect) retireLocked() error {
 			left = append(left, other)
 			continue
 		}
-		if err := other.remove(); err != nil {
+		if err := other.remove(r.config.CgroupPath, r.namespacesLocked()); err != nil {
 			return err
 		}
 		r.logger.Info("removed pins of another layout", "path", string(other))
@@ -329,9 +352,6 @@ func (r *Redirect) Close() error {
 	r.reading.Wait()
 	for _, c := range captures {
 		errs = append(errs, c.closeGuard())
-	}
-	for _, l := range r.links {
-		errs = append(errs, l.Close())
 	}
 	r.node.Close()
 	return errors.Join(append(errs, r.host.Close())...)

@@ -20,11 +20,11 @@ import (
 func TestKilledProcessLeavesPodsRefused(t *testing.T) {
 	network := netnstest.New(t, "a", "b")
 	pod, other := network.Node("a").Pod("pod"), network.Node("b").Pod("other")
-	near, far, node := pod.Start(), other.Start(), network.Node("a").Start()
+	near, far, node := pod.Start(), other.Start(), startKubelet(t, network.Node("a"), netnstest.Cgroup())
 	near.Listen("[::]:8080")
 	far.Listen("[::]:8080")
 	config := configOf(t, network.Node("a"))
-	t.Cleanup(func() { Remove(config.PinDir) })
+	t.Cleanup(func() { Remove(config) })
 	var established []*netnstest.AppConn
 	established = append(established, mustDial(t, near, netip.AddrPortFrom(other.IPv4, appPort)),
 		mustDial(t, far, netip.AddrPortFrom(pod.IPv4, appPort)))
@@ -252,7 +252,7 @@ func TestOtherLayoutIsTakenOver(t *testing.T) {
 	a.capture(t, second)
 	a.Close()
 	former := filepath.Join(a.config.PinDir, "v0")
-	if err := os.Rename(filepath.Join(a.config.PinDir, layout), former); err != nil {
+	if err := os.Rename(string(layoutPins(a.config.PinDir, layout)), former); err != nil {
 		t.Fatal(err)
 	}
 	a.reopen(t)
@@ -292,7 +292,7 @@ func TestRemove(t *testing.T) {
 	near.Listen("[::]:8080")
 	far.Listen("[::]:8080")
 	startDaemon(t, config, pod).Kill()
-	if err := Remove(config.PinDir); err != nil {
+	if err := Remove(config); err != nil {
 		t.Fatal(err)
 	}
 	mustDial(t, near, netip.AddrPortFrom(other.IPv4, appPort))
@@ -300,7 +300,7 @@ func TestRemove(t *testing.T) {
 	if _, err := os.Stat(config.PinDir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the folder is there: %v", err)
 	}
-	if err := Remove(config.PinDir); err != nil {
+	if err := Remove(config); err != nil {
 		t.Errorf("removed twice: %v", err)
 	}
 }
@@ -309,7 +309,7 @@ func TestRemove(t *testing.T) {
 func TestNodeProgramsAreAttachedAnew(t *testing.T) {
 	network := netnstest.New(t, "a")
 	config := configOf(t, network.Node("a"))
-	t.Cleanup(func() { Remove(config.PinDir) })
+	t.Cleanup(func() { Remove(config) })
 	elsewhere := config
 	elsewhere.CgroupPath = filepath.Join(netnstest.Cgroup(), "gone")
 	if err := os.Mkdir(elsewhere.CgroupPath, 0o755); err != nil {
@@ -338,7 +338,7 @@ func TestNodeProgramsAreAttachedAnew(t *testing.T) {
 func TestUnusablePins(t *testing.T) {
 	network := netnstest.New(t, "a")
 	config := configOf(t, network.Node("a"))
-	p := pins(filepath.Join(config.PinDir, layout))
+	p := layoutPins(config.PinDir, layout)
 	if err := p.make(); err != nil {
 		t.Fatal(err)
 	}

@@ -1,9 +1,13 @@
 package redirect
 
 import (
+	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,10 +32,13 @@ func (r *Redirect) watch() {
 			return
 		case <-ticker.C:
 		}
+		r.lookForKubelet()
+		r.lookAfterHooks()
+		r.lookAfterPins()
 		for _, c := range r.snapshot() {
 			c.endOlder()
 			seldom := round%permissiveChecks == 0
-			if strict, err := c.Strict(); err != nil || strict || seldom {
+			if seldom || c.holdsBack() {
 				c.check()
 			}
 			if seldom {
@@ -39,6 +46,16 @@ func (r *Redirect) watch() {
 			}
 		}
 	}
+}
+
+// holdsBack tells whether the guard does anything.
+func (c *Capture) holdsBack() bool {
+	strict, err := c.Strict()
+	if err != nil || strict {
+		return true
+	}
+	denied, err := c.EgressDenied()
+	return err != nil || denied
 }
 
 // snapshot returns the captures of now.
@@ -54,14 +71,17 @@ func (r *Redirect) snapshot() []*Capture {
 
 // check has the guard attached wherever it is not, and what captures DNS. What cannot be stays a problem of the node.
 func (c *Capture) check() {
+	// First: the guard lets questions to DNS servers pass that are turned round after it.
+	hadDNS := c.dnsProblem() == nil
+	if err := c.attachDNS(); hadDNS != (err == nil) {
+		if err = errors.Join(err, c.letDNS()); err != nil && c.held() {
+			c.redirect.logger.Error("what a pod asks DNS servers is not captured everywhere", "pod_uid", c.pod.UID, "error", err)
+		}
+	}
 	before := c.guardProblem()
 	err := c.guardNow()
 	if err != nil && before == nil && c.held() {
 		c.redirect.logger.Error("pod is not guarded everywhere", "pod_uid", c.pod.UID, "error", err)
-	}
-	hadDNS := c.dnsProblem() == nil
-	if err := c.attachDNS(); err != nil && hadDNS && c.held() {
-		c.redirect.logger.Error("what a pod asks DNS servers is not captured everywhere", "pod_uid", c.pod.UID, "error", err)
 	}
 }
 
@@ -71,31 +91,8 @@ func (c *Capture) guardProblem() *Problem {
 	return c.guard.missing
 }
 
-// removalMemory is how long it is a problem of the node that somebody took a guard off.
-const removalMemory = 10 * time.Minute
-
-// Problems are those of a node that redirects all the same.
-func (r *Redirect) Problems() []*Problem {
-	var all []*Problem
-	for _, c := range r.snapshot() {
-		if p := c.guardProblem(); p != nil {
-			all = append(all, p)
-		}
-		c.guard.mu.Lock()
-		restored := c.guard.restored
-		c.guard.mu.Unlock()
-		if !restored.IsZero() && time.Since(restored) < removalMemory {
-			all = append(all, &Problem{
-				Code:   GuardRemoved,
-				Detail: fmt.Sprintf("The guard of pod %s was taken off at %s, and is there again.", c.pod.UID, restored.UTC().Format(time.RFC3339)),
-				Fix:    "Find out who on the node, or which application with CAP_NET_ADMIN, detaches programs.",
-			})
-		}
-	}
-	return all
-}
-
-// watchDevices checks the guard at each change of the pod's devices, and of the filters at them, until the socket is closed.
+// watchDevices checks the guard at each change of the pod's devices, and of the filters at them, and puts back the way to ztunnel
+// whenever a part of it is deleted, until the socket is closed.
 func (c *Capture) watchDevices() error {
 	socket, err := notices(c.pod.NetNS)
 	if err != nil {
@@ -103,28 +100,71 @@ func (c *Capture) watchDevices() error {
 	}
 	c.devices = socket
 	c.redirect.reading.Go(func() {
-		var some [1]byte // what changed is looked for, not read
-		for {
-			_, err := socket.Read(some[:])
-			if err != nil && !errors.Is(err, unix.ENOBUFS) { // of which some were lost
+		some := make([]byte, 1<<16)
+		for lastFailed := false; ; {
+			n, err := socket.Read(some)
+			lost := errors.Is(err, unix.ENOBUFS) // some of it: any of it
+			if err != nil && !lost {
 				return
 			}
-			c.check()
+			devices, route := changes(some[:max(n, 0)])
+			if devices || lost {
+				c.check()
+			}
+			if route || lost {
+				err := c.checkRoute()
+				if err != nil && !lastFailed && c.held() {
+					c.redirect.logger.Error("the way of a pod's connections to ztunnel is gone", "pod_uid", c.pod.UID, "error", err)
+				}
+				lastFailed = err != nil
+			}
 		}
 	})
 	return nil
 }
 
-// notices opens what the kernel tells of a namespace's devices and filters.
+// changes tells what messages are about. What is changed is looked for, not read; of routes and rules only deletions matter,
+// since to put them back is a change as well.
+func changes(messages []byte) (devices, route bool) {
+	for len(messages) >= unix.NLMSG_HDRLEN {
+		size := int(binary.NativeEndian.Uint32(messages))
+		switch kind := binary.NativeEndian.Uint16(messages[4:]); kind {
+		case unix.RTM_DELRULE, unix.RTM_DELROUTE:
+			route = true
+		case unix.RTM_NEWRULE, unix.RTM_NEWROUTE:
+		default:
+			devices = true
+		}
+		if size = (size + unix.NLMSG_ALIGNTO - 1) &^ (unix.NLMSG_ALIGNTO - 1); size < unix.NLMSG_HDRLEN || size > len(messages) {
+			break
+		}
+		messages = messages[size:]
+	}
+	return devices, route
+}
+
+// checkRoute puts back the rule and the routes by which marked packets come to ztunnel: an application with CAP_NET_ADMIN may
+// delete them, and in a strict pod nothing would leave it then. Those of an address that is gone too have gone with the pod.
+func (c *Capture) checkRoute() error {
+	have, err := c.pod.NetNS.Addrs()
+	if err != nil {
+		return err
+	}
+	ips := slices.DeleteFunc(valid(c.ip4, c.ip6), func(ip netip.Addr) bool { return !slices.Contains(have, ip) })
+	return routeMarked(context.Background(), c.pod.NetNS, c.redirect.config.Procfs, ips, c.pod.DNS)
+}
+
+// notices opens what the kernel tells of a namespace's devices and filters, rules and routes.
 func notices(netns *podns.NetNS) (socket *os.File, err error) {
-	const linkChanges, filterChanges = 1, 1 << 3 // RTMGRP_LINK, RTMGRP_TC
+	// RTMGRP_LINK, RTMGRP_TC, and of IPv4 and IPv6 RTMGRP_..._ROUTE and RTNLGRP_..._RULE.
+	const groups = 1 | 1<<3 | 1<<(unix.RTNLGRP_IPV4_ROUTE-1) | 1<<(unix.RTNLGRP_IPV4_RULE-1) | 1<<(unix.RTNLGRP_IPV6_ROUTE-1) | 1<<(unix.RTNLGRP_IPV6_RULE-1)
 	err = netns.Do(func() error {
 		fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
 		if err != nil {
 			return os.NewSyscallError("socket", err)
 		}
 		socket = os.NewFile(uintptr(fd), "notices")
-		return os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: linkChanges | filterChanges}))
+		return os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}))
 	})
 	if err != nil {
 		if socket != nil {

@@ -19,6 +19,9 @@ const (
 	// WaypointUnsupported: the destination is behind a waypoint, and going
 	// there without it would leave out its policy.
 	WaypointUnsupported Reason = "WaypointUnsupported"
+	// StrictUnknown: a strict source addresses what may be a pod, and nobody knows
+	// which: it is not reached in plaintext.
+	StrictUnknown Reason = "StrictUnknown"
 	// NotConfigured: the mesh's configuration is not known yet, so nobody can
 	// say what is outside of it.
 	NotConfigured Reason = "NotConfigured"

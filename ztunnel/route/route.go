@@ -13,7 +13,8 @@
 //  5. an address whose resource could not be read, any while the mesh's
 //     configuration is missing: refused
 //  6. an address that may belong to the mesh for all we know: to be asked for
-//  7. anything else is outside the mesh and reached as it is
+//  7. an address of the pod ranges that nobody knows, from a strict source: refused
+//  8. anything else is outside the mesh and reached as it is
 //
 // A workload is reached by a tunnel if it takes tunnels, on the same node by
 // the short way, and by plain TCP only if it takes none.
@@ -138,7 +139,23 @@ func Decide(r Request, snapshot *workload.Snapshot, pick Picker) (Upstream, erro
 	if !r.Asked && (snapshot.Partial() || snapshot.InPodRange(dst.Addr())) {
 		return Upstream{Kind: Ask, Address: dst}, nil
 	}
+	if strict(r.Source, snapshot) && snapshot.InPodRange(dst.Addr()) {
+		return Upstream{}, refuse(StrictUnknown, "%s is a pod's address, nobody knows whose, and the source is strict", dst.Addr())
+	}
 	return Upstream{Kind: Plaintext, Address: dst}, nil
+}
+
+// strict tells whether a source sends nothing in plaintext to what may be a pod of
+// the mesh. As long as nothing is published of the source itself, it is what the
+// strictest of its namespace may be.
+func strict(source *workload.Workload, snapshot *workload.Snapshot) bool {
+	if source.MutualTLS == workload.StrictMutualTLS {
+		return true
+	}
+	if published, ok := snapshot.WorkloadByUID(source.UID); ok && published == source {
+		return false
+	}
+	return snapshot.Namespace(source.Namespace).MutualTLS == workload.StrictMutualTLS
 }
 
 // toService goes to an endpoint of the service that has the destination's port:

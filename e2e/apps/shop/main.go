@@ -7,6 +7,7 @@
 //	shop ticker    WebSocket :8090/live
 //	shop shopper   holds one long-lived connection to each, opens new ones all
 //	               the time, and tells on :8081/stats how they fare
+//	shop peer      asks and attacks others, as e2e/faults orders
 //	shop tool get|till|wire|flood|...     one-shot clients, for `kubectl exec`
 //
 // It knows nothing of any mesh. Every service tells its client who the client
@@ -36,18 +37,21 @@ var roles = map[string]role{
 	"ticker":  serveTicker,
 	"shopper": shop,
 	"wires":   serveWires,
+	"peer":    servePeer,
 }
 
 // tool is a one-shot client.
 type tool func(ctx context.Context, args []string) error
 
 var tools = map[string]tool{
-	"get":   get,
-	"till":  sayToTill,
-	"flood": flood,
-	"wire":  wire,
-	"dial":  dial,
-	"sleep": sleep,
+	"get":           get,
+	"till":          sayToTill,
+	"flood":         flood,
+	"wire":          wire,
+	"dial":          dial,
+	"ask":           ask,
+	"sleep":         sleep,
+	"until-refused": untilRefused,
 }
 
 func main() {

@@ -73,6 +73,29 @@ func dial(ctx context.Context, args []string) error {
 	return nil
 }
 
+// ask sends a datagram, again if it may be lost, and prints the answer.
+func ask(ctx context.Context, args []string) error {
+	conn, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "udp", args[0])
+	if err != nil {
+		return errno(err)
+	}
+	defer conn.Close()
+	answer := make([]byte, 1500)
+	for range 3 {
+		// What is dropped on its way may be told, or not.
+		_, err = fmt.Fprint(conn, "hello")
+		if err == nil {
+			conn.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
+			var n int
+			if n, err = conn.Read(answer); err == nil {
+				fmt.Println(string(answer[:n]))
+				return nil
+			}
+		}
+	}
+	return errno(err)
+}
+
 // sayToTill prints the till's greeting and its answer to one line.
 func sayToTill(ctx context.Context, args []string) error {
 	conn, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "tcp", args[0])

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"time"
 )
 
 // Ports of the wires role: plain TCP behaviours that a faithful tunnel carries.
@@ -15,6 +16,7 @@ const (
 	portEcho     = ":7001" // every byte comes back
 	portChecksum = ":7002" // reads until the client's half-close, answers with count and SHA-256
 	portReset    = ":7003" // reads one byte, then resets
+	portClock    = ":7004" // sends a line every millisecond
 )
 
 // serveWires is a server of TCP behaviours, and a web server on :8080.
@@ -22,6 +24,7 @@ func serveWires(ctx context.Context) error {
 	for port, serve := range map[string]func(net.Conn){
 		portEcho:     func(c net.Conn) { io.Copy(c, c) },
 		portChecksum: checksum,
+		portClock:    clock,
 		portReset: func(c net.Conn) {
 			io.ReadFull(c, make([]byte, 1))
 			c.(*net.TCPConn).SetLinger(0)
@@ -39,6 +42,14 @@ func serveWires(ctx context.Context) error {
 	mux.HandleFunc("/whoami", whoami)
 	mux.HandleFunc("/bytes", sendBytes)
 	return serveHTTP(ctx, env("LISTEN", ":8080"), mux)
+}
+
+func clock(c net.Conn) {
+	for ticker := time.NewTicker(time.Millisecond); ; {
+		if _, err := fmt.Fprintln(c, (<-ticker.C).UnixMicro()); err != nil {
+			return
+		}
+	}
 }
 
 func checksum(c net.Conn) {

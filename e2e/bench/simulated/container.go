@@ -116,7 +116,7 @@ func (m *Mesh) writeFiles(c container, root string) error {
 		serviceAccountDir + "/namespace": systemNamespace,
 		serviceAccountDir + "/token":     m.tokenFor(subject, ""),
 		tokenPath:                        m.tokenFor(subject, ca.Audience),
-		"/etc/hosts":                     "127.0.0.1 localhost\n" + m.system[controllerPod].IPv4.String() + " controller." + systemNamespace + ".svc\n",
+		"/etc/hosts":                     m.hosts(),
 		"/etc/nsswitch.conf":             "hosts: files\n",
 	} {
 		path = filepath.Join(root, path)
@@ -128,6 +128,16 @@ func (m *Mesh) writeFiles(c container, root string) error {
 		}
 	}
 	return nil
+}
+
+// hosts names the controller by the addresses of all replicas: those that do not
+// lead refuse, as behind the Service of a cluster.
+func (m *Mesh) hosts() string {
+	lines := "127.0.0.1 localhost\n"
+	for i := range max(1, m.config.Controllers) {
+		lines += m.system[controllerPod(i)].IPv4.String() + " controller." + systemNamespace + ".svc\n"
+	}
+	return lines
 }
 
 func (m *Mesh) tokenFor(subject apiserver.Subject, audience string) string {

@@ -105,9 +105,6 @@ func (m *Mesh) cni(ctx context.Context, n *node, path string, request any) ([]by
 	return answer, err
 }
 
-// StartController starts the controller again, whose last process has ended.
-func (m *Mesh) StartController(ctx context.Context) error { return m.startController(ctx) }
-
 // StopAPI ends the API server: what is connected to it is cut, and nobody
 // listens there any more.
 func (m *Mesh) StopAPI() error { return m.apiServer.Close() }

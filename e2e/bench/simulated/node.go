@@ -37,6 +37,9 @@ const (
 )
 
 // chain is what a network plugin has left in the node's folder.
+// packager is a user who is not root.
+const packager = 1001
+
 const chain = `{"cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "bridge", "bridge": "pods"}]}`
 
 func newNode(network *topology.Node, dir string) (_ *node, err error) {
@@ -53,6 +56,12 @@ func newNode(network *topology.Node, dir string) (_ *node, err error) {
 	}
 	if err := os.WriteFile(filepath.Join(dir, cniDir, "10-pods.conflist"), []byte(chain), 0o644); err != nil {
 		return nil, err
+	}
+	// On some distributions they belong to whoever packed them, and not to root.
+	for _, folder := range []string{cniDir, "opt/cni/bin"} {
+		if err := os.Chown(filepath.Join(dir, folder), packager, packager); err != nil {
+			return nil, err
+		}
 	}
 	if n.cgroup, err = topology.AddCgroup(filepath.Base(filepath.Dir(dir)) + "-" + network.Name); err != nil {
 		return nil, err

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 	appsv1 "k8s.io/api/apps/v1"
@@ -78,6 +79,19 @@ func shippedIn(pod corev1.PodSpec, c corev1.Container) (shipped, error) {
 		s.user = uint32(*pod.SecurityContext.RunAsUser)
 	}
 	return s, nil
+}
+
+// drop takes away one of the capabilities, if a name is given.
+func (s *shipped) drop(name corev1.Capability) error {
+	if name == "" {
+		return nil
+	}
+	i := slices.Index(s.capabilities, capabilities[name])
+	if i < 0 {
+		return fmt.Errorf("capability %q is not among those that the manifest gives", name)
+	}
+	s.capabilities = slices.Delete(s.capabilities, i, i+1)
+	return nil
 }
 
 // environmentIn returns the environment of the process in a pod.

@@ -60,6 +60,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/ambit-mesh/ambit/deploy"
 	"github.com/ambit-mesh/ambit/e2e/bench/simulated/apiserver"
@@ -76,6 +78,8 @@ type Config struct {
 	Workloads int
 	// PodsPerService of the fleet; 50 if 0.
 	PodsPerService int
+	// Controllers is how many replicas there are of it; 1 if 0.
+	Controllers int
 	// OnDemand has ztunnels ask for workloads as they meet them.
 	OnDemand bool
 
@@ -87,6 +91,8 @@ type Config struct {
 	Ztunnel, Controller, CNI string
 	// Environment of ztunnels ("NAME=value") besides what the manifest says.
 	Environment []string
+	// Without is a capability that the manifest gives and ztunnels do not get here.
+	Without corev1.Capability
 	// Logs is the folder for what the processes say; made if missing. If empty,
 	// it is of the mesh's own and gone with it.
 	Logs string
@@ -116,18 +122,19 @@ const (
 // StartZtunnel and Stop.
 type Mesh struct {
 	// Fixed after Start, but for a ztunnel that is started anew.
-	config     Config
-	dir        string // mount points and files
-	api        *apiserver.Server
-	apiServer  *http.Server // that serves it
-	apiCA      []byte       // PEM
-	network    *topology.Network
-	nodes      map[string]*node
-	pods       map[string]*RunningPod
-	system     map[string]*RunningPod // of the mesh's own components
-	controller *Process
-	ztunnels   map[string]*Process // by node
-	stops      []func() error      // to be called backwards
+	config    Config
+	dir       string // mount points and files
+	api       *apiserver.Server
+	apiServer *http.Server // that serves it
+	apiCA     []byte       // PEM
+	network   *topology.Network
+	nodes     map[string]*node
+	pods      map[string]*RunningPod
+	system    map[string]*RunningPod // of the mesh's own components
+	// controllers are the replicas, in the order of their pods.
+	controllers []*Process
+	ztunnels    map[string]*Process // by node
+	stops       []func() error      // to be called backwards
 }
 
 // Start starts the API server, the controller and, when that is ready, a
@@ -152,7 +159,7 @@ func Start(ctx context.Context, config Config) (_ *Mesh, err error) {
 		m.config.Logs = filepath.Join(m.dir, "logs")
 	}
 	for _, step := range []func(context.Context) error{
-		m.findBinaries, m.makeNodes, m.makePods, m.serveAPI, m.putObjects, m.startController, m.startZtunnels,
+		m.findBinaries, m.makeNodes, m.makePods, m.serveAPI, m.putObjects, m.startControllers, m.startZtunnels,
 	} {
 		if err := step(ctx); err != nil {
 			return nil, err
@@ -195,8 +202,22 @@ func (m *Mesh) Pod(name string) *RunningPod { return m.pods[name] }
 // Ztunnel returns the ztunnel of a node, nil if there is none.
 func (m *Mesh) Ztunnel(node string) *Process { return m.ztunnels[node] }
 
-// Controller returns the controller.
-func (m *Mesh) Controller() *Process { return m.controller }
+// Controller returns the controller, the first where there are several.
+func (m *Mesh) Controller() *Process { return m.controllers[0] }
+
+// Leading returns the controller that holds the Lease, nil if none does.
+func (m *Mesh) Leading() *Process {
+	lease := &coordinationv1.Lease{}
+	if !apiserver.Get(m.api, systemNamespace, "controller", lease) || lease.Spec.HolderIdentity == nil {
+		return nil
+	}
+	for _, c := range m.controllers {
+		if c.pod.Name == *lease.Spec.HolderIdentity {
+			return c
+		}
+	}
+	return nil
+}
 
 // Network returns the nodes' network: tests look at its wire.
 func (m *Mesh) Network() *topology.Network { return m.network }
@@ -252,16 +273,23 @@ func (m *Mesh) makePods(context.Context) error {
 		}
 		m.system[pod.Name] = pod
 	}
-	pod, err := m.nodes[control].addPod(controllerPod)
-	if err != nil {
-		return err
+	for i := range max(1, m.config.Controllers) {
+		pod, err := m.nodes[control].addPod(controllerPod(i))
+		if err != nil {
+			return err
+		}
+		m.system[pod.Name] = pod
 	}
-	m.system[pod.Name] = pod
 	return nil
 }
 
-// controllerPod is the name of the controller's pod.
-const controllerPod = "controller"
+// controllerPod is the name of the pod of one of the controller's replicas.
+func controllerPod(replica int) string {
+	if replica == 0 {
+		return "controller"
+	}
+	return fmt.Sprint("controller-", replica)
+}
 
 func ztunnelPod(node string) string { return "ztunnel-" + node }
 
@@ -320,18 +348,31 @@ func selfSigned(ip netip.Addr) (tls.Certificate, []byte, error) {
 		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), nil
 }
 
-func (m *Mesh) startController(ctx context.Context) error {
+func (m *Mesh) startControllers(ctx context.Context) error {
+	m.controllers = make([]*Process, max(1, m.config.Controllers))
+	for i := range m.controllers {
+		if err := m.StartController(ctx, i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// StartController starts a replica of the controller whose last process has
+// ended, and waits until it is ready.
+func (m *Mesh) StartController(ctx context.Context, replica int) error {
 	shipped, err := readShipped(deploy.Controller, "controller", m.values())
 	if err != nil {
 		return err
 	}
-	m.controller, err = m.startContainer(container{
-		shipped: shipped, binary: m.config.Controller, pod: m.system[controllerPod], log: "controller.log",
+	pod := m.system[controllerPod(replica)]
+	m.controllers[replica], err = m.startContainer(container{
+		shipped: shipped, binary: m.config.Controller, pod: pod, log: pod.Name + ".log",
 	})
 	if err != nil {
 		return err
 	}
-	return m.controller.WaitReady(ctx)
+	return m.controllers[replica].WaitReady(ctx)
 }
 
 func (m *Mesh) startZtunnels(context.Context) error {
@@ -351,6 +392,9 @@ func (m *Mesh) StartZtunnel(node string) error {
 		return err
 	}
 	shipped.environment = append(shipped.environment, m.config.Environment...)
+	if err := shipped.drop(m.config.Without); err != nil {
+		return err
+	}
 	pod := m.system[ztunnelPod(node)]
 	started, err := m.startContainer(container{
 		shipped: shipped, binary: m.config.Ztunnel, pod: pod, log: pod.Name + ".log", onNode: true,

@@ -60,6 +60,15 @@ func runRole(args []string) {
 			fmt.Println(err)
 			os.Exit(1)
 		}
+	case askRole, resolveRole:
+		run := func() error { return ask(args[1]) }
+		if args[0] == resolveRole {
+			run = func() error { return resolve(args[1], args[2]) }
+		}
+		if err := run(); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
 	case sessionRole:
 		conn, err := net.Dial("tcp", args[1])
 		if err != nil {

@@ -217,7 +217,7 @@ func TestANodeThatRebootsWithoutTheController(t *testing.T) {
 	b.restart("b", "far")
 	b.refuses("client", b.Service("far"))
 	b.endsReadable()
-	if err := b.StartController(t.Context()); err != nil {
+	if err := b.StartController(t.Context(), 0); err != nil {
 		t.Fatal(err)
 	}
 	b.awaitCapture()

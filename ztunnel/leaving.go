@@ -1,0 +1,278 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/ambit-mesh/ambit/bpf"
+	"github.com/ambit-mesh/ambit/internal/workload"
+	"github.com/ambit-mesh/ambit/ztunnel/conns"
+	"github.com/ambit-mesh/ambit/ztunnel/dns"
+	"github.com/ambit-mesh/ambit/ztunnel/egress"
+	"github.com/ambit-mesh/ambit/ztunnel/pods"
+)
+
+const (
+	// lateGrace is how long the live connections of a pod wait for a policy that
+	// has not come, which is as long as new ones do.
+	lateGrace = 2 * time.Second
+	// leavingRetry is how soon the kernel is told again what it did not take.
+	leavingRetry = time.Second
+	// sweepNames is how often addresses are looked for whose time is over.
+	sweepNames = time.Minute
+)
+
+// leaving is what was last done about a pod's way out of the mesh.
+type leaving struct {
+	// Owned by followEgress.
+	judged egress.Rules // that live connections were judged by
+	done   bool         // and that was all of them
+	late   time.Time    // when the policies that are missing were first missed; zero if none are
+
+	mu sync.Mutex
+	// Guarded by mu.
+	told  egress.Rules // that the kernel goes by
+	known bool         // and it took them
+	// names of the addresses that the kernel allows for their names.
+	names map[netip.Addr][]string
+	swept time.Time
+}
+
+// startsDenied tells whether a pod's way out is denied from its first moment: as startsStrict.
+func (d *dataplane) startsDenied(target pods.Target, own *workload.Workload) bool {
+	if target.Serving {
+		return false
+	}
+	snapshot := d.store.Snapshot()
+	if rules := egress.Of(snapshot, own); rules.Restrict() {
+		return true
+	}
+	_, known := snapshot.WorkloadByUID(own.UID)
+	return !known && !d.synced()
+}
+
+// followEgress has the kernel and the live connections do what policies say, as they change, until the context ends.
+func (d *dataplane) followEgress(ctx context.Context) error {
+	for {
+		snapshot := d.store.Snapshot()
+		again := time.Duration(math.MaxInt64)
+		for _, c := range d.captured() {
+			rules := c.egress.Rules(snapshot)
+			for _, wait := range []time.Duration{c.tell(snapshot, rules), c.judge(rules)} {
+				if wait > 0 {
+					again = min(again, wait)
+				}
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-snapshot.Changed():
+		case <-d.startedEgress:
+		case <-time.After(again):
+		}
+	}
+}
+
+// judge cuts the live connections that may no longer leave. It returns when it wants to be called again at the latest; zero if
+// nothing is to be waited for.
+func (c *capture) judge(rules egress.Rules) (wait time.Duration) {
+	l := &c.leaving
+	if l.done && rules.Equal(l.judged) {
+		return 0
+	}
+	if len(rules.Missing) == 0 {
+		l.late = time.Time{}
+	} else if l.late.IsZero() {
+		l.late = time.Now()
+	}
+	if left := lateGrace - time.Since(l.late); len(rules.Missing) > 0 && left > 0 {
+		l.done = false
+		return left
+	}
+	l.judged, l.done = rules, true
+	for _, conn := range c.dataplane.conns.Live() {
+		if !conn.Outside() || conn.Source.Workload == nil || conn.Source.Workload.UID != c.uid {
+			continue
+		}
+		flow := c.egress.Flow(conn.Destination.Addr, conn.Names)
+		if decision := rules.Decide(flow); decision.Outcome != egress.Allowed {
+			reason := conns.EgressDenied
+			if decision.Outcome == egress.Unknown {
+				reason = conns.EgressUnknown
+			}
+			conn.Cut(reason, fmt.Errorf("policy changed: %w", decision.Error(flow)))
+		}
+	}
+	return 0
+}
+
+// tell has the kernel go by the rules. What a pod may do that nobody has told of yet is what it might do before.
+func (c *capture) tell(snapshot *workload.Snapshot, rules egress.Rules) (wait time.Duration) {
+	if _, known := snapshot.WorkloadByUID(c.uid); !known && !c.dataplane.synced() {
+		return 0 // until the snapshot changes
+	}
+	l := &c.leaving
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.known && rules.Equal(l.told) {
+		return c.sweepLocked()
+	}
+	again := rules.Equal(l.told)
+	l.told = rules
+	// First, so that what is allowed may fail.
+	errs := []error{c.redirect.SetEgress(rules.Restrict())}
+	errs = append(errs, c.redirect.AllowRanges(ranges(rules.Static())), c.allowNamesLocked())
+	err := errors.Join(errs...)
+	if l.known = err == nil; l.known {
+		return c.sweepLocked()
+	}
+	if !again {
+		c.logger.Error("guard on a pod's way out not as it ought to be", "denied", rules.Restrict(), "error", err)
+	}
+	return leavingRetry
+}
+
+func ranges(all egress.Allowances) map[netip.Prefix]bpf.Allowance {
+	told := make(map[netip.Prefix]bpf.Allowance, len(all))
+	for prefix, a := range all {
+		told[prefix] = allowance(a)
+	}
+	return told
+}
+
+func allowance(a egress.Allowance) bpf.Allowance {
+	told := bpf.Allowance{Every: a.Every}
+	for _, p := range a.UDP {
+		told.UDP = append(told.UDP, bpf.PortRange(p))
+	}
+	return told
+}
+
+// learn takes over an answer of the node's resolvers, before the pod gets it.
+func (c *capture) learn(answer dns.Answer) {
+	addresses := make([]egress.Address, len(answer.Addresses))
+	for i, a := range answer.Addresses {
+		addresses[i] = egress.Address(a)
+	}
+	c.egress.Names.Learn(answer.Name, addresses)
+	c.leaving.mu.Lock()
+	defer c.leaving.mu.Unlock()
+	if !c.leaving.told.Restrict() {
+		return
+	}
+	for _, a := range answer.Addresses {
+		if err := c.allowNameLocked(a.IP); err != nil {
+			c.logger.Warn("address of a name not allowed but by TCP", "name", answer.Name, "address", a.IP, "error", err)
+		}
+	}
+}
+
+// allowNameLocked has the kernel allow what rules say of an address for its names, and for those that it was allowed for, as long
+// as it still is: what goes there may live on.
+func (c *capture) allowNameLocked(ip netip.Addr) error {
+	l := &c.leaving
+	left, err := c.redirect.NameLeft(ip)
+	if err != nil {
+		return err
+	}
+	var names []string
+	if left > 0 {
+		names = l.names[ip]
+	}
+	ends := time.Now().Add(left)
+	for _, learnt := range c.egress.Names.At(ip) {
+		if _, ok := l.told.Learnt(learnt); !ok {
+			continue
+		}
+		names = append(slices.Clone(names), learnt.Name)
+		if learnt.Ends.After(ends) {
+			ends = learnt.Ends
+		}
+	}
+	slices.Sort(names)
+	merged, ok := l.told.LearntAll(ip, slices.Compact(names))
+	if !ok {
+		delete(l.names, ip)
+		return c.redirect.ForbidName(ip)
+	}
+	if l.names == nil {
+		l.names = map[netip.Addr][]string{}
+	}
+	l.names[ip] = slices.Compact(names)
+	return c.redirect.AllowName(ip, allowance(merged), time.Until(ends))
+}
+
+// allowNamesLocked has the kernel go by the rules for all names that are known, and for those that it was told of.
+func (c *capture) allowNamesLocked() error {
+	told, err := c.redirect.Names()
+	errs := []error{err}
+	for _, learnt := range c.egress.Names.All() {
+		told = append(told, learnt.IP)
+	}
+	slices.SortFunc(told, netip.Addr.Compare)
+	for _, ip := range slices.Compact(told) {
+		errs = append(errs, c.allowNameLocked(ip))
+	}
+	return errors.Join(errs...)
+}
+
+// sweepLocked takes out of the kernel, from time to time, what it does not allow any more. It returns when the next time is; zero
+// if there is nothing to take out.
+func (c *capture) sweepLocked() (wait time.Duration) {
+	l := &c.leaving
+	if len(l.names) == 0 {
+		return 0
+	}
+	if wait := sweepNames - time.Since(l.swept); wait > 0 {
+		return wait
+	}
+	l.swept = time.Now()
+	for ip := range l.names {
+		if left, err := c.redirect.NameLeft(ip); err == nil && left == 0 {
+			delete(l.names, ip)
+			if err := c.redirect.ForbidName(ip); err != nil {
+				c.logger.Warn("address of a name not taken out of the kernel", "address", ip, "error", err)
+			}
+		}
+	}
+	return sweepNames
+}
+
+// dumpedEgress is what decides on the way out of a captured pod whose way out is denied, or of which names are known.
+type dumpedEgress struct {
+	Pod    string `json:"pod"`
+	Denied bool   `json:"denied"` // as the kernel has it
+	// Policies that deny, or do so on trial, and those that have not come.
+	Policies []string `json:"policies,omitempty"`
+	Trial    []string `json:"policies_on_trial,omitempty"`
+	Missing  []string `json:"policies_missing,omitempty"`
+	// Names with their addresses.
+	Names map[string][]string `json:"names,omitempty"`
+}
+
+func (d *dataplane) dumpEgress() any {
+	all := []dumpedEgress{}
+	snapshot := d.store.Snapshot()
+	for _, c := range d.captured() {
+		rules := c.egress.Rules(snapshot)
+		e := dumpedEgress{Pod: c.uid, Policies: rules.Denying(), Trial: rules.Trial(), Missing: rules.Missing, Names: map[string][]string{}}
+		e.Denied, _ = c.redirect.EgressDenied()
+		for _, learnt := range c.egress.Names.All() {
+			e.Names[learnt.Name] = append(e.Names[learnt.Name], learnt.IP.String())
+		}
+		for _, addresses := range e.Names {
+			slices.Sort(addresses)
+		}
+		all = append(all, e)
+	}
+	slices.SortFunc(all, func(a, b dumpedEgress) int { return strings.Compare(a.Pod, b.Pod) })
+	return all
+}
