@@ -62,6 +62,7 @@ var questions = []question{
 	{"AMB010", "the bare name workloads is ours", askBareName},
 	{"AMB011", "every workload is captured", askWorkloads},
 	{"AMB012", "no workload of the mesh ran uncaptured", askUngated},
+	{"AMB013", "every policy is in force as it is written", askEnforcement},
 }
 
 // Run asks everything. Without an answer to the first question there is no
