@@ -62,7 +62,8 @@ var questions = []question{
 	{"AMB010", "the bare name workloads is ours", askBareName},
 	{"AMB011", "every workload is captured", askWorkloads},
 	{"AMB012", "no workload of the mesh ran uncaptured", askUngated},
-	{"AMB013", "what signs certificates is well", askIssuer},
+	{"AMB013", "every policy is in force as it is written", askEnforcement},
+	{"AMB014", "what signs certificates is well", askIssuer},
 }
 
 // Run asks everything. Without an answer to the first question there is no

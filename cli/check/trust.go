@@ -29,7 +29,7 @@ const (
 func askRoot(ctx context.Context, cluster *kube.Cluster) ([]Finding, error) {
 	secret, err := cluster.Typed.CoreV1().Secrets(install.Namespace).Get(ctx, "ambit-ca", metav1.GetOptions{})
 	if s, _, readErr := authority.Read(ctx, cluster); readErr == nil && s.Issuer.Origin == "plug-in" {
-		return nil, nil // AMB013 looks at what is plugged in
+		return nil, nil // AMB014 looks at what is plugged in
 	}
 	if apierrors.IsNotFound(err) {
 		return lostRoot(ctx, cluster)

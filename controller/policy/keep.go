@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/resourceversion"
 
@@ -57,6 +58,9 @@ type Keeper struct {
 	// owned by RunLeader
 	memory  memory
 	written map[string]object
+	// began is when this term did: for a moment after it, what the leader before
+	// wrote counts, since no proxy has had the time to say so again.
+	began time.Time
 }
 
 // object is any policy, with its status.
@@ -98,7 +102,7 @@ func (k *Keeper) Changed() {
 // RunLeader keeps every status until ctx ends.
 func (k *Keeper) RunLeader(ctx context.Context) error {
 	// Whoever led before may have written since.
-	k.memory, k.written = make(memory), make(map[string]object)
+	k.memory, k.written, k.began = make(memory), make(map[string]object), time.Now()
 	k.Changed()
 	ticker := time.NewTicker(lookAgain)
 	defer ticker.Stop()
@@ -145,10 +149,17 @@ func (k *Keeper) pass(ctx context.Context) error {
 	}
 	byKey := index(objects)
 	now := time.Now()
+	if now.Sub(k.began) < grace {
+		for _, p := range outcomes {
+			if o, ok := byKey[p.ID()]; ok && o.GetUID() == p.UID && wasInForce(o, p) {
+				k.memory.remember(p, k.began)
+			}
+		}
+	}
 	progress := k.memory.measure(outcomes, k.cfg.Proxies, now)
 	var errs []error
 	for _, p := range outcomes {
-		key := string(p.Kind) + " " + p.Namespace + "/" + p.Name
+		key := p.ID()
 		o, ok := byKey[key]
 		if !ok || o.GetUID() != p.UID {
 			continue // deleted, or made anew: the next publication knows
@@ -180,6 +191,14 @@ func (k *Keeper) pass(ctx context.Context) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// wasInForce tells whether an object's status says that this very version is in
+// force everywhere.
+func wasInForce(o object, p *translate.Policy) bool {
+	status := o.PolicyStatus()
+	return status.ObservedGeneration == p.Generation && status.Version == p.Version &&
+		meta.IsStatusConditionTrue(status.Conditions, v1alpha1.ConditionInForce)
 }
 
 func index(objects watch.PolicyObjects) map[string]object {

@@ -209,6 +209,25 @@ func TestConflictsAreTriedAgain(t *testing.T) {
 	})
 }
 
+// A new leader, to which no proxy has connected yet, takes nothing out of force
+// that the one before it saw in force.
+func TestTakingOver(t *testing.T) {
+	s, p := newServer(), &proxies{fleet: fleet{}}
+	before := describe(v1alpha1.PolicyStatus{}, deny(), progress{required: 2, inForce: 2}, noon)
+	s.storeLocked(s.deny, before)
+	stale := before
+	stale.Version = "an older one"
+	s.storeLocked(s.out, stale)
+	out := deny()
+	out.Kind = translate.EgressPolicy
+	k := lead(t, s, p)
+	k.Published([]*translate.Policy{deny(), out})
+	await(t, "what changed since is not in force", func() (ok bool) { s.do(func() { ok = s.out.Status.InForce == "0/2" }); return ok })
+	if got := s.inForce(); got != "2/2" {
+		t.Errorf("taking over makes it %s", got)
+	}
+}
+
 // An outcome is of one object and one generation of it.
 func TestOutcomesOfOthersAreNotWritten(t *testing.T) {
 	s, p := newServer(), &proxies{fleet: fleet{}}

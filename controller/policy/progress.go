@@ -62,7 +62,7 @@ func (m memory) measure(policies []*translate.Policy, proxies Proxies, now time.
 	for _, p := range policies {
 		on := progress{required: len(p.Nodes), refusals: make(map[string]string)}
 		for _, node := range slices.Sorted(maps.Keys(p.Nodes)) {
-			key := remembered{key: string(p.Kind) + " " + p.Namespace + "/" + p.Name + " " + string(p.UID), version: p.Version, node: node}
+			key := keyOn(p, node)
 			f := states[p][node]
 			if f.proxies > 0 && f.inForce == f.proxies {
 				m[key] = now
@@ -82,6 +82,19 @@ func (m memory) measure(policies []*translate.Policy, proxies Proxies, now time.
 	}
 	maps.DeleteFunc(m, func(key remembered, _ time.Time) bool { return !known[key] })
 	return result
+}
+
+func keyOn(p *translate.Policy, node string) remembered {
+	return remembered{key: p.ID() + " " + string(p.UID), version: p.Version, node: node}
+}
+
+// remember that a policy was in force on all of its nodes, unless it is known since.
+func (m memory) remember(p *translate.Policy, then time.Time) {
+	for node := range p.Nodes {
+		if key := keyOn(p, node); m[key].Before(then) {
+			m[key] = then
+		}
+	}
 }
 
 // holds tells whether a proxy works with a policy, and with what says on its

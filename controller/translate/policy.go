@@ -96,6 +96,9 @@ func newPolicy(kind PolicyKind, o metav1.Object) *Policy {
 	return p
 }
 
+// ID is kind, namespace and name.
+func (p *Policy) ID() string { return string(p.Kind) + " " + p.key() }
+
 func (p *Policy) key() string { return p.Namespace + "/" + p.Name }
 
 func (p *Policy) say(reason Reason, field, message string) {

@@ -27,6 +27,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/api/v1alpha1"
 	"github.com/ambit-mesh/ambit/controller/resource"
+	"github.com/ambit-mesh/ambit/internal/workload"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -338,5 +339,45 @@ func shuffle(random *rand.Rand, in *Input) {
 	for _, s := range in.Slices {
 		random.Shuffle(len(s.Endpoints), func(i, j int) { s.Endpoints[i], s.Endpoints[j] = s.Endpoints[j], s.Endpoints[i] })
 		random.Shuffle(len(s.Ports), func(i, j int) { s.Ports[i], s.Ports[j] = s.Ports[j], s.Ports[i] })
+	}
+}
+
+// Whatever is sent can be read by a data plane: what one refuses would hold its
+// connections up, or be missing.
+func TestDataPlanesReadWhatIsSent(t *testing.T) {
+	for _, name := range cases(t) {
+		result, err := Translate(readInput(t, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		store := workload.NewStore()
+		for _, typeURL := range workload.Types {
+			delta := workload.Delta{Type: typeURL}
+			for _, r := range result.Resources[typeURL] {
+				if typeURL == workload.TrustBundleType {
+					continue // of tests, without certificates in it
+				}
+				delta.Upserts = append(delta.Upserts, workload.Resource{Name: r.Name, Version: r.Version, Aliases: r.Aliases, Body: r.Body})
+			}
+			for _, rejection := range store.Apply(delta) {
+				t.Errorf("%s: %v", name, rejection)
+			}
+		}
+		for typeURL := range result.Resources {
+			if !slices.Contains(workload.Types[:], typeURL) {
+				t.Errorf("%s: nobody asks for %s", name, typeURL)
+			}
+		}
+		snapshot := store.Snapshot()
+		for uid, w := range snapshot.Workloads() {
+			for _, policy := range w.Authorizations {
+				if _, ok := snapshot.Authorization(policy); !ok {
+					t.Errorf("%s: %s names %s, which is not sent", name, uid, policy)
+				}
+			}
+			if _, missing := snapshot.EgressPolicies(w); len(missing) > 0 {
+				t.Errorf("%s: %s names %v, which is not sent", name, uid, missing)
+			}
+		}
 	}
 }
