@@ -22,19 +22,31 @@ type server struct {
 	asked int
 }
 
+// listenBoth finds a port that is free for UDP and for TCP: one that is for the one may be somebody's of the other.
+func listenBoth(t testing.TB, ip string) (net.PacketConn, net.Listener) {
+	t.Helper()
+	for tries := 0; ; tries++ {
+		datagrams, err := net.ListenPacket("udp", net.JoinHostPort(ip, "0"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		streams, err := net.Listen("tcp", datagrams.LocalAddr().String())
+		if err == nil {
+			return datagrams, streams
+		}
+		datagrams.Close()
+		if tries == 20 {
+			t.Fatal(err)
+		}
+	}
+}
+
 // serve runs a DNS server on a loopback address until the test ends.
 func serve(t testing.TB, ip string, answer func(m []byte, stream bool) []byte) *server {
 	t.Helper()
 	s := &server{answer: answer}
-	datagrams, err := net.ListenPacket("udp", net.JoinHostPort(ip, "0"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	datagrams, streams := listenBoth(t, ip)
 	s.at = datagrams.LocalAddr().(*net.UDPAddr).AddrPort()
-	streams, err := net.Listen("tcp", s.at.String())
-	if err != nil {
-		t.Fatal(err)
-	}
 	t.Cleanup(func() { datagrams.Close(); streams.Close() })
 	go func() {
 		b := make([]byte, maxMessage)
