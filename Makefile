@@ -55,8 +55,9 @@ lint: ## gofmt, vet
 	go vet -tags envoy ./e2e/conformance
 
 test-unit: setup ## Unit tests, and kernel tests in network namespaces (root)
-	go test $$(go list ./... | grep -v '/ambit/ztunnel$$')
-	go test ./ztunnel # alone: its tables compare timing with and without a mesh, fifty thousand connections in all
+	packages=$$(go list ./... | grep -v '/ambit/ztunnel$$'); go test $$packages
+	# Alone: beside other kernel tests one in some 20,000 short connections has been seen reset, for a reason that is not found yet.
+	go test ./ztunnel
 	go test -C e2e/cluster .
 	go test -C e2e/conformance/h2spec .
 
