@@ -28,6 +28,8 @@ const (
 	Config         = "type.googleapis.com/ambit.mesh.Config"
 	Namespace      = "type.googleapis.com/ambit.mesh.Namespace"
 	EgressPolicy   = "type.googleapis.com/ambit.mesh.EgressPolicy"
+	Binding        = "type.googleapis.com/ambit.mesh.Binding"
+	RequestPolicy  = "type.googleapis.com/ambit.mesh.RequestPolicy"
 )
 
 // versionBytes of the content hash are kept: enough that two contents of one
