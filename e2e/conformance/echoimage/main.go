@@ -1,7 +1,7 @@
 // Command echoimage builds the image of the application that the Gateway API's
 // mesh tests run, under the names that they ask for.
 //
-//	go run ./e2e/conformance/echoimage -suite e2e/conformance/v1.6.3 -out .tmp/conformance
+//	go run ./e2e/conformance/echoimage -modfile v1.6.3.mod
 //
 // The names are read from the suite's own manifests, the programs are those of
 // the module e2e/conformance/echo.
@@ -40,17 +40,18 @@ const (
 )
 
 func main() {
-	from := flag.String("suite", "e2e/conformance/v1.6.3", "folder of the module that runs the suite")
+	from := flag.String("suite", "e2e/conformance/gateway", "folder of the module that runs the suite")
+	modfile := flag.String("modfile", "go.mod", "module file, in that folder, with the suite's version")
 	out := flag.String("out", ".tmp/conformance", "folder for the archives")
 	flag.Parse()
-	if err := run(context.Background(), *from, *out); err != nil {
+	if err := run(context.Background(), *from, *modfile, *out); err != nil {
 		fmt.Fprintln(os.Stderr, "echoimage:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, from, out string) error {
-	names, err := wanted(ctx, from)
+func run(ctx context.Context, from, modfile, out string) error {
+	names, err := wanted(ctx, from, modfile)
 	if err != nil {
 		return err
 	}
@@ -77,8 +78,8 @@ func run(ctx context.Context, from, out string) error {
 }
 
 // wanted are the images that the suite's mesh manifests name.
-func wanted(ctx context.Context, from string) ([]string, error) {
-	folder, err := output(ctx, from, "list", "-m", "-f", "{{.Dir}}", suite)
+func wanted(ctx context.Context, from, modfile string) ([]string, error) {
+	folder, err := output(ctx, from, "list", "-modfile", modfile, "-m", "-f", "{{.Dir}}", suite)
 	if err != nil {
 		return nil, err
 	}

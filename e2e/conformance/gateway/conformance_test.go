@@ -1,6 +1,6 @@
 //go:build conformance
 
-package conformance
+package gateway
 
 import (
 	"context"
@@ -54,7 +54,7 @@ func supported() sets.Set[features.FeatureName] {
 
 func TestConformance(t *testing.T) {
 	options := conformance.DefaultOptions(t)
-	options.ConformanceProfiles = sets.New(suite.MeshHTTPConformanceProfileName, suite.MeshGRPCConformanceProfileName)
+	options.ConformanceProfiles = []suite.ConformanceProfileName{suite.MeshHTTPConformanceProfileName, suite.MeshGRPCConformanceProfileName}
 	options.SupportedFeatures = supported().UnsortedList()
 	options.NamespaceLabels = map[string]string{"ambit.mesh/dataplane-mode": "ambient"}
 	options.Implementation = confv1.Implementation{
