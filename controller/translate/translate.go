@@ -14,6 +14,8 @@
 //	mutualtls.go  PeerAuthentication -> authorizations that refuse plaintext, and
 //	              what a workload's node has to guard
 //	egress.go     EgressPolicy -> who may leave the mesh
+//	route.go routehttp.go routegrpc.go routefilter.go
+//	              routes -> what a waypoint does with requests for a Service
 //
 // Traffic that is captured no longer passes kube-proxy, so a Service has to mean
 // here what it means there: endpoints are those, and only those, that kube-proxy

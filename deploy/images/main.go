@@ -15,10 +15,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+
+	"github.com/ambit-mesh/ambit/deploy/image"
 )
 
-// image is one container image: where its binaries go, and what it starts.
-type image struct {
+// product is one container image: where its binaries go, and what it starts.
+type product struct {
 	name       string
 	entrypoint []string
 	binaries   []binary
@@ -29,7 +31,7 @@ type binary struct {
 	path string
 }
 
-var images = []image{
+var images = []product{
 	{
 		name:       "ztunnel",
 		entrypoint: []string{"/usr/local/bin/ztunnel"},
@@ -79,14 +81,14 @@ func run(ctx context.Context, repository, tag, version, out string) error {
 	return nil
 }
 
-func build(ctx context.Context, img image, reference, version, archive string) error {
+func build(ctx context.Context, img product, reference, version, archive string) error {
 	work, err := os.MkdirTemp("", "ambit-image-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(work)
 
-	contents := layer{}
+	contents := image.Layer{}
 	for _, b := range img.binaries {
 		file := filepath.Join(work, filepath.Base(b.path))
 		if err := compile(ctx, b.pkg, file, version); err != nil {
@@ -96,7 +98,7 @@ func build(ctx context.Context, img image, reference, version, archive string) e
 			return err
 		}
 	}
-	return write(contents, img.entrypoint, reference, archive)
+	return image.Write(contents, img.entrypoint, reference, archive)
 }
 
 // compile makes a static binary: an image without a base has no C library.

@@ -1,4 +1,8 @@
-package main
+// Package image writes container images as tar archives, without a Docker daemon
+// and without a base image: the files that they are given, a passwd file and /tmp.
+//
+// Equal contents are equal bytes. Who builds what goes in is the caller.
+package image
 
 import (
 	"archive/tar"
@@ -17,15 +21,15 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
-// layer is the contents of an image's only layer: executable files by path,
+// Layer is the contents of an image's only layer: executable files by path,
 // without a leading slash.
-type layer map[string][]byte
+type Layer map[string][]byte
 
 const passwd = "root:x:0:0:root:/:/sbin/nologin\nnobody:x:65534:65534:nobody:/:/sbin/nologin\n"
 
 // tar returns the layer as an uncompressed archive: sorted, owned by root, with
 // no times, so that equal contents are equal bytes.
-func (l layer) tar() ([]byte, error) {
+func (l Layer) tar() ([]byte, error) {
 	var buffer bytes.Buffer
 	w := tar.NewWriter(&buffer)
 	for _, dir := range l.folders() {
@@ -56,7 +60,7 @@ func (l layer) tar() ([]byte, error) {
 }
 
 // folders returns every folder that the files need, parents first.
-func (l layer) folders() []string {
+func (l Layer) folders() []string {
 	set := map[string]bool{"etc": true, "tmp": true}
 	for name := range l {
 		for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
@@ -66,7 +70,8 @@ func (l layer) folders() []string {
 	return slices.Sorted(maps.Keys(set))
 }
 
-func write(contents layer, entrypoint []string, reference, archive string) error {
+// Write makes the archive of an image that has this name.
+func Write(contents Layer, entrypoint []string, reference, archive string) error {
 	body, err := contents.tar()
 	if err != nil {
 		return err

@@ -1,0 +1,164 @@
+package translate
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/encoding/protojson"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/client-go/kubernetes/scheme"
+	gateway "sigs.k8s.io/gateway-api/apis/v1"
+	"sigs.k8s.io/yaml"
+
+	"github.com/ambit-mesh/ambit/api/mesh"
+)
+
+// Every file in testdata/routes is a promise: Services and routes in NAME.yaml,
+// what waypoints are told and what the routes' status says in NAME.golden. Services
+// are behind a waypoint if their labels say so.
+func TestRoutes(t *testing.T) {
+	for _, name := range routeCases(t) {
+		t.Run(name, func(t *testing.T) {
+			services, routes := readRoutes(t, name)
+			got := renderRoutes(t, indexRoutes(routes, services, isBound))
+			path := filepath.Join("testdata", "routes", name+".golden")
+			if *update {
+				if err := os.WriteFile(path, got, 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			want, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), string(got)); diff != "" {
+				t.Errorf("differs from %s (-want +got); `go test -update` if it is meant to:\n%s", path, diff)
+			}
+		})
+	}
+}
+
+func TestRoutesDoNotDependOnOrder(t *testing.T) {
+	for _, name := range routeCases(t) {
+		services, routes := readRoutes(t, name)
+		want := renderRoutes(t, indexRoutes(routes, services, isBound))
+		for seed := range uint64(20) {
+			r := rand.New(rand.NewPCG(seed, 0))
+			r.Shuffle(len(routes.HTTP), func(i, j int) { routes.HTTP[i], routes.HTTP[j] = routes.HTTP[j], routes.HTTP[i] })
+			r.Shuffle(len(routes.GRPC), func(i, j int) { routes.GRPC[i], routes.GRPC[j] = routes.GRPC[j], routes.GRPC[i] })
+			if diff := cmp.Diff(string(want), string(renderRoutes(t, indexRoutes(routes, services, isBound)))); diff != "" {
+				t.Fatalf("%s, seed %d (-want +got):\n%s", name, seed, diff)
+			}
+		}
+	}
+}
+
+// A rule that cannot be carried out is there, and says why: if it were left out,
+// its requests would take the way of another rule.
+func TestEveryRuleIsSent(t *testing.T) {
+	for _, name := range routeCases(t) {
+		services, routes := readRoutes(t, name)
+		index := indexRoutes(routes, services, isBound)
+		sent := make(map[string]int)
+		for _, all := range index.byService {
+			for _, r := range all {
+				sent[fmt.Sprint(r.Kind, r.Namespace, "/", r.Name)] = len(r.Rules)
+			}
+		}
+		for _, o := range routes.HTTP {
+			if n, ok := sent[fmt.Sprint(mesh.Route_HTTP, o.Namespace, "/", o.Name)]; ok && n != len(o.Spec.Rules) {
+				t.Errorf("%s: %d of the %d rules of %s are sent", name, n, len(o.Spec.Rules), o.Name)
+			}
+		}
+	}
+}
+
+func isBound(s *service) bool { return s.Labels[labelWaypoint] != "" }
+
+func routeCases(t *testing.T) []string {
+	files, err := filepath.Glob("testdata/routes/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no cases: %v", err)
+	}
+	for i, f := range files {
+		files[i] = strings.TrimSuffix(filepath.Base(f), ".yaml")
+	}
+	return files
+}
+
+func readRoutes(t *testing.T, name string) (*serviceIndex, Routes) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("testdata", "routes", name+".yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{scheme.AddToScheme, gateway.Install} {
+		if err := add(known); err != nil {
+			t.Fatal(err)
+		}
+	}
+	decoder := serializer.NewCodecFactory(known).UniversalDeserializer()
+	var services []*corev1.Service
+	var routes Routes
+	for document := range bytes.SplitSeq(text, []byte("\n---\n")) {
+		object, _, err := decoder.Decode(document, nil, nil)
+		if err != nil {
+			t.Fatalf("%s: %v in\n%s", name, err, document)
+		}
+		switch o := object.(type) {
+		case *corev1.Service:
+			services = append(services, o)
+		case *gateway.HTTPRoute:
+			routes.HTTP = append(routes.HTTP, o)
+		case *gateway.GRPCRoute:
+			routes.GRPC = append(routes.GRPC, o)
+		case *gateway.TLSRoute:
+			routes.TLS = append(routes.TLS, o)
+		case *gateway.TCPRoute:
+			routes.TCP = append(routes.TCP, o)
+		default:
+			t.Fatalf("%s: %T", name, o)
+		}
+	}
+	return indexServices(services, indexPods(nil), config), routes
+}
+
+func renderRoutes(t *testing.T, index *routeIndex) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	for _, key := range slices.Sorted(maps.Keys(index.byService)) {
+		fmt.Fprintf(&out, "# Service %s\n", key)
+		for _, r := range index.byService[key] {
+			text, err := protojson.Marshal(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if text, err = yaml.JSONToYAML(text); err != nil {
+				t.Fatal(err)
+			}
+			fmt.Fprintf(&out, "---\n%s", text)
+		}
+	}
+	for _, o := range index.outcomes {
+		fmt.Fprintf(&out, "# %s %s/%s\n", o.Kind, o.Namespace, o.Name)
+		for _, p := range o.Parents {
+			fmt.Fprintf(&out, "at %s:\n", p.Ref.Name)
+			for _, c := range p.Conditions {
+				fmt.Fprintf(&out, "  %s=%s %s: %s\n", c.Type, c.Status, c.Reason, c.Message)
+			}
+		}
+	}
+	return out.Bytes()
+}
