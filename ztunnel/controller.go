@@ -15,11 +15,13 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
+
+	"github.com/ambit-mesh/ambit/internal/revocation"
 )
 
 // dialController prepares the connection for certificates and reports. The
 // roots are those of the moment at which it connects.
-func dialController(address, clusterID string, roots func() *x509.CertPool, token func() (string, error)) (*grpc.ClientConn, error) {
+func dialController(address, clusterID string, roots func() *x509.CertPool, revoked func() *revocation.List, token func() (string, error)) (*grpc.ClientConn, error) {
 	name, _, err := net.SplitHostPort(address)
 	if err != nil {
 		return nil, fmt.Errorf("read controller address: %w", err)
@@ -30,7 +32,7 @@ func dialController(address, clusterID string, roots func() *x509.CertPool, toke
 			ServerName: name,
 			// Verified below, against roots that may change between connections.
 			InsecureSkipVerify: true,
-			VerifyConnection:   func(state tls.ConnectionState) error { return verifyController(state, name, roots()) },
+			VerifyConnection:   func(state tls.ConnectionState) error { return verifyController(state, name, roots(), revoked()) },
 		})),
 		grpc.WithPerRPCCredentials(bearer{token: token, clusterID: clusterID}),
 		// A controller that comes back is noticed within seconds: certificates wait for it.
@@ -47,7 +49,7 @@ func dialController(address, clusterID string, roots func() *x509.CertPool, toke
 	return conn, nil
 }
 
-func verifyController(state tls.ConnectionState, name string, roots *x509.CertPool) error {
+func verifyController(state tls.ConnectionState, name string, roots *x509.CertPool, revoked *revocation.List) error {
 	if roots == nil {
 		return errors.New("verify controller: no root certificates known yet")
 	}
@@ -58,7 +60,11 @@ func verifyController(state tls.ConnectionState, name string, roots *x509.CertPo
 	for _, certificate := range state.PeerCertificates[1:] {
 		intermediates.AddCert(certificate)
 	}
-	if _, err := state.PeerCertificates[0].Verify(x509.VerifyOptions{DNSName: name, Roots: roots, Intermediates: intermediates}); err != nil {
+	chains, err := state.PeerCertificates[0].Verify(x509.VerifyOptions{DNSName: name, Roots: roots, Intermediates: intermediates})
+	if err == nil {
+		err = revoked.Check(chains)
+	}
+	if err != nil {
 		return fmt.Errorf("verify controller: %w", err)
 	}
 	return nil

@@ -140,7 +140,7 @@ func (d *dataplane) serve(target pods.Target, id spiffe.ID, netns *podns.NetNS, 
 			Hold: func(take func(outbound.Held)) error {
 				return d.held(captured.Hold(func(h *redirect.Held) { take(h) }))
 			},
-			TLS:    func(expected ...spiffe.ID) *tls.Config { return d.certs.ClientConfig(id, expected...) },
+			TLS: func(expected ...spiffe.ID) *tls.Config { return d.certs.ClientConfig(id, expected...) }, Trust: d.certs,
 			Source: workloadNow, Snapshot: d.store.Snapshot, Lookup: d.feed.Lookup, Local: d, Egress: way,
 			Conns: d.conns, Relay: d.relay, Endpoints: d.endpoints, PoolMetrics: d.pools, Share: share, Logger: logger, DrainTimeout: releasedBound,
 		}),

@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/ambit-mesh/ambit/internal/revocation"
 	"github.com/ambit-mesh/ambit/internal/statefile"
 	"github.com/ambit-mesh/ambit/internal/workload"
 )
@@ -75,6 +76,9 @@ func (r *roots) bundle() []*x509.Certificate {
 
 // retiring are the fingerprints of the roots that sign no more.
 func (r *roots) retiring() []string { return r.store.Snapshot().RetiringRoots() }
+
+// revoked is what is revoked, as far as the controller has ever said.
+func (r *roots) revoked() *revocation.List { return r.store.Snapshot().Revoked() }
 
 // pool is what the controller's certificate must chain to; nil while nothing is
 // known. While roots are being exchanged it may be of either source's.

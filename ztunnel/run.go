@@ -141,19 +141,19 @@ func (z *ztunnel) composeController() error {
 		Node: feed.Node{
 			Role: "ztunnel", PodName: s.PodName, Namespace: s.PodNamespace, NodeName: s.NodeName, ClusterID: s.ClusterID, IPs: []netip.Addr{s.PodIP},
 		},
-		Roots: z.roots.pool, Token: token, Store: z.store, OnDemand: s.OnDemand, SnapshotPath: s.snapshot(),
+		Roots: z.roots.pool, Revoked: z.roots.revoked, Token: token, Store: z.store, OnDemand: s.OnDemand, SnapshotPath: s.snapshot(),
 		Logger: z.logger, Registerer: z.metrics.Registry,
 	})
 	if err != nil {
 		return err
 	}
-	conn, err := dialController(s.Controller, s.ClusterID, z.roots.pool, token)
+	conn, err := dialController(s.Controller, s.ClusterID, z.roots.pool, z.roots.revoked, token)
 	if err != nil {
 		return err
 	}
 	z.locker = locker.New(s.keys(), z.logger)
 	z.certs = certs.New(certs.Config{
-		Fetch: certs.FetchFrom(conn, certificateTTL), Bundle: z.roots.bundle, Retiring: z.roots.retiring, Locker: z.locker, Logger: z.logger, Registerer: z.metrics.Registry,
+		Fetch: certs.FetchFrom(conn, certificateTTL), Bundle: z.roots.bundle, Retiring: z.roots.retiring, Revoked: z.roots.revoked, Locker: z.locker, Logger: z.logger, Registerer: z.metrics.Registry,
 	})
 	z.reporter = &reporter{
 		hello:  &report.Hello{Node: s.NodeName, PodName: s.PodName, Version: daemon.Version},
@@ -334,10 +334,12 @@ func (z *ztunnel) controllerIsBack() {
 	z.pods.Retry()
 }
 
-// followBundle has held certificates judged anew when the trust bundle changes.
+// followBundle has held certificates, and the peers of live tunnels, judged anew
+// when the trust bundle or what is revoked changes.
 func (z *ztunnel) followBundle(ctx context.Context, group *sync.WaitGroup) {
 	group.Go(func() {
 		before := z.store.Snapshot()
+		z.certs.BundleChanged() // a certificate may have been in use before what was saved was read
 		for {
 			select {
 			case <-ctx.Done():
@@ -345,7 +347,7 @@ func (z *ztunnel) followBundle(ctx context.Context, group *sync.WaitGroup) {
 			case <-before.Changed():
 			}
 			now := z.store.Snapshot()
-			if !sameRoots(before.TrustBundle(), now.TrustBundle()) || !slices.Equal(before.RetiringRoots(), now.RetiringRoots()) {
+			if !sameRoots(before.TrustBundle(), now.TrustBundle()) || !slices.Equal(before.RetiringRoots(), now.RetiringRoots()) || before.Revoked() != now.Revoked() {
 				z.certs.BundleChanged()
 			}
 			before = now

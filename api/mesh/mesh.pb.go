@@ -77,7 +77,7 @@ func (x MutualTLS_Mode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use MutualTLS_Mode.Descriptor instead.
 func (MutualTLS_Mode) EnumDescriptor() ([]byte, []int) {
-	return file_mesh_mesh_proto_rawDescGZIP(), []int{3, 0}
+	return file_mesh_mesh_proto_rawDescGZIP(), []int{6, 0}
 }
 
 type EgressPolicy_Action int32
@@ -128,7 +128,7 @@ func (x EgressPolicy_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EgressPolicy_Action.Descriptor instead.
 func (EgressPolicy_Action) EnumDescriptor() ([]byte, []int) {
-	return file_mesh_mesh_proto_rawDescGZIP(), []int{5, 0}
+	return file_mesh_mesh_proto_rawDescGZIP(), []int{8, 0}
 }
 
 type EgressPort_Protocol int32
@@ -181,7 +181,7 @@ func (x EgressPort_Protocol) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EgressPort_Protocol.Descriptor instead.
 func (EgressPort_Protocol) EnumDescriptor() ([]byte, []int) {
-	return file_mesh_mesh_proto_rawDescGZIP(), []int{7, 0}
+	return file_mesh_mesh_proto_rawDescGZIP(), []int{10, 0}
 }
 
 // TrustBundle is the set of roots that peers' certificates must chain to.
@@ -250,6 +250,183 @@ func (x *TrustBundle) GetRetiring() []string {
 	return nil
 }
 
+// RevocationList is the certificates that are accepted from nobody any more. One
+// resource, named after its trust domain. It is whole: an entry that is not in a
+// later one is revoked no longer. One that cannot be read is refused as a whole,
+// and never taken for an empty one; it cannot be removed, only be empty.
+type RevocationList struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	// By who signed them, each issuer once.
+	Certificates  []*RevokedCertificates `protobuf:"bytes,2,rep,name=certificates,proto3" json:"certificates,omitempty"`
+	Identities    []*RevokedIdentity     `protobuf:"bytes,3,rep,name=identities,proto3" json:"identities,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevocationList) Reset() {
+	*x = RevocationList{}
+	mi := &file_mesh_mesh_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevocationList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevocationList) ProtoMessage() {}
+
+func (x *RevocationList) ProtoReflect() protoreflect.Message {
+	mi := &file_mesh_mesh_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevocationList.ProtoReflect.Descriptor instead.
+func (*RevocationList) Descriptor() ([]byte, []int) {
+	return file_mesh_mesh_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *RevocationList) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *RevocationList) GetCertificates() []*RevokedCertificates {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
+}
+
+func (x *RevocationList) GetIdentities() []*RevokedIdentity {
+	if x != nil {
+		return x.Identities
+	}
+	return nil
+}
+
+// RevokedCertificates are those that one issuer signed, be they of workloads or
+// of authorities.
+type RevokedCertificates struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SHA-256 of the issuer's public key (SubjectPublicKeyInfo), in hex.
+	Issuer string `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	// Serial numbers in hex, lower case, without leading zeros.
+	Serials       []string `protobuf:"bytes,2,rep,name=serials,proto3" json:"serials,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokedCertificates) Reset() {
+	*x = RevokedCertificates{}
+	mi := &file_mesh_mesh_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokedCertificates) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokedCertificates) ProtoMessage() {}
+
+func (x *RevokedCertificates) ProtoReflect() protoreflect.Message {
+	mi := &file_mesh_mesh_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokedCertificates.ProtoReflect.Descriptor instead.
+func (*RevokedCertificates) Descriptor() ([]byte, []int) {
+	return file_mesh_mesh_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *RevokedCertificates) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *RevokedCertificates) GetSerials() []string {
+	if x != nil {
+		return x.Serials
+	}
+	return nil
+}
+
+// RevokedIdentity is all certificates of an identity that are older than a moment.
+type RevokedIdentity struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// spiffe://...
+	Identity string `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
+	// In seconds since 1970. A certificate is revoked whose validity begins before
+	// (NotBefore); the authority makes others begin no sooner.
+	BegunBefore   int64 `protobuf:"varint,2,opt,name=begun_before,json=begunBefore,proto3" json:"begun_before,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokedIdentity) Reset() {
+	*x = RevokedIdentity{}
+	mi := &file_mesh_mesh_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokedIdentity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokedIdentity) ProtoMessage() {}
+
+func (x *RevokedIdentity) ProtoReflect() protoreflect.Message {
+	mi := &file_mesh_mesh_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokedIdentity.ProtoReflect.Descriptor instead.
+func (*RevokedIdentity) Descriptor() ([]byte, []int) {
+	return file_mesh_mesh_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *RevokedIdentity) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
+func (x *RevokedIdentity) GetBegunBefore() int64 {
+	if x != nil {
+		return x.BegunBefore
+	}
+	return 0
+}
+
 // Config is what every data plane has to know of the mesh. One resource, named `mesh`.
 type Config struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
@@ -264,7 +441,7 @@ type Config struct {
 
 func (x *Config) Reset() {
 	*x = Config{}
-	mi := &file_mesh_mesh_proto_msgTypes[1]
+	mi := &file_mesh_mesh_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -276,7 +453,7 @@ func (x *Config) String() string {
 func (*Config) ProtoMessage() {}
 
 func (x *Config) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_mesh_proto_msgTypes[1]
+	mi := &file_mesh_mesh_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -289,7 +466,7 @@ func (x *Config) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Config.ProtoReflect.Descriptor instead.
 func (*Config) Descriptor() ([]byte, []int) {
-	return file_mesh_mesh_proto_rawDescGZIP(), []int{1}
+	return file_mesh_mesh_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Config) GetTrustDomain() string {
@@ -324,7 +501,7 @@ type SessionAffinity struct {
 
 func (x *SessionAffinity) Reset() {
 	*x = SessionAffinity{}
-	mi := &file_mesh_mesh_proto_msgTypes[2]
+	mi := &file_mesh_mesh_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -336,7 +513,7 @@ func (x *SessionAffinity) String() string {
 func (*SessionAffinity) ProtoMessage() {}
 
 func (x *SessionAffinity) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_mesh_proto_msgTypes[2]
+	mi := &file_mesh_mesh_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -349,7 +526,7 @@ func (x *SessionAffinity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionAffinity.ProtoReflect.Descriptor instead.
 func (*SessionAffinity) Descriptor() ([]byte, []int) {
-	return file_mesh_mesh_proto_rawDescGZIP(), []int{2}
+	return file_mesh_mesh_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SessionAffinity) GetClientIpTimeoutSeconds() uint32 {
@@ -374,7 +551,7 @@ type MutualTLS struct {
 
 func (x *MutualTLS) Reset() {
 	*x = MutualTLS{}
-	mi := &file_mesh_mesh_proto_msgTypes[3]
+	mi := &file_mesh_mesh_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -386,7 +563,7 @@ func (x *MutualTLS) String() string {
 func (*MutualTLS) ProtoMessage() {}
 
 func (x *MutualTLS) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_mesh_proto_msgTypes[3]
+	mi := &file_mesh_mesh_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -399,7 +576,7 @@ func (x *MutualTLS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MutualTLS.ProtoReflect.Descriptor instead.
 func (*MutualTLS) Descriptor() ([]byte, []int) {
-	return file_mesh_mesh_proto_rawDescGZIP(), []int{3}
+	return file_mesh_mesh_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *MutualTLS) GetMode() MutualTLS_Mode {
@@ -423,7 +600,7 @@ type EgressPolicies struct {
 
 func (x *EgressPolicies) Reset() {
 	*x = EgressPolicies{}
-	mi := &file_mesh_mesh_proto_msgTypes[4]
+	mi := &file_mesh_mesh_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -435,7 +612,7 @@ func (x *EgressPolicies) String() string {
 func (*EgressPolicies) ProtoMessage() {}
 
 func (x *EgressPolicies) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_mesh_proto_msgTypes[4]
+	mi := &file_mesh_mesh_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -448,7 +625,7 @@ func (x *EgressPolicies) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressPolicies.ProtoReflect.Descriptor instead.
 func (*EgressPolicies) Descriptor() ([]byte, []int) {
-	return file_mesh_mesh_proto_rawDescGZIP(), []int{4}
+	return file_mesh_mesh_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *EgressPolicies) GetNames() []string {
@@ -475,7 +652,7 @@ type EgressPolicy struct {
 
 func (x *EgressPolicy) Reset() {
 	*x = EgressPolicy{}
-	mi := &file_mesh_mesh_proto_msgTypes[5]
+	mi := &file_mesh_mesh_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -487,7 +664,7 @@ func (x *EgressPolicy) String() string {
 func (*EgressPolicy) ProtoMessage() {}
 
 func (x *EgressPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_mesh_proto_msgTypes[5]
+	mi := &file_mesh_mesh_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -500,7 +677,7 @@ func (x *EgressPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressPolicy.ProtoReflect.Descriptor instead.
 func (*EgressPolicy) Descriptor() ([]byte, []int) {
-	return file_mesh_mesh_proto_rawDescGZIP(), []int{5}
+	return file_mesh_mesh_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *EgressPolicy) GetName() string {
@@ -557,7 +734,7 @@ type EgressException struct {
 
 func (x *EgressException) Reset() {
 	*x = EgressException{}
-	mi := &file_mesh_mesh_proto_msgTypes[6]
+	mi := &file_mesh_mesh_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -569,7 +746,7 @@ func (x *EgressException) String() string {
 func (*EgressException) ProtoMessage() {}
 
 func (x *EgressException) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_mesh_proto_msgTypes[6]
+	mi := &file_mesh_mesh_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -582,7 +759,7 @@ func (x *EgressException) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressException.ProtoReflect.Descriptor instead.
 func (*EgressException) Descriptor() ([]byte, []int) {
-	return file_mesh_mesh_proto_rawDescGZIP(), []int{6}
+	return file_mesh_mesh_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *EgressException) GetDestination() isEgressException_Destination {
@@ -649,7 +826,7 @@ type EgressPort struct {
 
 func (x *EgressPort) Reset() {
 	*x = EgressPort{}
-	mi := &file_mesh_mesh_proto_msgTypes[7]
+	mi := &file_mesh_mesh_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -661,7 +838,7 @@ func (x *EgressPort) String() string {
 func (*EgressPort) ProtoMessage() {}
 
 func (x *EgressPort) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_mesh_proto_msgTypes[7]
+	mi := &file_mesh_mesh_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -674,7 +851,7 @@ func (x *EgressPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressPort.ProtoReflect.Descriptor instead.
 func (*EgressPort) Descriptor() ([]byte, []int) {
-	return file_mesh_mesh_proto_rawDescGZIP(), []int{7}
+	return file_mesh_mesh_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *EgressPort) GetProtocol() EgressPort_Protocol {
@@ -715,7 +892,7 @@ type Namespace struct {
 
 func (x *Namespace) Reset() {
 	*x = Namespace{}
-	mi := &file_mesh_mesh_proto_msgTypes[8]
+	mi := &file_mesh_mesh_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -727,7 +904,7 @@ func (x *Namespace) String() string {
 func (*Namespace) ProtoMessage() {}
 
 func (x *Namespace) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_mesh_proto_msgTypes[8]
+	mi := &file_mesh_mesh_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -740,7 +917,7 @@ func (x *Namespace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Namespace.ProtoReflect.Descriptor instead.
 func (*Namespace) Descriptor() ([]byte, []int) {
-	return file_mesh_mesh_proto_rawDescGZIP(), []int{8}
+	return file_mesh_mesh_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Namespace) GetName() string {
@@ -773,7 +950,19 @@ const file_mesh_mesh_proto_rawDesc = "" +
 	"\vTrustBundle\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x14\n" +
 	"\x05roots\x18\x02 \x03(\tR\x05roots\x12\x1a\n" +
-	"\bretiring\x18\x03 \x03(\tR\bretiring\"i\n" +
+	"\bretiring\x18\x03 \x03(\tR\bretiring\"\xb5\x01\n" +
+	"\x0eRevocationList\x12!\n" +
+	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12C\n" +
+	"\fcertificates\x18\x02 \x03(\v2\x1f.ambit.mesh.RevokedCertificatesR\fcertificates\x12;\n" +
+	"\n" +
+	"identities\x18\x03 \x03(\v2\x1b.ambit.mesh.RevokedIdentityR\n" +
+	"identities\"G\n" +
+	"\x13RevokedCertificates\x12\x16\n" +
+	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x18\n" +
+	"\aserials\x18\x02 \x03(\tR\aserials\"P\n" +
+	"\x0fRevokedIdentity\x12\x1a\n" +
+	"\bidentity\x18\x01 \x01(\tR\bidentity\x12!\n" +
+	"\fbegun_before\x18\x02 \x01(\x03R\vbegunBefore\"i\n" +
 	"\x06Config\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1d\n" +
 	"\n" +
@@ -839,33 +1028,38 @@ func file_mesh_mesh_proto_rawDescGZIP() []byte {
 }
 
 var file_mesh_mesh_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_mesh_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_mesh_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_mesh_mesh_proto_goTypes = []any{
-	(MutualTLS_Mode)(0),      // 0: ambit.mesh.MutualTLS.Mode
-	(EgressPolicy_Action)(0), // 1: ambit.mesh.EgressPolicy.Action
-	(EgressPort_Protocol)(0), // 2: ambit.mesh.EgressPort.Protocol
-	(*TrustBundle)(nil),      // 3: ambit.mesh.TrustBundle
-	(*Config)(nil),           // 4: ambit.mesh.Config
-	(*SessionAffinity)(nil),  // 5: ambit.mesh.SessionAffinity
-	(*MutualTLS)(nil),        // 6: ambit.mesh.MutualTLS
-	(*EgressPolicies)(nil),   // 7: ambit.mesh.EgressPolicies
-	(*EgressPolicy)(nil),     // 8: ambit.mesh.EgressPolicy
-	(*EgressException)(nil),  // 9: ambit.mesh.EgressException
-	(*EgressPort)(nil),       // 10: ambit.mesh.EgressPort
-	(*Namespace)(nil),        // 11: ambit.mesh.Namespace
+	(MutualTLS_Mode)(0),         // 0: ambit.mesh.MutualTLS.Mode
+	(EgressPolicy_Action)(0),    // 1: ambit.mesh.EgressPolicy.Action
+	(EgressPort_Protocol)(0),    // 2: ambit.mesh.EgressPort.Protocol
+	(*TrustBundle)(nil),         // 3: ambit.mesh.TrustBundle
+	(*RevocationList)(nil),      // 4: ambit.mesh.RevocationList
+	(*RevokedCertificates)(nil), // 5: ambit.mesh.RevokedCertificates
+	(*RevokedIdentity)(nil),     // 6: ambit.mesh.RevokedIdentity
+	(*Config)(nil),              // 7: ambit.mesh.Config
+	(*SessionAffinity)(nil),     // 8: ambit.mesh.SessionAffinity
+	(*MutualTLS)(nil),           // 9: ambit.mesh.MutualTLS
+	(*EgressPolicies)(nil),      // 10: ambit.mesh.EgressPolicies
+	(*EgressPolicy)(nil),        // 11: ambit.mesh.EgressPolicy
+	(*EgressException)(nil),     // 12: ambit.mesh.EgressException
+	(*EgressPort)(nil),          // 13: ambit.mesh.EgressPort
+	(*Namespace)(nil),           // 14: ambit.mesh.Namespace
 }
 var file_mesh_mesh_proto_depIdxs = []int32{
-	0,  // 0: ambit.mesh.MutualTLS.mode:type_name -> ambit.mesh.MutualTLS.Mode
-	1,  // 1: ambit.mesh.EgressPolicy.action:type_name -> ambit.mesh.EgressPolicy.Action
-	9,  // 2: ambit.mesh.EgressPolicy.exceptions:type_name -> ambit.mesh.EgressException
-	10, // 3: ambit.mesh.EgressException.ports:type_name -> ambit.mesh.EgressPort
-	2,  // 4: ambit.mesh.EgressPort.protocol:type_name -> ambit.mesh.EgressPort.Protocol
-	0,  // 5: ambit.mesh.Namespace.mutual_tls:type_name -> ambit.mesh.MutualTLS.Mode
-	6,  // [6:6] is the sub-list for method output_type
-	6,  // [6:6] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	5,  // 0: ambit.mesh.RevocationList.certificates:type_name -> ambit.mesh.RevokedCertificates
+	6,  // 1: ambit.mesh.RevocationList.identities:type_name -> ambit.mesh.RevokedIdentity
+	0,  // 2: ambit.mesh.MutualTLS.mode:type_name -> ambit.mesh.MutualTLS.Mode
+	1,  // 3: ambit.mesh.EgressPolicy.action:type_name -> ambit.mesh.EgressPolicy.Action
+	12, // 4: ambit.mesh.EgressPolicy.exceptions:type_name -> ambit.mesh.EgressException
+	13, // 5: ambit.mesh.EgressException.ports:type_name -> ambit.mesh.EgressPort
+	2,  // 6: ambit.mesh.EgressPort.protocol:type_name -> ambit.mesh.EgressPort.Protocol
+	0,  // 7: ambit.mesh.Namespace.mutual_tls:type_name -> ambit.mesh.MutualTLS.Mode
+	8,  // [8:8] is the sub-list for method output_type
+	8,  // [8:8] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_mesh_mesh_proto_init() }
@@ -873,7 +1067,7 @@ func file_mesh_mesh_proto_init() {
 	if File_mesh_mesh_proto != nil {
 		return
 	}
-	file_mesh_mesh_proto_msgTypes[6].OneofWrappers = []any{
+	file_mesh_mesh_proto_msgTypes[9].OneofWrappers = []any{
 		(*EgressException_Cidr)(nil),
 		(*EgressException_DnsName)(nil),
 	}
@@ -883,7 +1077,7 @@ func file_mesh_mesh_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mesh_mesh_proto_rawDesc), len(file_mesh_mesh_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   9,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	// maxTypes that one proxy may subscribe to; we publish six.
+	// maxTypes that one proxy may subscribe to; we publish seven.
 	maxTypes = 16
 	// streamsPerProxy: one, and some whose end has not been noticed yet.
 	streamsPerProxy = 8

@@ -23,11 +23,13 @@ const (
 	Address       = "type.googleapis.com/istio.workload.Address"
 	Authorization = "type.googleapis.com/istio.security.Authorization"
 	TrustBundle   = "type.googleapis.com/ambit.mesh.TrustBundle"
-	Config        = "type.googleapis.com/ambit.mesh.Config"
-	Namespace     = "type.googleapis.com/ambit.mesh.Namespace"
-	EgressPolicy  = "type.googleapis.com/ambit.mesh.EgressPolicy"
-	Binding       = "type.googleapis.com/ambit.mesh.Binding"
-	RequestPolicy = "type.googleapis.com/ambit.mesh.RequestPolicy"
+	// RevocationList: certificates that are accepted no longer.
+	RevocationList = "type.googleapis.com/ambit.mesh.RevocationList"
+	Config         = "type.googleapis.com/ambit.mesh.Config"
+	Namespace      = "type.googleapis.com/ambit.mesh.Namespace"
+	EgressPolicy   = "type.googleapis.com/ambit.mesh.EgressPolicy"
+	Binding        = "type.googleapis.com/ambit.mesh.Binding"
+	RequestPolicy  = "type.googleapis.com/ambit.mesh.RequestPolicy"
 )
 
 // versionBytes of the content hash are kept: enough that two contents of one

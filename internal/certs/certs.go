@@ -11,9 +11,10 @@
 // key asked for and chains to the trust bundle. A [Locker] keeps it for the next
 // process, which judges it by the same standards.
 //
-// Invariants: no expired certificate is ever used; a peer is accepted only if
-// its certificate chains to the bundle of that moment, bears exactly one SPIFFE
-// ID, of our own trust domain, and one of those expected where any are.
+// Invariants: no expired or revoked certificate is ever used; a peer is accepted
+// only if its certificate chains to the bundle of that moment, nothing on that way
+// is revoked, and it bears exactly one SPIFFE ID, of our own trust domain, and one
+// of those expected where any are. No session is resumed: each is judged anew.
 //
 // Which identities a node may have is the CA's decision.
 package certs
@@ -32,6 +33,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/ambit-mesh/ambit/internal/revocation"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 )
 
@@ -45,6 +47,9 @@ type Config struct {
 	// Retiring, if set, returns the fingerprints of those roots that sign no more:
 	// certificates below them are replaced ahead of their time.
 	Retiring func() []string
+	// Revoked, if set, returns what is revoked now: such peers are refused, and such
+	// certificates of our own replaced at once.
+	Revoked func() *revocation.List
 	// Locker keeps certificates for the next process; nil to start from nothing.
 	Locker Locker
 	Logger *slog.Logger
@@ -250,18 +255,21 @@ func (s *Store) Expires(id spiffe.ID) (time.Time, bool) {
 	return time.Time{}, false
 }
 
-// BundleChanged judges the held certificates by the bundle of now: what it no
-// longer vouches for is dropped and fetched anew; what chains to a root that
-// retires is replaced soon, and used until then.
+// BundleChanged judges the held certificates by the bundle and the revocations of
+// now: what is no longer vouched for, or is revoked, is dropped and fetched anew;
+// what chains to a root that retires is replaced soon, and used until then.
 func (s *Store) BundleChanged() {
 	roots := pool(s.config.Bundle())
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.trustHasChangedLocked()
 	for _, e := range s.entries {
-		if e.certificate != nil && chains(e.certificate, roots) != nil {
-			e.certificate = nil
-			e.announceLocked()
+		if e.certificate != nil {
+			if err := s.mayUse(e.certificate, roots); err != nil {
+				s.config.Logger.Warn("certificate dropped", "identity", e.id.String(), "error", err)
+				e.certificate = nil
+				e.announceLocked()
+			}
 		}
 		if e.certificate == nil || s.retiresLocked(e) {
 			e.hurry()

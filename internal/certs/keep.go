@@ -249,7 +249,7 @@ func (s *Store) fetch(ctx context.Context, id spiffe.ID) (*tls.Certificate, erro
 	if got, err := spiffe.FromCertificate(certificate.Leaf); err != nil || got != id {
 		return nil, fmt.Errorf("the CA's answer is for %s, not for %s (%v)", got, id, err)
 	}
-	if err := chains(certificate, pool(roots)); err != nil {
+	if err := s.mayUse(certificate, pool(roots)); err != nil {
 		return nil, fmt.Errorf("the CA's answer: %w", err)
 	}
 	certificate.PrivateKey = key

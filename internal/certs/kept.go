@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/ambit-mesh/ambit/internal/revocation"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 )
 
@@ -68,8 +69,14 @@ func (s *Store) recall(e *entry, had bool) *tls.Certificate {
 		s.config.Locker.Remove(name)
 		return nil
 	}
+	err = s.mayUse(certificate, pool(roots))
+	if errors.Is(err, revocation.ErrRevoked) {
+		s.config.Logger.Warn("kept certificate removed", "identity", name, "error", err)
+		s.config.Locker.Remove(name)
+		return nil
+	}
 	// A clock or a bundle may be right again later: then this is, too.
-	if err := chains(certificate, pool(roots)); err != nil {
+	if err != nil {
 		s.config.Logger.Info("kept certificate not used", "identity", name, "error", err)
 		return nil
 	}

@@ -64,7 +64,7 @@ func (s *Store) verify(state tls.ConnectionState, self spiffe.ID, expected []spi
 	}
 	leaf := state.PeerCertificates[0]
 	intermediates := pool(state.PeerCertificates[1:])
-	if err := verifyChain(leaf, intermediates, pool(s.config.Bundle()), usage); err != nil {
+	if err := s.verifyChain(leaf, intermediates, pool(s.config.Bundle()), usage); err != nil {
 		return fmt.Errorf("peer's certificate: %w", err)
 	}
 	peer, err := spiffe.FromCertificate(leaf)
@@ -96,8 +96,8 @@ func pool(certificates []*x509.Certificate) *x509.CertPool {
 	return p
 }
 
-// chains tells whether our own certificate is one that peers will accept.
-func chains(certificate *tls.Certificate, roots *x509.CertPool) error {
+// mayUse tells whether our own certificate is one that peers will accept.
+func (s *Store) mayUse(certificate *tls.Certificate, roots *x509.CertPool) error {
 	intermediates := x509.NewCertPool()
 	for _, der := range certificate.Certificate[1:] {
 		parsed, err := x509.ParseCertificate(der)
@@ -107,7 +107,7 @@ func chains(certificate *tls.Certificate, roots *x509.CertPool) error {
 		intermediates.AddCert(parsed)
 	}
 	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth} {
-		if err := verifyChain(certificate.Leaf, intermediates, roots, usage); err != nil {
+		if err := s.verifyChain(certificate.Leaf, intermediates, roots, usage); err != nil {
 			return err
 		}
 	}
@@ -131,9 +131,13 @@ func rootOf(certificate *tls.Certificate, roots *x509.CertPool) string {
 	return hex.EncodeToString(sum[:])
 }
 
-func verifyChain(leaf *x509.Certificate, intermediates, roots *x509.CertPool, usage x509.ExtKeyUsage) error {
-	_, err := leaf.Verify(x509.VerifyOptions{
+// verifyChain finds the ways up to the roots, and whether something on them is revoked.
+func (s *Store) verifyChain(leaf *x509.Certificate, intermediates, roots *x509.CertPool, usage x509.ExtKeyUsage) error {
+	chains, err := leaf.Verify(x509.VerifyOptions{
 		Roots: roots, Intermediates: intermediates, CurrentTime: time.Now(), KeyUsages: []x509.ExtKeyUsage{usage},
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	return s.revoked().Check(chains)
 }

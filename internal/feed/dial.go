@@ -48,6 +48,12 @@ func (c *Client) connect() (*grpc.ClientConn, error) {
 			MinVersion: tls.VersionTLS13,
 			RootCAs:    roots,
 			ServerName: name,
+			VerifyConnection: func(state tls.ConnectionState) error {
+				if c.config.Revoked == nil {
+					return nil
+				}
+				return c.config.Revoked().Check(state.VerifiedChains)
+			},
 		})),
 		grpc.WithPerRPCCredentials(bearer{token: c.config.Token, clusterID: c.config.Node.ClusterID}),
 		grpc.WithContextDialer(dial),

@@ -118,7 +118,7 @@ func TestSavingIsDebounced(t *testing.T) {
 		if _, err := os.Stat(path); err == nil {
 			t.Error("an incomplete state was saved")
 		}
-		s.pushNothing(workload.TrustBundleType, workload.NamespaceType, workload.AuthorizationType, workload.EgressPolicyType)
+		s.pushNothing(workload.TrustBundleType, workload.RevocationListType, workload.NamespaceType, workload.AuthorizationType, workload.EgressPolicyType)
 		s.push(workload.ConfigType, nil, meshConfig)
 		time.Sleep(900 * time.Millisecond)
 		if _, err := os.Stat(path); err == nil {
@@ -323,7 +323,7 @@ func TestLostFileIsMadeAnew(t *testing.T) {
 					}
 				}
 				s.push(workload.ConfigType, nil, meshConfig)
-				s.pushNothing(workload.TrustBundleType, workload.NamespaceType, workload.AuthorizationType, workload.EgressPolicyType)
+				s.pushNothing(workload.TrustBundleType, workload.RevocationListType, workload.NamespaceType, workload.AuthorizationType, workload.EgressPolicyType)
 				time.Sleep(2 * time.Second)
 				if content, err := os.ReadFile(path); err == nil && len(content) != 100 {
 					t.Error("an incomplete state was saved")

@@ -34,6 +34,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/ambit-mesh/ambit/internal/revocation"
 	"github.com/ambit-mesh/ambit/internal/workload"
 )
 
@@ -48,6 +49,8 @@ type Config struct {
 	// Roots that the controller's certificate must chain to. Called for every
 	// connection; nil means that there are none yet.
 	Roots func() *x509.CertPool
+	// Revoked says what is revoked, the controller's own certificate perhaps; optional.
+	Revoked func() *revocation.List
 	// Token that proves who asks. Called for every stream.
 	Token func() (string, error)
 	// Store to keep in step. Nobody else applies to it.

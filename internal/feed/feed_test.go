@@ -85,7 +85,7 @@ func TestSynced(t *testing.T) {
 		s := c.accept()
 		s.first()
 		s.push(workload.AddressType, nil, pod("cart", "10.244.1.7"))
-		s.pushNothing(workload.EgressPolicyType, workload.AuthorizationType, workload.NamespaceType)
+		s.pushNothing(workload.EgressPolicyType, workload.AuthorizationType, workload.NamespaceType, workload.RevocationListType)
 		s.push(workload.TrustBundleType, nil, &mesh.TrustBundle{TrustDomain: "cluster.local", Roots: []string{c.ca.pem()}})
 		if isSynced(f) || f.Connected() {
 			t.Error("synced before the last type came")

@@ -244,7 +244,7 @@ func TestOnDemand(t *testing.T) {
 			}
 		}
 		s.push(workload.ConfigType, nil, meshConfig)
-		s.pushNothing(workload.TrustBundleType, workload.NamespaceType, workload.AuthorizationType, workload.EgressPolicyType)
+		s.pushNothing(workload.TrustBundleType, workload.RevocationListType, workload.NamespaceType, workload.AuthorizationType, workload.EgressPolicyType)
 		if !isSynced(f) || !f.Connected() {
 			t.Error("not synced, though addresses come on demand")
 		}

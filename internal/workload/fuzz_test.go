@@ -1,6 +1,7 @@
 package workload_test
 
 import (
+	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -13,7 +14,7 @@ import (
 )
 
 var types = []string{
-	workload.AddressType, workload.AuthorizationType, workload.TrustBundleType, workload.ConfigType, workload.NamespaceType, workload.EgressPolicyType,
+	workload.AddressType, workload.AuthorizationType, workload.TrustBundleType, workload.ConfigType, workload.RevocationListType, workload.NamespaceType, workload.EgressPolicyType,
 }
 
 // FuzzApply: whatever the bytes of a resource of any type, a store neither panics
@@ -31,6 +32,11 @@ func FuzzApply(f *testing.F) {
 	add(workload.AddressType, service(nil))
 	add(workload.ConfigType, &mesh.Config{TrustDomain: "cluster.local", ClusterId: "k", PodRanges: []string{"10.0.0.0/8", "fd00::/16"}})
 	add(workload.TrustBundleType, &mesh.TrustBundle{TrustDomain: "cluster.local", Roots: []string{"-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n"}})
+	add(workload.RevocationListType, &mesh.RevocationList{
+		TrustDomain:  "cluster.local",
+		Certificates: []*mesh.RevokedCertificates{{Issuer: strings.Repeat("0a", 32), Serials: []string{"1", "ff00"}}},
+		Identities:   []*mesh.RevokedIdentity{{Identity: "spiffe://cluster.local/ns/shop/sa/web", BegunBefore: 1}},
+	})
 	add(workload.AuthorizationType, &security.Authorization{Name: "a", Namespace: "shop", Scope: security.Scope_NAMESPACE, Action: security.Action_DENY})
 	f.Fuzz(func(t *testing.T, kind uint, name string, body []byte) {
 		typeURL := types[kind%uint(len(types))]
@@ -47,8 +53,8 @@ func FuzzApply(f *testing.F) {
 				t.Fatal("rejected without a reason")
 			}
 		}
-		if typeURL == workload.ConfigType {
-			return // what the mesh is stays known when it is not said any more
+		if typeURL == workload.ConfigType || typeURL == workload.RevocationListType {
+			return // what the mesh is, and whom it refuses, stays known when it is not said any more
 		}
 		store.Apply(workload.Delta{Type: typeURL, Removed: []string{name}})
 		if got, want := store.Snapshot().Version(), workload.NewStore().Snapshot().Version(); got != want {

@@ -28,17 +28,18 @@ import (
 
 // Type URLs of the resources that make up a mesh.
 const (
-	AddressType       = "type.googleapis.com/istio.workload.Address"
-	AuthorizationType = "type.googleapis.com/istio.security.Authorization"
-	TrustBundleType   = "type.googleapis.com/ambit.mesh.TrustBundle"
-	ConfigType        = "type.googleapis.com/ambit.mesh.Config"
-	NamespaceType     = "type.googleapis.com/ambit.mesh.Namespace"
-	EgressPolicyType  = "type.googleapis.com/ambit.mesh.EgressPolicy"
+	AddressType        = "type.googleapis.com/istio.workload.Address"
+	AuthorizationType  = "type.googleapis.com/istio.security.Authorization"
+	TrustBundleType    = "type.googleapis.com/ambit.mesh.TrustBundle"
+	RevocationListType = "type.googleapis.com/ambit.mesh.RevocationList"
+	ConfigType         = "type.googleapis.com/ambit.mesh.Config"
+	NamespaceType      = "type.googleapis.com/ambit.mesh.Namespace"
+	EgressPolicyType   = "type.googleapis.com/ambit.mesh.EgressPolicy"
 )
 
 // Types lists all of them, in the order in which a client asks for them: what
 // other types are judged by comes first.
-var Types = [...]string{ConfigType, TrustBundleType, NamespaceType, AuthorizationType, EgressPolicyType, AddressType}
+var Types = [...]string{ConfigType, TrustBundleType, RevocationListType, NamespaceType, AuthorizationType, EgressPolicyType, AddressType}
 
 const (
 	// ConfigName is the name of the one Config resource.

@@ -198,6 +198,16 @@ func TestMalformedResourcesAreRejected(t *testing.T) {
 		{&mesh.TrustBundle{TrustDomain: "cluster.local"}, "roots: empty"},
 		{&mesh.TrustBundle{TrustDomain: "cluster.local", Roots: []string{"junk"}}, "roots[0]: no PEM"},
 		{&mesh.Config{}, "trust_domain: empty"},
+		{&mesh.RevocationList{}, "trust_domain"},
+		{revoked("", "1"), `issuer ""`},
+		{revoked(strings.Repeat("A0", 32), "1"), "issuer"},
+		{revoked(strings.Repeat("a0", 32)), "certificates[0].serials: empty"},
+		{revoked(strings.Repeat("a0", 32), "01"), "leading zeros"},
+		{revoked(strings.Repeat("a0", 32), "1", "FF"), "only hex digits"},
+		{revoked(strings.Repeat("a0", 32), ""), "a positive number"},
+		{revoked(strings.Repeat("a0", 32), strings.Repeat("f", 41)), "41 hex digits"},
+		{&mesh.RevocationList{TrustDomain: "cluster.local", Identities: []*mesh.RevokedIdentity{{Identity: "web", BegunBefore: 1}}}, "identities[0].identity"},
+		{&mesh.RevocationList{TrustDomain: "cluster.local", Identities: []*mesh.RevokedIdentity{{Identity: "spiffe://cluster.local/ns/shop/sa/web"}}}, "a moment is needed"},
 		{&mesh.Config{TrustDomain: "cluster.local", PodRanges: []string{"10.244.0.0/16", "10.244"}}, "pod_ranges[1]"},
 	}
 	for _, test := range tests {
@@ -215,6 +225,11 @@ func TestMalformedResourcesAreRejected(t *testing.T) {
 			t.Errorf("%s: %d resources in force", test.field, got)
 		}
 	}
+}
+
+// revoked is a list with what one issuer signed.
+func revoked(issuer string, serials ...string) *mesh.RevocationList {
+	return &mesh.RevocationList{TrustDomain: "cluster.local", Certificates: []*mesh.RevokedCertificates{{Issuer: issuer, Serials: serials}}}
 }
 
 // A resource must carry the name it is removed by, and be of its stream's type.

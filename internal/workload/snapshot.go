@@ -7,6 +7,8 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+
+	"github.com/ambit-mesh/ambit/internal/revocation"
 )
 
 // Snapshot is the mesh at one moment. It never changes; lists that it returns
@@ -22,6 +24,7 @@ type Snapshot struct {
 
 	authorizations *authorizations
 	bundles        map[string]bundle
+	revocations    map[string]named[*revocation.List]
 	namespaces     map[string]named[Namespace]
 	egress         map[string]named[*EgressPolicy]
 	config         meshConfig
@@ -137,6 +140,10 @@ func (s *Snapshot) TrustBundle() []*x509.Certificate { return s.bundles[s.config
 // more: SHA-256, in hex.
 func (s *Snapshot) RetiringRoots() []string { return s.bundles[s.config.trustDomain].retiring }
 
+// Revoked is what the mesh's own trust domain has revoked; nil, which revokes
+// nothing, while none is known.
+func (s *Snapshot) Revoked() *revocation.List { return s.revocations[s.config.trustDomain].value }
+
 // InPodRange tells whether pods get addresses like this one.
 func (s *Snapshot) InPodRange(addr netip.Addr) bool {
 	addr = normal(addr)
@@ -183,6 +190,8 @@ func (s *Snapshot) Count(typeURL string) int {
 		return len(s.authorizations.byName)
 	case TrustBundleType:
 		return len(s.bundles)
+	case RevocationListType:
+		return len(s.revocations)
 	case NamespaceType:
 		return len(s.namespaces)
 	case EgressPolicyType:

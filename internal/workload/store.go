@@ -81,6 +81,8 @@ func (s *Store) Apply(d Delta) (rejected []Rejection) {
 			rejected = e.applyAuthorizations(d)
 		case TrustBundleType:
 			rejected = e.applyBundles(d)
+		case RevocationListType:
+			rejected = e.applyRevocations(d)
 		case NamespaceType:
 			next.namespaces, rejected = applyNamed(&e, d, next.namespaces, func() *mesh.Namespace { return &mesh.Namespace{} }, parseNamespace)
 		case EgressPolicyType:

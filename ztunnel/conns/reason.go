@@ -1,6 +1,10 @@
 package conns
 
-import "errors"
+import (
+	"errors"
+
+	"github.com/ambit-mesh/ambit/internal/revocation"
+)
 
 // Reason says why a connection ended or was refused. It is the same word in the
 // access log and in the metrics. The words of relay and route, and what hbone
@@ -20,6 +24,8 @@ const (
 	WaypointBypassed Reason = "WaypointBypassed"
 	// Distrusted: the peer's certificate is no longer one to be trusted.
 	Distrusted Reason = "Distrusted"
+	// Revoked: the peer's certificate, or that of an authority above it, is revoked.
+	Revoked Reason = "Revoked"
 	// EgressDenied: policy does not let it out of the mesh, or no longer.
 	EgressDenied Reason = "EgressDenied"
 	// EgressUnknown: a policy that decides on it has not come.
@@ -73,7 +79,7 @@ func (r Reason) Flags() string {
 		return "DENY"
 	}
 	switch r {
-	case TLSFailed:
+	case TLSFailed, Revoked, Distrusted:
 		return "TLS_FAILURE"
 	case IdentityFailed:
 		return "IDENTITY_ERROR"
@@ -95,6 +101,22 @@ func Fail(reason Reason, err error) *Failure { return &Failure{reason, err} }
 
 func (f *Failure) Error() string { return f.Err.Error() }
 func (f *Failure) Unwrap() error { return f.Err }
+
+// FailHandshake makes a Failure of why a peer was not authenticated.
+func FailHandshake(err error) *Failure {
+	if errors.Is(err, revocation.ErrRevoked) {
+		return Fail(Revoked, err)
+	}
+	return Fail(TLSFailed, err)
+}
+
+// Distrust makes a Failure of why a peer that was authenticated is trusted no longer.
+func Distrust(err error) *Failure {
+	if errors.Is(err, revocation.ErrRevoked) {
+		return Fail(Revoked, err)
+	}
+	return Fail(Distrusted, err)
+}
 
 // ReasonOf is the innermost reason that err was given, or else ConnectFailed.
 func ReasonOf(err error) Reason {

@@ -52,7 +52,7 @@ func (p *peers) follow(state tls.ConnectionState, accepted time.Time, cut contex
 
 func (p *peers) judge(one *peer) {
 	if err := p.trust.Trusts(one.state, one.accepted); err != nil {
-		one.cut(conns.Fail(conns.Distrusted, err))
+		one.cut(conns.Distrust(err))
 	}
 }
 

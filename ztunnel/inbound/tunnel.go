@@ -121,7 +121,7 @@ func (l *Listener) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, spif
 	case ownErr != nil:
 		return conn, spiffe.ID{}, conns.Fail(conns.IdentityFailed, ownErr)
 	case err != nil:
-		return conn, spiffe.ID{}, conns.Fail(conns.TLSFailed, fmt.Errorf("handshake: %w", err))
+		return conn, spiffe.ID{}, conns.FailHandshake(fmt.Errorf("handshake: %w", err))
 	}
 	peer, err := certs.PeerID(conn.ConnectionState())
 	if err != nil {

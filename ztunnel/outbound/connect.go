@@ -10,6 +10,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
 	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
+	"github.com/ambit-mesh/ambit/ztunnel/pool"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
 	"github.com/ambit-mesh/ambit/ztunnel/route"
 )
@@ -33,6 +34,8 @@ const (
 type upstream struct {
 	conn  relay.Conn
 	lease *endpoints.Lease
+	// tunnel is set if conn is a stream in one.
+	tunnel *pool.Stream
 	// local is set if the far side is a pod of this node.
 	local LocalConn
 }
@@ -83,7 +86,7 @@ func anotherMay(up route.Upstream, err error) bool {
 		return false
 	}
 	switch conns.ReasonOf(err) {
-	case conns.ConnectFailed, conns.TunnelFailed, conns.TLSFailed, conns.TunnelRefused, conns.DeliveryFailed:
+	case conns.ConnectFailed, conns.TunnelFailed, conns.TLSFailed, conns.Revoked, conns.TunnelRefused, conns.DeliveryFailed:
 		return true
 	case conns.Drained, conns.UnknownTarget, conns.BadTarget, conns.PolicyMissing:
 		// A pod of this node said so; that of another one would refuse the tunnel.

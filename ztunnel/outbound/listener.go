@@ -86,6 +86,9 @@ func (l *Listener) carry(cut context.Context, attempt *conns.Attempt, app *net.T
 	if err := l.mayStay(attempt); err != nil {
 		conn.Cut(conns.ReasonOf(err), err)
 	}
+	if up.tunnel != nil {
+		up.tunnel.OnDistrust(func(err error) { conn.Cut(conns.ReasonOf(err), err) })
+	}
 	var meter relay.Meter = conn
 	if up.local != nil {
 		meter = both{conn, up.local}

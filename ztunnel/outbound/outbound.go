@@ -54,6 +54,14 @@ type Local interface {
 	Deliver(ctx context.Context, target *workload.Workload, src LocalSource, dst netip.AddrPort) (LocalConn, error)
 }
 
+// Trust says whose certificates are trusted now.
+type Trust interface {
+	// Trusts judges a peer that was accepted at some time.
+	Trusts(peer tls.ConnectionState, accepted time.Time) error
+	// TrustChanged is closed once the answers may be others.
+	TrustChanged() <-chan struct{}
+}
+
 // LocalSource is who opens a connection to a pod of the same node.
 type LocalSource struct {
 	Workload *workload.Workload
@@ -82,6 +90,8 @@ type Config struct {
 	// TLS makes the configuration, by GetClientCertificate, with which the pod's
 	// identity connects to a peer that is one of expected.
 	TLS func(expected ...spiffe.ID) *tls.Config
+	// Trust is asked again about the far ends of live tunnels.
+	Trust Trust
 	// Source is the pod that the Listener belongs to, from what its own node
 	// knows of it. Nil is refused.
 	Source   func() *workload.Workload
@@ -117,7 +127,7 @@ type Listener struct {
 func New(cfg Config) *Listener {
 	l := &Listener{cfg: cfg, server: listen.New(cfg.Listener, listen.Limit, cfg.Logger)}
 	l.preparations.byEnds, l.preparations.live = map[ends]*preparation{}, map[ends]int{}
-	l.pool = pool.New(pool.Config{Dial: l.dialTunnel, Metrics: cfg.PoolMetrics, Logger: cfg.Logger})
+	l.pool = pool.New(pool.Config{Dial: l.dialTunnel, Trust: peerTrust{cfg.Trust}, Metrics: cfg.PoolMetrics, Logger: cfg.Logger})
 	if cfg.Hold != nil {
 		if err := cfg.Hold(l.take); err != nil {
 			cfg.Logger.Warn("connections are not held: the pod's applications do not see in connect(2) that nobody is there", "error", err)

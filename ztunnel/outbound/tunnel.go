@@ -30,7 +30,7 @@ func (l *Listener) openStream(ctx context.Context, source *workload.Workload, cl
 	var status *hbone.StatusError
 	switch {
 	case err == nil:
-		return upstream{conn: stream}, nil
+		return upstream{conn: stream, tunnel: stream}, nil
 	case errors.As(err, &failed):
 		return upstream{}, err
 	case errors.As(err, &status) && status.Code == 401:
@@ -39,6 +39,21 @@ func (l *Listener) openStream(ctx context.Context, source *workload.Workload, cl
 		return upstream{}, conns.Fail(conns.TunnelRefused, err)
 	}
 	return upstream{}, conns.Fail(conns.TunnelFailed, err)
+}
+
+// peerTrust judges a tunnel's far end, for the pool.
+type peerTrust struct{ Trust }
+
+// Trusts judges the far end of what dialTunnel returned.
+func (p peerTrust) Trusts(conn net.Conn, since time.Time) error {
+	peer, ok := conn.(*tls.Conn)
+	if !ok {
+		return conns.Fail(conns.Distrusted, fmt.Errorf("a tunnel over %T proves nothing", conn))
+	}
+	if err := p.Trust.Trusts(peer.ConnectionState(), since); err != nil {
+		return conns.Distrust(err)
+	}
+	return nil
 }
 
 // dialTunnel is the pool's Dial.
@@ -71,7 +86,7 @@ func (l *Listener) dialTunnel(ctx context.Context, target pool.Target) (net.Conn
 		return nil, conns.Fail(conns.IdentityFailed, ownErr)
 	case err != nil:
 		relay.Reset(raw)
-		return nil, conns.Fail(conns.TLSFailed, fmt.Errorf("handshake with %s: %w", target.Address, err))
+		return nil, conns.FailHandshake(fmt.Errorf("handshake with %s: %w", target.Address, err))
 	}
 	return conn, nil
 }

@@ -2,6 +2,7 @@ package pool
 
 import (
 	"context"
+	"net"
 	"slices"
 	"time"
 
@@ -48,7 +49,7 @@ func (p *Pool) dialLocked(g *group, target Target, waiting int) *dial {
 
 // dial belongs to no one who waits: it goes on if they give up.
 func (p *Pool) dial(g *group, d *dial, target Target) {
-	client, err := p.connect(target)
+	client, conn, since, err := p.connect(target)
 
 	p.mu.Lock()
 	g.dials = slices.DeleteFunc(g.dials, func(other *dial) bool { return other == d })
@@ -56,7 +57,7 @@ func (p *Pool) dial(g *group, d *dial, target Target) {
 		err = ErrClosed
 	}
 	if err == nil {
-		t := &tunnel{group: g, client: client, leases: d.waiting, since: time.Now()}
+		t := &tunnel{group: g, client: client, conn: conn, leases: d.waiting, since: since}
 		if t.leases == 0 {
 			p.idleLocked(t)
 		}
@@ -78,26 +79,27 @@ func (p *Pool) dial(g *group, d *dial, target Target) {
 	}
 }
 
-func (p *Pool) connect(target Target) (*hbone.Client, error) {
+// connect returns a tunnel, what it is over, and when its making began.
+func (p *Pool) connect(target Target) (client *hbone.Client, conn net.Conn, start time.Time, err error) {
 	ctx, cancel := context.WithTimeout(p.ctx, dialTimeout)
 	defer cancel()
-	start := time.Now()
-	conn, err := p.cfg.Dial(ctx, target)
+	start = time.Now()
+	conn, err = p.cfg.Dial(ctx, target)
 	if err != nil {
 		p.cfg.Metrics.dials.WithLabelValues("failed").Inc()
 		p.cfg.Logger.Debug("tunnel not established", "peer", target.Address, "error", err)
-		return nil, err
+		return nil, nil, start, err
 	}
-	client, err := hbone.NewClient(conn, hbone.Options{})
+	client, err = hbone.NewClient(conn, hbone.Options{})
 	if err != nil {
 		conn.Close()
 		p.cfg.Metrics.dials.WithLabelValues("failed").Inc()
-		return nil, err
+		return nil, nil, start, err
 	}
 	p.cfg.Metrics.dials.WithLabelValues("established").Inc()
 	p.cfg.Metrics.dialSeconds.Observe(time.Since(start).Seconds())
 	p.cfg.Logger.Debug("tunnel established", "peer", target.Address)
-	return client, nil
+	return client, conn, start, nil
 }
 
 // await returns the tunnel that d established, on which the caller has a lease.

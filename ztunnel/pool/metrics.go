@@ -33,7 +33,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "ambit_pool_dials_total", Help: "Outbound tunnels dialed, by result.",
 		}, []string{"result"}),
 		ends: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "ambit_pool_tunnel_ends_total", Help: "Outbound tunnels that ended: closed in order, silent peers, what a peer did, failed otherwise.",
+			Name: "ambit_pool_tunnel_ends_total", Help: "Outbound tunnels that ended: closed in order, silent peers, peers no longer trusted, what a peer did, failed otherwise.",
 		}, []string{"reason"}),
 		dialSeconds:      histogram("ambit_pool_dial_seconds", "Time to establish an outbound tunnel, TCP and TLS.", setUp),
 		handshakeSeconds: histogram("ambit_pool_handshake_seconds", "Time of the TLS handshake of an outbound tunnel.", setUp),

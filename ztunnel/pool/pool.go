@@ -2,6 +2,7 @@
 //
 //	pool.go     Open: a lease on a tunnel, a stream in it, at most one retry
 //	tunnel.go   a tunnel's leases, idleness and end
+//	trust.go    tunnels whose far ends are no longer trusted
 //	dial.go     one dial for all who wait for the same peer
 //	metrics.go  ambit_pool_*
 //
@@ -14,7 +15,7 @@
 //
 // Invariants: no lock is held while dialing or opening; a stream is asked for a
 // second time only if the peer is known not to have acted on it, and no more
-// than that; every stream that Open returns gives its lease back when it is
+// than that; a tunnel whose far end is no longer trusted is cut, with what is in it; every stream that Open returns gives its lease back when it is
 // closed or reset; when Close returns, every goroutine of the pool has ended.
 package pool
 
@@ -78,9 +79,18 @@ type Target struct {
 // TLS, and the far end proven to be one of target.Identities.
 type Dial func(ctx context.Context, target Target) (net.Conn, error)
 
+// Trust says whether a tunnel's far end is still to be trusted.
+type Trust interface {
+	// Trusts judges the far end of what Dial returned at some time.
+	Trusts(conn net.Conn, since time.Time) error
+	// TrustChanged is closed once the answers may be others.
+	TrustChanged() <-chan struct{}
+}
+
 // Config of a Pool. All fields are required.
 type Config struct {
 	Dial    Dial
+	Trust   Trust
 	Metrics *Metrics
 	Logger  *slog.Logger
 }
@@ -153,6 +163,7 @@ func (p *Pool) open(ctx context.Context, target Target, r hbone.Request, avoid *
 	}
 	stream, err := t.client.Open(ctx, r)
 	if err != nil {
+		err = p.explain(t, err)
 		p.release(t)
 		return nil, t, fmt.Errorf("open stream to %s through %s: %w", r.Authority, target.Address, err)
 	}

@@ -338,6 +338,7 @@ type rig struct {
 	failWith atomic.Pointer[error]
 	hold     sync.Mutex // held to keep dials from ending
 
+	trust     trust
 	listener  net.Listener
 	serving   sync.WaitGroup
 	serveConn func(context.Context, net.Conn)
@@ -363,8 +364,9 @@ func startWith(t *testing.T, serveConn func(context.Context, net.Conn)) *rig {
 		t.Fatal(err)
 	}
 	r := &rig{t: t, listener: l, serveConn: serveConn, target: Target{netip.MustParseAddrPort("192.0.2.1:15008"), []spiffe.ID{identity("web")}}}
+	r.trust.changed = make(chan struct{})
 	r.serving.Go(r.serve)
-	r.pool = New(Config{Dial: r.dial, Metrics: NewMetrics(prometheus.NewRegistry()), Logger: slog.New(slog.DiscardHandler)})
+	r.pool = New(Config{Dial: r.dial, Trust: &r.trust, Metrics: NewMetrics(prometheus.NewRegistry()), Logger: slog.New(slog.DiscardHandler)})
 	t.Cleanup(func() {
 		ended, cancel := context.WithCancel(context.Background())
 		cancel()

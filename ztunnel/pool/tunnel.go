@@ -2,6 +2,7 @@ package pool
 
 import (
 	"errors"
+	"net"
 	"slices"
 	"sync"
 	"time"
@@ -14,11 +15,16 @@ type tunnel struct {
 	// Fixed.
 	group  *group
 	client *hbone.Client
-	since  time.Time
+	conn   net.Conn  // what it is over
+	since  time.Time // when it was dialed
 
 	leases int
 	// idle runs while there are no leases.
 	idle *time.Timer
+	// distrusted is why its far end is trusted no longer, and cuts is what is to be
+	// called then, by stream.
+	distrusted error
+	cuts       map[*Stream]func(error)
 }
 
 // Stream is a stream on a lease.
@@ -46,7 +52,13 @@ func (s *Stream) Reset() error {
 func (s *Stream) release() {
 	s.once.Do(func() {
 		s.pool.cfg.Metrics.streams.Dec()
-		s.pool.release(s.tunnel)
+		s.pool.mu.Lock()
+		delete(s.tunnel.cuts, s)
+		finished := s.pool.releaseLocked(s.tunnel)
+		s.pool.mu.Unlock()
+		if finished {
+			s.tunnel.client.Close()
+		}
 	})
 }
 
@@ -115,18 +127,26 @@ func (p *Pool) closeIdle(t *tunnel) {
 	}
 }
 
-// watch removes a tunnel once it has ended, whoever ended it.
+// watch judges a tunnel's far end whenever trust changes, and removes the tunnel
+// once it has ended, whoever ended it.
 func (p *Pool) watch(t *tunnel) {
-	<-t.client.Done()
+	p.judge(t)
 	p.cfg.Metrics.tunnels.Dec()
 	p.cfg.Metrics.ageSeconds.Observe(time.Since(t.since).Seconds())
-	p.cfg.Metrics.ends.WithLabelValues(endOf(t.client.Err())).Inc()
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.cfg.Metrics.ends.WithLabelValues(t.endLocked()).Inc()
 	p.removeLocked(t)
 	if t.idle != nil {
 		t.idle.Stop()
 	}
+}
+
+func (t *tunnel) endLocked() string {
+	if t.distrusted != nil {
+		return "distrusted"
+	}
+	return endOf(t.client.Err())
 }
 
 // endOf is why a tunnel ended, as the metric has it.

@@ -22,6 +22,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/certs"
 	"github.com/ambit-mesh/ambit/internal/certs/certstest"
 	"github.com/ambit-mesh/ambit/internal/quota"
+	"github.com/ambit-mesh/ambit/internal/revocation"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/internal/workload/workloadtest"
 	"github.com/ambit-mesh/ambit/ztunnel/conns"
@@ -120,7 +121,7 @@ func newMesh(t testing.TB, synced <-chan struct{}) *Mesh {
 	})
 	m.egress = egress.NewMetrics(m.Metrics)
 	m.poolMetrics = pool.NewMetrics(m.Metrics)
-	m.Certs = certs.New(certs.Config{Fetch: m.CA.Fetch, Bundle: m.bundle, Logger: slog.New(slog.DiscardHandler)})
+	m.Certs = certs.New(certs.Config{Fetch: m.CA.Fetch, Bundle: m.bundle, Revoked: func() *revocation.List { return m.Store.Snapshot().Revoked() }, Logger: slog.New(slog.DiscardHandler)})
 	m.run("certificates", m.Certs.Run)
 	m.Policy = policy.New(policy.Config{Snapshot: m.Store.Snapshot, Synced: synced, Logger: m.log, Registerer: m.Metrics})
 	m.run("policy", m.Policy.Run)
@@ -232,6 +233,14 @@ func (m *Mesh) Follow(c *conns.Conn) (forget func()) { return m.Policy.Follow(c)
 // Trust makes another authority's root the only one that is trusted.
 func (m *Mesh) Trust(ca *certstest.CA) {
 	m.trusted.Store(ca)
+	m.Certs.BundleChanged()
+}
+
+// Revoke makes a list the one in force.
+func (m *Mesh) Revoke(list *mesh.RevocationList) {
+	m.t.Helper()
+	list.TrustDomain = trustDomain
+	m.Publish(list)
 	m.Certs.BundleChanged()
 }
 

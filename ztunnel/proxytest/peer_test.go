@@ -3,6 +3,7 @@ package proxytest
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"io"
 	"net"
 	"net/http"
@@ -211,12 +212,13 @@ func (c *caller) connect(t *testing.T, server *Pod, authority, body string) (sta
 	return response.StatusCode, string(all)
 }
 
-// serveHTTP2 stands in for the pod's tunnel end.
-func serveHTTP2(t *testing.T, m *Mesh, p *Pod, handler http.HandlerFunc) {
+// serveHTTP2 stands in for the pod's tunnel end, and returns the certificate that it shows.
+func serveHTTP2(t *testing.T, m *Mesh, p *Pod, handler http.HandlerFunc) *x509.Certificate {
 	t.Helper()
+	certificate := m.CA.Issue(p.ID, time.Hour)
 	l := p.Listen(15008)
 	s := &http.Server{Handler: handler, TLSConfig: &tls.Config{
-		Certificates: []tls.Certificate{m.CA.Issue(p.ID, time.Hour)},
+		Certificates: []tls.Certificate{certificate},
 		ClientAuth:   tls.RequireAnyClientCert,
 		NextProtos:   []string{"h2"},
 	}}
@@ -225,6 +227,7 @@ func serveHTTP2(t *testing.T, m *Mesh, p *Pod, handler http.HandlerFunc) {
 	}
 	go s.ServeTLS(l, "", "")
 	t.Cleanup(func() { s.Close() })
+	return certificate.Leaf
 }
 
 func addrOf(p *Pod, port uint16) string { return netip.AddrPortFrom(p.Addr, port).String() }

@@ -134,6 +134,7 @@ func (p *Pod) StartOutbound() {
 		Listener:     listen(p.mesh, ":"+strconv.Itoa(int(p.captured))),
 		Dialer:       p.Capture,
 		TLS:          func(expected ...spiffe.ID) *tls.Config { return p.mesh.Certs.ClientConfig(p.ID, expected...) },
+		Trust:        p.mesh.Certs,
 		Source:       p.workload,
 		Snapshot:     p.mesh.Store.Snapshot,
 		Lookup:       p.mesh.Lookup,

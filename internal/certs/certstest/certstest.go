@@ -25,6 +25,8 @@ type CA struct {
 	t    testing.TB
 	root *x509.Certificate
 	key  crypto.Signer
+	// cert signs: the root, or an intermediate, which then goes along with each leaf.
+	cert *x509.Certificate
 	// TTL of what Fetch signs.
 	TTL time.Duration
 }
@@ -46,7 +48,37 @@ func NewCA(t testing.TB, trustDomain string) *CA {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &CA{t: t, root: root, key: key, TTL: 24 * time.Hour}
+	return &CA{t: t, root: root, cert: root, key: key, TTL: 24 * time.Hour}
+}
+
+// Intermediate makes an authority below the same root.
+func (ca *CA) Intermediate() *CA {
+	ca.t.Helper()
+	key := newKey(ca.t)
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber: serial(ca.t), Subject: pkix.Name{CommonName: "test intermediate"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(365 * 24 * time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}, ca.root, key.Public(), ca.key)
+	if err != nil {
+		ca.t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		ca.t.Fatal(err)
+	}
+	return &CA{t: ca.t, root: ca.root, cert: cert, key: key, TTL: ca.TTL}
+}
+
+// Certificate returns what signs: the root, or an intermediate's.
+func (ca *CA) Certificate() *x509.Certificate { return ca.cert }
+
+// below are the certificates between a leaf and the root.
+func (ca *CA) below() [][]byte {
+	if ca.cert == ca.root {
+		return nil
+	}
+	return [][]byte{ca.cert.Raw}
 }
 
 // Issue returns a certificate and key for id, valid from now for ttl.
@@ -61,7 +93,7 @@ func (ca *CA) Issue(id spiffe.ID, ttl time.Duration) tls.Certificate {
 	if err != nil {
 		ca.t.Fatal(err)
 	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
+	return tls.Certificate{Certificate: append([][]byte{der}, ca.below()...), PrivateKey: key, Leaf: leaf}
 }
 
 // Fetch signs a request, as certs.Config.Fetch wants it.
@@ -81,7 +113,11 @@ func (ca *CA) Fetch(_ context.Context, id spiffe.ID, csrPEM []byte) ([]string, e
 	if err != nil {
 		return nil, err
 	}
-	return []string{PEM(der), PEM(ca.root.Raw)}, nil
+	chain := []string{PEM(der)}
+	for _, above := range ca.below() {
+		chain = append(chain, PEM(above))
+	}
+	return append(chain, PEM(ca.root.Raw)), nil
 }
 
 // Bundle returns the roots, as certs.Config.Bundle wants it.
@@ -97,7 +133,7 @@ func (ca *CA) sign(key crypto.PublicKey, names []*url.URL, ttl time.Duration) ([
 		NotBefore: time.Now(), NotAfter: time.Now().Add(ttl),
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}, ca.root, key, ca.key)
+	}, ca.cert, key, ca.key)
 }
 
 func newKey(t testing.TB) *ecdsa.PrivateKey {

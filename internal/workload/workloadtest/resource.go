@@ -20,7 +20,7 @@ import (
 )
 
 // Resource of a message: *api.Workload, *api.Service, *mesh.Config,
-// *mesh.TrustBundle, *mesh.Namespace, *mesh.EgressPolicy or *security.Authorization. Its version is a hash of its contents.
+// *mesh.TrustBundle, *mesh.RevocationList, *mesh.Namespace, *mesh.EgressPolicy or *security.Authorization. Its version is a hash of its contents.
 func Resource(t testing.TB, message proto.Message) workload.Resource {
 	t.Helper()
 	var (
@@ -44,6 +44,8 @@ func Resource(t testing.TB, message proto.Message) workload.Resource {
 	case *mesh.Config:
 		name = workload.ConfigName
 	case *mesh.TrustBundle:
+		name = m.GetTrustDomain()
+	case *mesh.RevocationList:
 		name = m.GetTrustDomain()
 	case *mesh.Namespace:
 		name = m.GetName()
