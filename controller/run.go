@@ -133,7 +133,7 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 	p.push = push.New(push.Config{
 		Authenticator: pushAuthenticator{p.authenticator},
 		Namespace:     s.namespace, ServiceAccount: ca.TunnelServiceAccount,
-		Answered: func() { p.policies.Changed(); p.keeper.Changed() },
+		Answered: func() { p.policies.Changed(); p.keeper.Changed(); p.revoker.Changed() },
 		Logger:   logger, Registerer: registry,
 	})
 	p.policies = policy.New(policy.Config{

@@ -198,9 +198,9 @@ func TestThePluginsListIsFollowed(t *testing.T) {
 			l.RevokedCertificateEntries = []x509.RevocationListEntry{{SerialNumber: h.last.cert.SerialNumber, RevocationTime: start}}
 		}))
 		expect("one that revokes what signs", true, CRLInvalid)
-		put(revoking(20, func(l *x509.RevocationList) { l.NextUpdate = start.Add(time.Hour) }))
+		put(revoking(20, func(l *x509.RevocationList) { l.NextUpdate = start.Add(5 * time.Minute) }))
 		expect("a newer one", true, "")
-		pass(2 * time.Hour)
+		pass(5 * time.Minute)
 		expect("when it should have been succeeded", true, CRLStale)
 		put(revoking(30, func(l *x509.RevocationList) { l.RevokedCertificateEntries = nil }))
 		expect("a newer one without it", false, "")

@@ -43,6 +43,8 @@ const (
 const (
 	// revokeInterval is how soon a changed CRL is seen, and the end of an entry.
 	revokeInterval = 2 * time.Second
+	// revokePause is how long requests and answers of nodes are gathered.
+	revokePause = 50 * time.Millisecond
 	// rewatchPause is how soon the ConfigMap is watched again after that ended.
 	rewatchPause = time.Second
 	// maxRequests are taken at a time.
@@ -108,6 +110,7 @@ type Revoker struct {
 	problem  error
 	logged   string // its text, so that each trouble is logged once
 	annotate bool   // the annotation may be of another version
+	waiting  bool   // for nodes
 }
 
 // NewRevoker returns one that has read nothing yet.
@@ -128,6 +131,23 @@ func (r *Revoker) Message() *meshapi.RevocationList {
 		return nil
 	}
 	return r.revoked.message(r.cfg.TrustDomain)
+}
+
+// Changed has the leader look again: nodes answered, perhaps.
+func (r *Revoker) Changed() {
+	r.mu.Lock()
+	waiting := r.waiting
+	r.mu.Unlock()
+	if waiting {
+		r.hurry()
+	}
+}
+
+func (r *Revoker) hurry() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
 }
 
 // Ready is closed once the list is known. Before that nobody is to be served.
@@ -155,6 +175,11 @@ func (r *Revoker) RunLeader(ctx context.Context) error {
 			return nil
 		case <-ticker.C:
 		case <-r.wake:
+			// Requests come together, and so do nodes' answers: one look for all of them.
+			select {
+			case <-time.After(revokePause):
+			case <-ctx.Done():
+			}
 		}
 	}
 }
@@ -182,10 +207,7 @@ func (r *Revoker) wakeUp(ctx context.Context, watching watch.Interface) {
 			if !more {
 				return
 			}
-			select {
-			case r.wake <- struct{}{}:
-			default:
-			}
+			r.hurry()
 		case <-ctx.Done():
 			return
 		}
@@ -452,6 +474,9 @@ func (r *Revoker) status(next Revoked, problem error) RevokedStatus {
 		s.Waiting = r.cfg.Behind(next.message(r.cfg.TrustDomain))
 	}
 	r.metrics.waiting.Set(float64(len(s.Waiting)))
+	r.mu.Lock()
+	r.waiting = len(s.Waiting) > 0
+	r.mu.Unlock()
 	if p, ok := errors.AsType[*Problem](problem); ok {
 		s.Problem = &ProblemStatus{Code: string(p.Code), Object: p.Object, Field: p.Field, Detail: p.Detail, Fix: p.Fix}
 	}

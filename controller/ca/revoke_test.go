@@ -146,16 +146,39 @@ func TestAnIdentityIsRevokedUpToNow(t *testing.T) {
 		if len(message.GetIdentities()) != 1 || message.GetIdentities()[0].GetIdentity() != webID.String() {
 			t.Errorf("data planes are sent %v", message)
 		}
-		// The entry ends with the last certificate that it is about.
-		pass(retireAfter - time.Minute)
-		if r.authority.revocations().Len() != 1 {
-			t.Error("dropped before the last certificate ended")
-		}
-		pass(2 * time.Minute)
-		if n := r.authority.revocations().Len(); n != 0 || len(r.revoker.Message().GetIdentities()) != 0 {
-			t.Errorf("%d entries after that", n)
-		}
 	})
+}
+
+// An entry ends with the last certificate that it is about, and no sooner.
+func TestEntriesEndWithTheirCertificates(t *testing.T) {
+	root := testRoot(t)
+	issuer, err := newIssuer(root, trustDomain, start)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := Revoked{Version: 1}.know(issuer)
+	for _, ask := range []RevokeRequest{{Serial: "1f"}, {Identity: webID.String()}} {
+		if list, err = list.revoke(ask, trustDomain, issuer, start); err != nil {
+			t.Fatal(err)
+		}
+	}
+	list.CRLs = []AcceptedCRL{{Expires: start.Add(48 * time.Hour), Serials: []string{"a"}}}
+	for _, c := range []struct {
+		after time.Duration
+		count int
+	}{{0, 3}, {maxLifetime, 3}, {retireAfter, 1}, {47 * time.Hour, 1}, {48 * time.Hour, 0}} {
+		if got := list.expire(start.Add(c.after)).count(); got != c.count {
+			t.Errorf("after %s %d are revoked, want %d", c.after, got, c.count)
+		}
+	}
+	if got := list.expire(start.Add(rootLifetime)).Issuers; len(got) != 0 {
+		t.Errorf("authorities that have ended are known: %v", got)
+	}
+	// What an intermediate signs ends with it: so does what is revoked of it.
+	late := issuer.cert.NotAfter.Add(-time.Hour)
+	if list, err = (Revoked{Version: 1}).know(issuer).revoke(RevokeRequest{Serial: "1f"}, trustDomain, issuer, late); err != nil || !list.Entries[0].Expires.Equal(issuer.cert.NotAfter) {
+		t.Errorf("%v, %+v", err, list.Entries)
+	}
 }
 
 func TestRevokedWithinOneSecond(t *testing.T) {
