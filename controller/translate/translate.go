@@ -40,6 +40,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/ambit-mesh/ambit/api/mesh"
 	"github.com/ambit-mesh/ambit/api/v1alpha1"
 	"github.com/ambit-mesh/ambit/controller/resource"
 )
@@ -64,6 +65,8 @@ type Input struct {
 	Roots []string
 	// Retiring are the fingerprints of those that sign no more.
 	Retiring []string
+	// Revoked is what is accepted no longer; nil while that is not known.
+	Revoked *mesh.RevocationList
 
 	Config Config
 }
