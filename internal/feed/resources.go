@@ -15,6 +15,8 @@ import (
 type resources struct {
 	// dirty tells the saver that something changed.
 	dirty chan struct{}
+	// types that there are. Fixed after newResources.
+	types []string
 	// onDisk: there is a disk, for which changes are kept. Fixed after newResources.
 	onDisk bool
 
@@ -35,24 +37,25 @@ type changes struct {
 	upserts map[string]map[string]*workload.Resource
 }
 
-func newResources(onDisk bool) *resources {
+func newResources(types []string, onDisk bool) *resources {
 	rs := &resources{
 		dirty:    make(chan struct{}, 1),
 		onDisk:   onDisk,
+		types:    types,
 		versions: map[string]map[string]string{},
 		rejected: map[string]map[string]workload.Resource{},
-		changes:  changes{upserts: noUpserts()},
+		changes:  changes{upserts: noUpserts(types)},
 	}
-	for _, t := range workload.Types {
+	for _, t := range types {
 		rs.versions[t] = map[string]string{}
 		rs.rejected[t] = map[string]workload.Resource{}
 	}
 	return rs
 }
 
-func noUpserts() map[string]map[string]*workload.Resource {
+func noUpserts(types []string) map[string]map[string]*workload.Resource {
 	upserts := map[string]map[string]*workload.Resource{}
-	for _, t := range workload.Types {
+	for _, t := range types {
 		upserts[t] = map[string]*workload.Resource{}
 	}
 	return upserts
@@ -131,11 +134,11 @@ func (rs *resources) take() (lacks changes, rejected map[string][]workload.Resou
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	rejected = map[string][]workload.Resource{}
-	for _, t := range workload.Types {
+	for _, t := range rs.types {
 		rejected[t] = slices.Collect(maps.Values(rs.rejected[t]))
 	}
 	lacks = rs.changes
-	rs.changes = changes{based: true, upserts: noUpserts()}
+	rs.changes = changes{based: true, upserts: noUpserts(rs.types)}
 	return lacks, rejected
 }
 
@@ -163,7 +166,7 @@ const noVersion = "lost"
 func (rs *resources) lost() {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
-	rs.changes = changes{upserts: noUpserts()}
+	rs.changes = changes{upserts: noUpserts(rs.types)}
 	for _, versions := range rs.versions {
 		for name := range versions {
 			versions[name] = noVersion
