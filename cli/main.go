@@ -3,7 +3,7 @@
 //	ambit install     apply the manifests, wait until every node captures
 //	ambit uninstall   remove everything, on the nodes too
 //	ambit check       coded checks, each with its reason and next step
-//	ambit ca          what signs, which roots are trusted; rotate both
+//	ambit ca          what signs, which roots are trusted, what is revoked; rotate, revoke
 //	ambit workloads   what the mesh observes of every pod
 //	ambit version     of this tool and of what the cluster runs
 //
@@ -191,10 +191,10 @@ func newWorkloads(g *target) *cobra.Command {
 }
 
 func newAuthority(g *target) *cobra.Command {
-	parent := &cobra.Command{Use: "ca", Short: "What signs for the mesh, and which roots it trusts"}
+	parent := &cobra.Command{Use: "ca", Short: "What signs for the mesh, which roots it trusts, and what is revoked"}
 	var output string
 	status := &cobra.Command{
-		Use: "status", Short: "Show roots, issuer, and what a rotation waits for", Args: cobra.NoArgs,
+		Use: "status", Short: "Show roots, issuer, what a rotation waits for, and what is revoked", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cluster, err := g.connect()
 			if err != nil {
@@ -227,8 +227,54 @@ func newAuthority(g *target) *cobra.Command {
 	rotate.Flags().BoolVar(&intermediate, "intermediate", false, "the intermediate that signs certificates")
 	rotate.MarkFlagsOneRequired("root", "intermediate")
 	rotate.MarkFlagsMutuallyExclusive("root", "intermediate")
-	parent.AddCommand(status, rotate)
+	parent.AddCommand(status, rotate, newRevoke(g))
 	return parent
+}
+
+func newRevoke(g *target) *cobra.Command {
+	var (
+		revocation authority.Revocation
+		pod        string
+		yes        bool
+		wait       time.Duration
+	)
+	cmd := &cobra.Command{
+		Use:   "revoke [SERIAL]",
+		Short: "Revoke a certificate, or all of an identity up to now: its live connections are cut, and it gets another one",
+		Example: "  ambit ca revoke 7d1f0c...                                   # a certificate, as `ambit workloads -o wide` shows it\n" +
+			"  ambit ca revoke --pod shop/web-1                            # the one that a pod has now\n" +
+			"  ambit ca revoke --identity spiffe://cluster.local/ns/shop/sa/web",
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				revocation.Serial = args[0]
+			}
+			if err := revocation.Check(pod); err != nil {
+				return err
+			}
+			cluster, err := g.connect()
+			if err != nil {
+				return err
+			}
+			if pod != "" {
+				if revocation.Serial, err = authority.SerialOf(cmd.Context(), cluster, pod); err != nil {
+					return err
+				}
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s is revoked: its live connections are cut, and whoever else has its key is refused.\n", revocation)
+			if !yes && !confirmed() {
+				return errors.New("not confirmed, nothing was revoked")
+			}
+			return authority.Revoke(cmd.Context(), cluster, revocation, wait, cmd.OutOrStdout())
+		},
+	}
+	cmd.Flags().StringVar(&revocation.Identity, "identity", "", "all certificates of this SPIFFE ID that were issued up to now")
+	cmd.Flags().StringVar(&pod, "pod", "", "the certificate that the pod `namespace/name` has now")
+	cmd.Flags().StringVar(&revocation.Issuer, "issuer", "", "key id of who signed the certificate (default: all that signed for workloads)")
+	cmd.Flags().StringVar(&revocation.Note, "note", "", "why, for whoever reads `ambit ca status`")
+	cmd.Flags().DurationVar(&wait, "wait", 30*time.Second, "how long to wait for the controller and the nodes")
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	return cmd
 }
 
 func newVersion(g *target) *cobra.Command {

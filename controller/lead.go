@@ -102,6 +102,7 @@ func (p *parts) leaderWork(ctx, force context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	defer context.AfterFunc(ctx, func() { p.leadership.held.Store(false) })()
 	group.Go(func() error { return p.keeper.RunLeader(ctx) })
+	group.Go(func() error { return p.revoker.RunLeader(ctx) })
 	group.Go(func() error { return p.reports.Run(ctx) })
 	group.Go(func() error { return p.status.RunLeader(ctx) })
 	group.Go(func() error { return p.policies.RunLeader(ctx) })
@@ -121,10 +122,12 @@ func (p *parts) leaderWork(ctx, force context.Context) error {
 // may have published.
 func (p *parts) takeOver(ctx context.Context) error {
 	began := time.Now()
-	select {
-	case <-p.status.TakenOver():
-	case <-ctx.Done():
-		return ctx.Err()
+	for _, known := range []<-chan struct{}{p.status.TakenOver(), p.revoker.Ready()} {
+		select {
+		case <-known:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 	if err := p.sources.CatchUp(ctx, p.logger); err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	meshapi "github.com/ambit-mesh/ambit/api/mesh"
 	"github.com/ambit-mesh/ambit/controller/ca"
 	"github.com/ambit-mesh/ambit/controller/push"
 	"github.com/ambit-mesh/ambit/controller/report"
@@ -29,7 +30,8 @@ type publisher struct {
 	server    *push.Server
 	changes   *watch.Trigger
 	config    translate.Config
-	trust     func() ca.Bundle       // set before Run
+	trust     func() ca.Bundle // set before Run
+	revoked   func() *meshapi.RevocationList
 	published func()                 // told of every publication
 	outcomes  func(translate.Result) // told what became of the objects in it
 	logger    *slog.Logger
@@ -47,7 +49,7 @@ func newPublisher(sources *watch.Sources, captures captures, server *push.Server
 	config translate.Config, logger *slog.Logger, registerer prometheus.Registerer) *publisher {
 	p := &publisher{
 		sources: sources, captures: captures, server: server, changes: changes, config: config,
-		trust: func() ca.Bundle { return ca.Bundle{} }, published: func() {}, outcomes: func(translate.Result) {}, logger: logger, another: make(chan struct{}),
+		trust: func() ca.Bundle { return ca.Bundle{} }, revoked: func() *meshapi.RevocationList { return nil }, published: func() {}, outcomes: func(translate.Result) {}, logger: logger, another: make(chan struct{}),
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "ambit_translate_seconds", Help: "From a look at Kubernetes to a publication.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 4, 8), // 0.5 ms to 8 s
@@ -119,7 +121,7 @@ func (p *publisher) publish() {
 		EgressPolicies: objects.EgressPolicies,
 		Gateways:       objects.Gateways,
 		Routes:         translate.Routes{HTTP: objects.HTTPRoutes, GRPC: objects.GRPCRoutes, TLS: objects.TLSRoutes, TCP: objects.TCPRoutes},
-		Captured:       captured, Roots: trust.Roots, Retiring: trust.Retiring, Config: p.config,
+		Captured:       captured, Roots: trust.Roots, Retiring: trust.Retiring, Revoked: p.revoked(), Config: p.config,
 	})
 	p.complain(err)
 	publication := p.server.Publish(result.Resources)

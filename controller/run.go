@@ -97,6 +97,7 @@ type parts struct {
 	root          *ca.RootStore
 	authority     *ca.Authority
 	keeper        *ca.Keeper
+	revoker       *ca.Revoker
 	push          *push.Server
 	reports       *report.Registry
 	status        *status.Reconciler
@@ -142,7 +143,7 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 		Authenticator: pushAuthenticator{p.authenticator},
 		Namespace:     s.namespace, ServiceAccount: ca.TunnelServiceAccount,
 		Waypoint: waypoints{pods: p.pods, objects: p.sources}.of,
-		Answered: func() { p.policies.Changed(); p.keeper.Changed() },
+		Answered: func() { p.policies.Changed(); p.keeper.Changed(); p.revoker.Changed() },
 		Logger:   logger, Registerer: registry,
 	})
 	p.policies = policy.New(policy.Config{
@@ -162,9 +163,14 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 		Logger:  logger, Registerer: registry,
 	})
 	p.authority = ca.NewAuthority(ca.AuthorityConfig{TrustDomain: s.trustDomain, SystemNamespace: s.namespace, Logger: logger})
+	nodes := trustNodes{push: p.push, reports: p.reports, pods: p.pods, namespace: s.namespace, trustDomain: s.trustDomain}
 	p.keeper = ca.NewKeeper(ca.KeeperConfig{
 		Client: client, Namespace: s.namespace, TrustDomain: s.trustDomain, Root: p.root, Authority: p.authority,
-		Nodes:     trustNodes{push: p.push, reports: p.reports, pods: p.pods, namespace: s.namespace, trustDomain: s.trustDomain},
+		Nodes:     nodes,
+		Published: p.changes.Changed, Logger: logger, Registerer: registry,
+	})
+	p.revoker = ca.NewRevoker(ca.RevokerConfig{
+		Client: client, Namespace: s.namespace, TrustDomain: s.trustDomain, Authority: p.authority, Behind: nodes.Behind,
 		Published: p.changes.Changed, Logger: logger, Registerer: registry,
 	})
 	p.reports.OnCaptured(func(types.NamespacedName) { p.changes.Changed() })
@@ -180,6 +186,7 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 		SystemNamespace: s.namespace,
 	}, logger, registry)
 	p.publisher.outcomes, p.publisher.trust = p.outcomes, p.authority.Bundle
+	p.publisher.revoked = p.revoker.Message
 	return p, nil
 }
 

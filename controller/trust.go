@@ -4,6 +4,8 @@ import (
 	"slices"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	meshapi "github.com/ambit-mesh/ambit/api/mesh"
 	"github.com/ambit-mesh/ambit/controller/ca"
 	"github.com/ambit-mesh/ambit/controller/push"
@@ -23,14 +25,27 @@ type trustNodes struct {
 // Waiting returns the nodes that are not known to work with exactly this bundle,
 // and those among them that are not connected.
 func (n trustNodes) Waiting(b ca.Bundle) (waiting, away []string) {
-	want, err := resource.New(n.trustDomain, &meshapi.TrustBundle{TrustDomain: n.trustDomain, Roots: b.Roots, Retiring: b.Retiring}, resource.Relations{})
+	return n.without(&meshapi.TrustBundle{TrustDomain: n.trustDomain, Roots: b.Roots, Retiring: b.Retiring})
+}
+
+// Behind returns the nodes that are not known to work with exactly this list of
+// what is revoked.
+func (n trustNodes) Behind(list *meshapi.RevocationList) []string {
+	waiting, _ := n.without(list)
+	return waiting
+}
+
+// without returns the nodes that are not known to hold a message, which is named
+// after the trust domain, and those among them that are not connected.
+func (n trustNodes) without(message proto.Message) (waiting, away []string) {
+	want, err := resource.New(n.trustDomain, message, resource.Relations{})
 	if err != nil {
-		return []string{err.Error()}, nil // PEM is ASCII: it does not happen, and would wait
+		return []string{err.Error()}, nil // all of it is ASCII: it does not happen, and would wait
 	}
 	connected := map[string]bool{}
 	n.push.EachProxy(func(h push.Holdings) {
-		has, _ := h.Has(resource.TrustBundle, n.trustDomain)
-		has = has && h.Version(resource.TrustBundle, n.trustDomain) == want.Version
+		has, _ := h.Has(want.Body.GetTypeUrl(), n.trustDomain)
+		has = has && h.Version(want.Body.GetTypeUrl(), n.trustDomain) == want.Version
 		before, seen := connected[h.Proxy.Node]
 		connected[h.Proxy.Node] = has && (before || !seen)
 	})

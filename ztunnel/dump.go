@@ -63,6 +63,7 @@ func (z *ztunnel) dumpConfig() any {
 type dumpedCertificate struct {
 	Identity string     `json:"identity"`
 	Expires  *time.Time `json:"expires"` // nil while there is none
+	Serial   string     `json:"serial,omitempty"`
 	Pods     []string   `json:"pods"`
 }
 
@@ -75,7 +76,7 @@ func (z *ztunnel) dumpCertificates() any {
 		}
 		certificate, ok := byIdentity[id.String()]
 		if !ok {
-			certificate = &dumpedCertificate{Identity: id.String()}
+			certificate = &dumpedCertificate{Identity: id.String(), Serial: z.certs.Serial(id)}
 			if expires, ok := z.certs.Expires(id); ok {
 				certificate.Expires = &expires
 			}

@@ -20,6 +20,7 @@ type observedPods struct {
 	// Fixed.
 	pods        *pods.Pods
 	expires     func(spiffe.ID) (time.Time, bool)
+	serial      func(spiffe.ID) string
 	roots       func() []string // that certificates chain to
 	snapshot    func() *workload.Snapshot
 	trustDomain string
@@ -79,7 +80,7 @@ func (o *observedPods) States() []*report.WorkloadState {
 		if id, err := spiffe.New(o.trustDomain, status.Namespace, status.ServiceAccount); err == nil {
 			state.Identity = id.String()
 			if expires, ok := o.expires(id); ok && status.NetNS != "" {
-				state.CertificateExpires = timestamppb.New(expires)
+				state.CertificateExpires, state.CertificateSerial = timestamppb.New(expires), o.serial(id)
 			}
 		}
 		states = append(states, state)

@@ -200,7 +200,7 @@ func (z *ztunnel) composePods() error {
 // composeReport: what the controller, the operator and the kubelet see.
 func (z *ztunnel) composeReport() error {
 	z.observed = &observedPods{
-		pods: z.pods, expires: z.certs.Expires, roots: z.certs.Roots, snapshot: z.store.Snapshot,
+		pods: z.pods, expires: z.certs.Expires, serial: z.certs.Serial, roots: z.certs.Roots, snapshot: z.store.Snapshot,
 		trustDomain: z.settings.TrustDomain, clusterID: z.settings.ClusterID,
 		sources: []func() []string{z.node.problems, z.dataplane.problems, z.cni.Problems, z.pods.Problems, z.roots.problems, z.locker.Problems, z.feed.Problems, z.resolverProblems},
 	}

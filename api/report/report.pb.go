@@ -419,9 +419,11 @@ type WorkloadState struct {
 	// Hash of the configuration that the node works with for this workload.
 	ConfigVersion string `protobuf:"bytes,9,opt,name=config_version,json=configVersion,proto3" json:"config_version,omitempty"`
 	// The pod is gone from the node.
-	Removed       bool `protobuf:"varint,10,opt,name=removed,proto3" json:"removed,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Removed bool `protobuf:"varint,10,opt,name=removed,proto3" json:"removed,omitempty"`
+	// Serial number of the certificate in use, in hex; empty without one.
+	CertificateSerial string `protobuf:"bytes,11,opt,name=certificate_serial,json=certificateSerial,proto3" json:"certificate_serial,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *WorkloadState) Reset() {
@@ -522,6 +524,13 @@ func (x *WorkloadState) GetRemoved() bool {
 		return x.Removed
 	}
 	return false
+}
+
+func (x *WorkloadState) GetCertificateSerial() string {
+	if x != nil {
+		return x.CertificateSerial
+	}
+	return ""
 }
 
 type ControllerReply struct {
@@ -667,7 +676,7 @@ const file_report_report_proto_rawDesc = "" +
 	"\bproblems\x18\x01 \x03(\tR\bproblems\x12>\n" +
 	"\fcertificates\x18\x02 \x01(\v2\x1a.ambit.report.CertificatesR\fcertificates\"$\n" +
 	"\fCertificates\x12\x14\n" +
-	"\x05roots\x18\x01 \x03(\tR\x05roots\"\xf9\x02\n" +
+	"\x05roots\x18\x01 \x03(\tR\x05roots\"\xa8\x03\n" +
 	"\rWorkloadState\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
@@ -679,7 +688,8 @@ const file_report_report_proto_rawDesc = "" +
 	"\bidentity\x18\b \x01(\tR\bidentity\x12%\n" +
 	"\x0econfig_version\x18\t \x01(\tR\rconfigVersion\x12\x18\n" +
 	"\aremoved\x18\n" +
-	" \x01(\bR\aremoved\"L\n" +
+	" \x01(\bR\aremoved\x12-\n" +
+	"\x12certificate_serial\x18\v \x01(\tR\x11certificateSerial\"L\n" +
 	"\x0fControllerReply\x121\n" +
 	"\arelease\x18\x01 \x01(\v2\x15.ambit.report.ReleaseH\x00R\areleaseB\x06\n" +
 	"\x04kind\"d\n" +

@@ -46,6 +46,7 @@ const (
 // +kubebuilder:printcolumn:name="STATE",type=string,JSONPath=`.status.summary`
 // +kubebuilder:printcolumn:name="IDENTITY",type=string,JSONPath=`.spec.identity`,priority=1
 // +kubebuilder:printcolumn:name="CERT-EXPIRES",type=string,JSONPath=`.status.certificateExpires`,priority=1
+// +kubebuilder:printcolumn:name="CERT-SERIAL",type=string,JSONPath=`.status.certificateSerial`,priority=1
 // +kubebuilder:printcolumn:name="CONFIG",type=string,JSONPath=`.status.configVersion`,priority=1
 // +kubebuilder:printcolumn:name="AGE",type=date,JSONPath=`.metadata.creationTimestamp`
 type Workload struct {
@@ -95,6 +96,10 @@ type WorkloadStatus struct {
 	// CertificateExpires is the end of validity of the certificate in use.
 	// +optional
 	CertificateExpires *metav1.Time `json:"certificateExpires,omitempty"`
+	// CertificateSerial is the serial number of that certificate, in hex, as
+	// `ambit ca revoke` takes it.
+	// +optional
+	CertificateSerial string `json:"certificateSerial,omitempty"`
 	// ConfigVersion is the version of the configuration that the node works with.
 	// +optional
 	ConfigVersion string `json:"configVersion,omitempty"`

@@ -1,9 +1,14 @@
-// Package authority shows what signs for the mesh and which roots it trusts, and
-// asks the controller to change them.
+// Package authority shows what signs for the mesh, which roots it trusts and what is
+// revoked, and asks the controller to change that.
+//
+//	authority.go  roots and issuer
+//	revoke.go     what is revoked
 //
 // The controller writes what there is into the ConfigMap ambit-ca-root; a request
 // is an annotation on the Secret ambit-ca-state, which the controller takes off
-// when it has begun. Nothing here reads a key.
+// when it has begun. What is revoked is in the ConfigMap ambit-ca-revoked; a
+// request is a field there, which the controller takes out and answers. Nothing
+// here reads a key.
 package authority
 
 import (
@@ -39,8 +44,11 @@ type Status struct {
 		NotAfter                      time.Time
 	}
 	Waiting []string
-	Problem *struct{ Code, Object, Field, Detail, Fix string }
+	Problem *Problem
 }
+
+// Problem that the controller has found.
+type Problem struct{ Code, Object, Field, Detail, Fix string }
 
 // Read returns the status, and the text that it was read from.
 func Read(ctx context.Context, cluster *kube.Cluster) (Status, string, error) {
@@ -69,8 +77,7 @@ func Print(ctx context.Context, cluster *kube.Cluster, output string, out io.Wri
 		return err
 	}
 	if output == "json" {
-		_, err := fmt.Fprintln(out, text)
-		return err
+		return printJSON(ctx, cluster, text, out)
 	}
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "ROOT\tPHASE\tSINCE\tEXPIRES\tSUBJECT")
@@ -86,9 +93,13 @@ func Print(ctx context.Context, cluster *kube.Cluster, output string, out io.Wri
 		fmt.Fprintf(out, "\nwaiting for: %v\n", s.Waiting)
 	}
 	if p := s.Problem; p != nil {
-		fmt.Fprintf(out, "\nproblem: %s: %s %s: %s\nwhat to do: %s\n", p.Code, p.Object, p.Field, p.Detail, p.Fix)
+		p.print(out)
 	}
-	return nil
+	return printRevocations(ctx, cluster, out)
+}
+
+func (p Problem) print(out io.Writer) {
+	fmt.Fprintf(out, "\nproblem: %s: %s %s: %s\nwhat to do: %s\n", p.Code, p.Object, p.Field, p.Detail, p.Fix)
 }
 
 // Rotate asks for another root or intermediate.

@@ -64,6 +64,7 @@ var questions = []question{
 	{"AMB012", "no workload of the mesh ran uncaptured", askUngated},
 	{"AMB013", "every policy is in force as it is written", askEnforcement},
 	{"AMB014", "what signs certificates is well", askIssuer},
+	{"AMB015", "what is revoked is known, and in force everywhere", askRevoked},
 }
 
 // Run asks everything. Without an answer to the first question there is no

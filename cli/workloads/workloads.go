@@ -95,7 +95,7 @@ func table(out io.Writer, list []v1alpha1.Workload, wide bool, now time.Time) er
 	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
 	header := []string{"NAMESPACE", "NAME", "ADDRESS", "NODE", "WAYPOINT", "PROTOCOL", "STATE", "AGE"}
 	if wide {
-		header = append(header, "IDENTITY", "CERT-EXPIRES", "CONFIG")
+		header = append(header, "IDENTITY", "CERT-EXPIRES", "CERT-SERIAL", "CONFIG")
 	}
 	fmt.Fprintln(w, strings.Join(header, "\t"))
 	for _, item := range list {
@@ -118,7 +118,7 @@ func row(w v1alpha1.Workload, wide bool, now time.Time) []string {
 		if w.Status.CertificateExpires != nil {
 			expires = w.Status.CertificateExpires.UTC().Format(time.RFC3339)
 		}
-		cells = append(cells, dash(w.Spec.Identity), expires, dash(w.Status.ConfigVersion))
+		cells = append(cells, dash(w.Spec.Identity), expires, dash(w.Status.CertificateSerial), dash(w.Status.ConfigVersion))
 	}
 	return cells
 }

@@ -13,12 +13,13 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ambit-mesh/ambit/internal/revocation"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 )
 
-// maxLifetime of a workload's certificate. A stolen key is worth that long, for
-// nothing revokes it; renewed at two thirds of it, the controller may be away for a
-// third of it.
+// maxLifetime of a workload's certificate. A stolen key that nobody misses is worth
+// that long, and one that is revoked no longer than data planes take to hear of it;
+// renewed at two thirds of it, the controller may be away for a third of it.
 const maxLifetime = 24 * time.Hour
 
 // AuthorityConfig is what an [Authority] needs.
@@ -39,6 +40,7 @@ type Authority struct {
 	mu      sync.Mutex          // guards the rest
 	issuer  *Issuer             // nil before Use
 	bundle  Bundle              // of the mesh
+	revoked *revocation.List    // nil before anything is known of it
 	serving *servingCertificate // nil until first asked for
 }
 
@@ -77,6 +79,20 @@ func (a *Authority) Bundle() Bundle {
 	return a.bundle
 }
 
+// revoke has what is revoked decide on what is signed from now on.
+func (a *Authority) revoke(list *revocation.List) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.revoked = list
+}
+
+// revocations is what is revoked, as far as it is known.
+func (a *Authority) revocations() *revocation.List {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.revoked
+}
+
 // current returns what is signed with now.
 func (a *Authority) current() (*Issuer, []string, error) {
 	a.mu.Lock()
@@ -107,6 +123,7 @@ func (a *Authority) Issue(identity spiffe.ID, csrPEM string, lifetime time.Durat
 	leaf, err = issuer.sign(&x509.Certificate{
 		URIs:        []*url.URL{identity.URL()},
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+		NotBefore:   a.revocations().Begins(identity), // what begins sooner is revoked
 	}, public, lifetime, a.cfg.Now())
 	if err != nil {
 		return nil, nil, err
@@ -115,7 +132,8 @@ func (a *Authority) Issue(identity spiffe.ID, csrPEM string, lifetime time.Durat
 	return append(chain, strings.Join(roots, "")), leaf, nil
 }
 
-// sign completes a leaf's template and signs it.
+// sign completes a leaf's template and signs it. Its beginning, if it says one, is
+// the earliest.
 func (i *Issuer) sign(template *x509.Certificate, public crypto.PublicKey, lifetime time.Duration, now time.Time) (*x509.Certificate, error) {
 	if err := i.check(now); err != nil {
 		return nil, fmt.Errorf("the issuer: %w", err)
@@ -125,7 +143,9 @@ func (i *Issuer) sign(template *x509.Certificate, public crypto.PublicKey, lifet
 		return nil, err
 	}
 	template.SerialNumber = serial
-	template.NotBefore = now.Add(-backdate)
+	if begins := now.Add(-backdate); template.NotBefore.Before(begins) {
+		template.NotBefore = begins
+	}
 	template.NotAfter = now.Add(capLifetime(lifetime))
 	if end := i.end(); template.NotAfter.After(end) {
 		template.NotAfter = end

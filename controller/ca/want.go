@@ -2,6 +2,7 @@ package ca
 
 import (
 	"context"
+	"crypto/x509"
 	"time"
 )
 
@@ -38,6 +39,12 @@ func (k *Keeper) wantPlugin(data map[string][]byte, s state, request string) (wa
 	if problem != nil {
 		problem.Object, problem.Fix = "Secret "+k.name(PluginSecretName), pluginFix(s.issuer != nil)
 		return wanted{}, problem
+	}
+	if err := k.cfg.Authority.revocations().Check([][]*x509.Certificate{issuer.way()}); err != nil && !issuer.equal(s.issuer) {
+		return wanted{}, &Problem{
+			Code: PluginInvalid, Object: "Secret " + k.name(PluginSecretName), Field: PluginCertKey, Detail: err.Error(),
+			Fix: "put a signing certificate into it that is not; until then the mesh goes on with the issuer that it has", cause: err,
+		}
 	}
 	if request != "" {
 		k.cfg.Logger.Warn("rotation not done: the issuer is plugged in; put another one into its Secret", "asked", request, "secret", k.name(PluginSecretName))

@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	reportapi "github.com/ambit-mesh/ambit/api/report"
+	"github.com/ambit-mesh/ambit/internal/revocation"
 )
 
 const (
@@ -31,6 +32,7 @@ type Observation struct {
 	Reason             string
 	Since              time.Time
 	CertificateExpires time.Time // zero without a certificate
+	CertificateSerial  string    // empty without one, and if it is no number
 	ConfigVersion      string
 }
 
@@ -76,6 +78,9 @@ func (r *Registry) observe(s *session, w *reportapi.WorkloadState) error {
 	}
 	if w.GetCertificateExpires() != nil {
 		o.CertificateExpires = w.GetCertificateExpires().AsTime()
+	}
+	if serial, err := revocation.Serial(w.GetCertificateSerial()); err == nil {
+		o.CertificateSerial = serial
 	}
 	if err := r.store(s, o, w.GetRemoved()); err != nil {
 		return err

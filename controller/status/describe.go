@@ -93,10 +93,11 @@ func (k known) status() v1alpha1.WorkloadStatus {
 	case k.observation != nil:
 		status.ConfigVersion = k.observation.ConfigVersion
 		if !k.observation.CertificateExpires.IsZero() {
-			status.CertificateExpires = seconds(k.observation.CertificateExpires)
+			status.CertificateExpires, status.CertificateSerial = seconds(k.observation.CertificateExpires), k.observation.CertificateSerial
 		}
 	case k.previous != nil:
 		status.ConfigVersion, status.CertificateExpires = k.previous.ConfigVersion, k.previous.CertificateExpires
+		status.CertificateSerial = k.previous.CertificateSerial
 	}
 	status.Summary = summary(status)
 	return status

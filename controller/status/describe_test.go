@@ -194,20 +194,20 @@ func TestCertificateAndConfiguration(t *testing.T) {
 	expires := now.Add(24*time.Hour + 300*time.Millisecond)
 	k := enrolled(func(k *known) {
 		k.observation = said(reportapi.CaptureState_CAPTURED, "")
-		k.observation.CertificateExpires, k.observation.ConfigVersion = expires, "v1"
+		k.observation.CertificateExpires, k.observation.CertificateSerial, k.observation.ConfigVersion = expires, "1f", "v1"
 	})
 	got := k.status()
-	if !got.CertificateExpires.Time.Equal(expires.Truncate(time.Second)) || got.ConfigVersion != "v1" {
+	if !got.CertificateExpires.Time.Equal(expires.Truncate(time.Second)) || got.ConfigVersion != "v1" || got.CertificateSerial != "1f" {
 		t.Errorf("%v, %q", got.CertificateExpires, got.ConfigVersion)
 	}
 	// A silent node's last word stays.
 	k.previous, k.observation, k.silent, k.heartbeat = &got, nil, true, earlier
-	if stale := k.status(); !stale.CertificateExpires.Equal(got.CertificateExpires) || stale.ConfigVersion != "v1" {
+	if stale := k.status(); !stale.CertificateExpires.Equal(got.CertificateExpires) || stale.ConfigVersion != "v1" || stale.CertificateSerial != "1f" {
 		t.Errorf("stale: %v, %q", stale.CertificateExpires, stale.ConfigVersion)
 	}
 	// Who is not enrolled has neither.
 	k.pod.Spec.HostNetwork = true
-	if none := k.status(); none.CertificateExpires != nil || none.ConfigVersion != "" {
+	if none := k.status(); none.CertificateExpires != nil || none.CertificateSerial != "" || none.ConfigVersion != "" {
 		t.Errorf("not enrolled: %v, %q", none.CertificateExpires, none.ConfigVersion)
 	}
 }

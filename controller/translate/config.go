@@ -57,6 +57,9 @@ func (o *output) mesh(in Input) {
 			Retiring:    in.Retiring,
 		}, resource.Relations{})
 	}
+	if in.Revoked != nil {
+		o.add(in.Config.TrustDomain, in.Revoked, resource.Relations{})
+	}
 }
 
 // podRanges are the CIDRs of all nodes and the configured ones, each once, in order.

@@ -42,6 +42,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	gateway "sigs.k8s.io/gateway-api/apis/v1"
 
+	"github.com/ambit-mesh/ambit/api/mesh"
 	"github.com/ambit-mesh/ambit/api/v1alpha1"
 	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/controller/resource"
@@ -70,6 +71,8 @@ type Input struct {
 	Roots []string
 	// Retiring are the fingerprints of those that sign no more.
 	Retiring []string
+	// Revoked is what is accepted no longer; nil while that is not known.
+	Revoked *mesh.RevocationList
 
 	Config Config
 }

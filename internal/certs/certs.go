@@ -255,6 +255,17 @@ func (s *Store) Expires(id spiffe.ID) (time.Time, bool) {
 	return time.Time{}, false
 }
 
+// Serial returns the serial number of the held certificate of id, in hex; empty
+// without one.
+func (s *Store) Serial(id spiffe.ID) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.entries[id]; e != nil && e.certificate != nil {
+		return revocation.SerialOf(e.certificate.Leaf)
+	}
+	return ""
+}
+
 // BundleChanged judges the held certificates by the bundle and the revocations of
 // now: what is no longer vouched for, or is revoked, is dropped and fetched anew;
 // what chains to a root that retires is replaced soon, and used until then.
