@@ -9,6 +9,9 @@
 //	state.go         the Secret in which that outlives a controller
 //	want.go          what is to sign
 //	keeper.go        brings the one about, step by step
+//	revoke.go        what is revoked: the ConfigMap that keeps it, requests, what has ended
+//	revoked.go       the list, and what a request makes of it: pure
+//	crl.go           X.509 CRLs of a plug-in's authorities
 //	publish.go       the ConfigMap that bootstraps trust, and shows the state to people
 //	root.go          the root itself, and what makes a stored one acceptable
 //	authenticate.go  a projected token -> Peer, by TokenReview
@@ -29,6 +32,9 @@
 //     solve, and no certificate is issued meanwhile. A Secret that vanished while
 //     its root is still published is [RootLost], unless a running controller has
 //     the root in memory: then the same root is put back.
+//   - Nobody is served before it is known what is revoked; a list that is lost or
+//     damaged is restored from memory, or a person has to; a CRL that is not valid
+//     takes nothing back. What signs is never revoked.
 //   - Nothing of a certificate but its public key comes from the request: the one
 //     URI name is the identity that was authorised.
 //   - Everyone gets a certificate for its own identity only, except ztunnel, and
