@@ -19,7 +19,7 @@ import (
 
 func file(t testing.TB) []byte {
 	t.Helper()
-	rs := newResources(workload.Types[:], true)
+	rs := newResources(true)
 	rs.apply(workload.Delta{Type: workload.ConfigType, Upserts: []workload.Resource{
 		workloadtest.Resource(t, &mesh.Config{TrustDomain: "cluster.local"}),
 	}}, nil)

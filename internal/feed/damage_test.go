@@ -28,7 +28,7 @@ func written(t *testing.T) (path string, file []byte) {
 }
 
 func named(names ...string) changes {
-	c := changes{upserts: noUpserts(workload.Types[:])}
+	c := changes{upserts: noUpserts()}
 	for _, name := range names {
 		c.upserts[workload.AddressType][name] = &workload.Resource{Name: name, Version: "1", Body: &anypb.Any{Value: []byte(name)}}
 	}

@@ -55,8 +55,8 @@ type Config struct {
 	Token func() (string, error)
 	// Store to keep in step. Nobody else applies to it.
 	Store *workload.Store
-	// Waypoint whose Bindings and RequestPolicies are asked for, by its Gateway's
-	// namespace/name; empty for a node, which asks for what nodes work with.
+	// Waypoint, if set, is the key under which what is for one waypoint alone is asked
+	// for: see workload.WaypointAlias. Without it, none of that is.
 	Waypoint string
 	// OnDemand: hold only the addresses that were looked up.
 	OnDemand bool
@@ -97,8 +97,6 @@ type Client struct {
 	// restart has an element when the stream is to be begun anew.
 	restart chan struct{}
 
-	// types that are asked for. Fixed after New.
-	types     []string
 	resources *resources
 	questions *questions
 	connected atomic.Bool
@@ -117,23 +115,15 @@ func New(config Config) (*Client, error) {
 	case config.Roots == nil || config.Token == nil || config.Store == nil || config.Logger == nil:
 		return nil, errors.New("feed: Roots, Token, Store and Logger are needed")
 	}
-	if config.Waypoint != "" && config.SnapshotPath != "" {
-		return nil, errors.New("feed: the file at SnapshotPath is a node's, not a waypoint's")
-	}
 	if config.OnDemand {
 		config.Store.SetPartial()
 	}
-	types := workload.Types[:]
-	if config.Waypoint != "" {
-		types = workload.WaypointTypes[:]
-	}
 	c := &Client{
-		types:     types,
 		config:    config,
 		logger:    config.Logger,
 		synced:    make(chan struct{}),
 		restart:   make(chan struct{}, 1),
-		resources: newResources(types, config.SnapshotPath != ""),
+		resources: newResources(config.SnapshotPath != ""),
 		questions: newQuestions(),
 	}
 	c.metrics = newMetrics(c)
@@ -223,9 +213,17 @@ func (c *Client) anew() {
 // awaited lists the types whose first response makes the state complete. With
 // OnDemand no addresses come unasked.
 func (c *Client) awaited() []string {
-	return slices.DeleteFunc(slices.Clone(c.types), func(t string) bool {
+	return slices.DeleteFunc(c.wanted(), func(t string) bool {
 		return c.config.OnDemand && t == workload.AddressType
 	})
+}
+
+// wanted lists the types that the client asks for.
+func (c *Client) wanted() []string {
+	if c.config.Waypoint != "" {
+		return slices.Clone(workload.WaypointTypes[:])
+	}
+	return slices.Clone(workload.Types[:])
 }
 
 // settle closes Synced, if the state can be worked with.

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ambit-mesh/ambit/internal/workload"
 )
 
 // metrics of a Client, under ambit_feed_.
@@ -52,7 +54,7 @@ func newMetrics(c *Client) *metrics {
 			return time.Since(time.Unix(0, last)).Seconds()
 		}),
 	}
-	for _, t := range c.types {
+	for _, t := range workload.WaypointTypes {
 		m.rejected.WithLabelValues(shortType(t))
 		m.collectors = append(m.collectors, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name:        "ambit_feed_resources",

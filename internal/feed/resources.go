@@ -15,8 +15,6 @@ import (
 type resources struct {
 	// dirty tells the saver that something changed.
 	dirty chan struct{}
-	// types that there are. Fixed after newResources.
-	types []string
 	// onDisk: there is a disk, for which changes are kept. Fixed after newResources.
 	onDisk bool
 
@@ -37,25 +35,24 @@ type changes struct {
 	upserts map[string]map[string]*workload.Resource
 }
 
-func newResources(types []string, onDisk bool) *resources {
+func newResources(onDisk bool) *resources {
 	rs := &resources{
 		dirty:    make(chan struct{}, 1),
 		onDisk:   onDisk,
-		types:    types,
 		versions: map[string]map[string]string{},
 		rejected: map[string]map[string]workload.Resource{},
-		changes:  changes{upserts: noUpserts(types)},
+		changes:  changes{upserts: noUpserts()},
 	}
-	for _, t := range types {
+	for _, t := range workload.WaypointTypes {
 		rs.versions[t] = map[string]string{}
 		rs.rejected[t] = map[string]workload.Resource{}
 	}
 	return rs
 }
 
-func noUpserts(types []string) map[string]map[string]*workload.Resource {
+func noUpserts() map[string]map[string]*workload.Resource {
 	upserts := map[string]map[string]*workload.Resource{}
-	for _, t := range types {
+	for _, t := range workload.WaypointTypes {
 		upserts[t] = map[string]*workload.Resource{}
 	}
 	return upserts
@@ -134,11 +131,11 @@ func (rs *resources) take() (lacks changes, rejected map[string][]workload.Resou
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	rejected = map[string][]workload.Resource{}
-	for _, t := range rs.types {
+	for _, t := range workload.WaypointTypes {
 		rejected[t] = slices.Collect(maps.Values(rs.rejected[t]))
 	}
 	lacks = rs.changes
-	rs.changes = changes{based: true, upserts: noUpserts(rs.types)}
+	rs.changes = changes{based: true, upserts: noUpserts()}
 	return lacks, rejected
 }
 
@@ -166,7 +163,7 @@ const noVersion = "lost"
 func (rs *resources) lost() {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
-	rs.changes = changes{upserts: noUpserts(rs.types)}
+	rs.changes = changes{upserts: noUpserts()}
 	for _, versions := range rs.versions {
 		for name := range versions {
 			versions[name] = noVersion
