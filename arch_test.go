@@ -38,6 +38,10 @@ var rules = []rule{
 		reason: "components meet on the wire: an import would tie their releases together",
 	},
 	{
+		from: []string{"waypoint"}, to: []string{"ztunnel", "controller", "cli"},
+		reason: "components meet on the wire: an import would tie their releases together",
+	},
+	{
 		from: []string{"internal", "api", "bpf"}, to: append([]string{"deploy", "e2e"}, components...),
 		reason: "what several components use knows none of them",
 	},
@@ -50,15 +54,19 @@ var rules = []rule{
 		reason: "the tunnel carries bytes between identities and knows no configuration",
 	},
 	{
-		from: []string{"ztunnel/route"}, to: []string{"net", "os", "time", "sync", "internal/feed", "internal/hbone", "internal/certs", "ztunnel/endpoints"},
+		from: []string{"ztunnel/route"}, to: []string{"net", "os", "time", "sync", "internal/feed", "internal/hbone", "internal/certs", "internal/endpoints"},
 		reason: "routing is a pure function of a snapshot: no I/O, no clock, no lock",
+	},
+	{
+		from: []string{"internal/balance"}, to: []string{"net", "os", "time", "sync", "internal/feed", "internal/hbone", "internal/certs", "internal/endpoints"},
+		reason: "choosing an endpoint is a pure function of a snapshot: no I/O, no clock, no lock",
 	},
 	{
 		from: []string{"internal/authz"}, to: []string{"net", "os", "time", "sync", "internal/workload", "internal/feed", "internal/hbone", "internal/certs"},
 		reason: "a policy decision is a pure function: no I/O, no clock, no lock, and no model of the mesh",
 	},
 	{
-		from: []string{"ztunnel/egress"}, to: []string{"net", "os", "bpf", "internal/feed", "ztunnel/dns", "ztunnel/redirect", "ztunnel/conns"},
+		from: []string{"ztunnel/egress"}, to: []string{"net", "os", "bpf", "internal/feed", "ztunnel/dns", "ztunnel/redirect", "internal/conns"},
 		reason: "what may leave is decided from a snapshot and what was learnt: no I/O",
 	},
 	{

@@ -106,6 +106,8 @@ func (p *parts) leaderWork(ctx, force context.Context) error {
 	group.Go(func() error { return p.reports.Run(ctx) })
 	group.Go(func() error { return p.status.RunLeader(ctx) })
 	group.Go(func() error { return p.policies.RunLeader(ctx) })
+	group.Go(func() error { return p.routes.RunLeader(ctx) })
+	group.Go(func() error { return p.gateways.RunLeader(ctx) })
 	group.Go(func() error {
 		if err := p.takeOver(ctx); err != nil {
 			return stopped(ctx, err)

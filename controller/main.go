@@ -22,6 +22,7 @@ import (
 
 	"k8s.io/klog/v2"
 
+	"github.com/ambit-mesh/ambit/controller/gateway"
 	"github.com/ambit-mesh/ambit/internal/daemon"
 )
 
@@ -61,6 +62,8 @@ type settings struct {
 	clusterDomain string
 	// podRanges besides those of the Nodes.
 	podRanges []string
+	// waypoints are what all that run for Gateways have in common.
+	waypoints gateway.Settings
 
 	// Addresses to listen on.
 	grpc, admin, metrics, readiness string
@@ -75,6 +78,12 @@ func parseSettings(args []string, getenv func(string) string) (settings, error) 
 		trustDomain:   cmp.Or(getenv("TRUST_DOMAIN"), "cluster.local"),
 		clusterDomain: cmp.Or(getenv("CLUSTER_DOMAIN"), "cluster.local"),
 		podRanges:     strings.FieldsFunc(getenv("POD_RANGES"), func(r rune) bool { return r == ',' || r == ' ' }),
+	}
+	s.waypoints = gateway.Settings{
+		Image:      cmp.Or(getenv("WAYPOINT_IMAGE"), "ambit.mesh/waypoint:dev"),
+		Controller: "https://controller." + s.namespace + ".svc:15012",
+		ClusterID:  s.clusterID, TrustDomain: s.trustDomain,
+		LogFormat: cmp.Or(getenv("LOG_FORMAT"), "text"), LogLevel: cmp.Or(getenv("LOG_LEVEL"), "info"),
 	}
 	flags := flag.NewFlagSet("controller", flag.ContinueOnError)
 	flags.StringVar(&s.kubeconfig, "kubeconfig", "", "file with the way to the API server, to run outside of the cluster")

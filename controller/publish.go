@@ -32,8 +32,8 @@ type publisher struct {
 	config    translate.Config
 	trust     func() ca.Bundle // set before Run
 	revoked   func() *meshapi.RevocationList
-	published func()                    // told of every publication
-	outcomes  func([]*translate.Policy) // told what became of the policies in it
+	published func()                 // told of every publication
+	outcomes  func(translate.Result) // told what became of the objects in it
 	logger    *slog.Logger
 	seconds   prometheus.Histogram
 
@@ -49,7 +49,7 @@ func newPublisher(sources *watch.Sources, captures captures, server *push.Server
 	config translate.Config, logger *slog.Logger, registerer prometheus.Registerer) *publisher {
 	p := &publisher{
 		sources: sources, captures: captures, server: server, changes: changes, config: config,
-		trust: func() ca.Bundle { return ca.Bundle{} }, revoked: func() *meshapi.RevocationList { return nil }, published: func() {}, outcomes: func([]*translate.Policy) {}, logger: logger, another: make(chan struct{}),
+		trust: func() ca.Bundle { return ca.Bundle{} }, revoked: func() *meshapi.RevocationList { return nil }, published: func() {}, outcomes: func(translate.Result) {}, logger: logger, another: make(chan struct{}),
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "ambit_translate_seconds", Help: "From a look at Kubernetes to a publication.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 4, 8), // 0.5 ms to 8 s
@@ -119,12 +119,14 @@ func (p *publisher) publish() {
 		Pods: objects.Pods, Services: objects.Services, Slices: objects.Slices, Nodes: objects.Nodes, Namespaces: objects.Namespaces,
 		PeerAuthentications: objects.PeerAuthentications, AuthorizationPolicies: objects.AuthorizationPolicies,
 		EgressPolicies: objects.EgressPolicies,
+		Gateways:       objects.Gateways,
+		Routes:         translate.Routes{HTTP: objects.HTTPRoutes, GRPC: objects.GRPCRoutes, TLS: objects.TLSRoutes, TCP: objects.TCPRoutes},
 		Captured:       captured, Roots: trust.Roots, Retiring: trust.Retiring, Revoked: p.revoked(), Config: p.config,
 	})
 	p.complain(err)
 	publication := p.server.Publish(result.Resources)
 	p.captures.Published(captured.Generation(), publication)
-	p.outcomes(result.Policies)
+	p.outcomes(result)
 	p.seconds.Observe(time.Since(began).Seconds())
 	p.logger.Debug("published", "publication", publication, "captured_generation", captured.Generation(),
 		"duration", time.Since(began))

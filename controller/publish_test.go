@@ -169,7 +169,7 @@ func startController(t *testing.T, cluster *fake.Clientset) *controller {
 	logger, changes := slog.New(slog.DiscardHandler), watch.NewTrigger()
 	policies := watchtest.New()
 	t.Cleanup(policies.Close)
-	sources, err := watch.New(cluster, policies.Sources(), changes.Changed)
+	sources, err := watch.New(cluster, policies.Sources(), watchtest.GatewayAPI(), changes.Changed)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,7 +181,7 @@ func startController(t *testing.T, cluster *fake.Clientset) *controller {
 	publisher := newPublisher(sources, c.told, c.server, changes, translate.Config{
 		TrustDomain: "cluster.local", ClusterID: "Kubernetes", ClusterDomain: "cluster.local", SystemNamespace: "ambit-system",
 	}, logger, prometheus.NewRegistry())
-	publisher.outcomes = func(policies []*translate.Policy) { c.outcomes <- policies }
+	publisher.outcomes = func(r translate.Result) { c.outcomes <- r.Policies }
 
 	grpcServer := grpc.NewServer()
 	discovery.RegisterAggregatedDiscoveryServiceServer(grpcServer, c.server)

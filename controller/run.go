@@ -13,9 +13,12 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/ambit-mesh/ambit/controller/ca"
+	"github.com/ambit-mesh/ambit/controller/gateway"
+	"github.com/ambit-mesh/ambit/controller/gatewayapi"
 	"github.com/ambit-mesh/ambit/controller/policy"
 	"github.com/ambit-mesh/ambit/controller/push"
 	"github.com/ambit-mesh/ambit/controller/report"
+	"github.com/ambit-mesh/ambit/controller/routes"
 	"github.com/ambit-mesh/ambit/controller/status"
 	"github.com/ambit-mesh/ambit/controller/translate"
 	"github.com/ambit-mesh/ambit/controller/watch"
@@ -99,6 +102,8 @@ type parts struct {
 	reports       *report.Registry
 	status        *status.Reconciler
 	policies      *policy.Keeper
+	routes        *routes.Keeper
+	gateways      *gateway.Reconciler
 	publisher     *publisher
 	leadership    leadership
 }
@@ -118,7 +123,11 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 	if err != nil {
 		return nil, err
 	}
-	if p.sources, err = watch.New(client, policies.Sources(), p.changes.Changed); err != nil {
+	gateways, err := gatewayapi.NewClient(config)
+	if err != nil {
+		return nil, err
+	}
+	if p.sources, err = watch.New(client, policies.Sources(), gateways.Sources(), p.changes.Changed); err != nil {
 		return nil, err
 	}
 	if p.pods, err = ca.NewPods(p.sources.Pods()); err != nil {
@@ -133,11 +142,19 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 	p.push = push.New(push.Config{
 		Authenticator: pushAuthenticator{p.authenticator},
 		Namespace:     s.namespace, ServiceAccount: ca.TunnelServiceAccount,
+		Waypoint: waypoints{pods: p.pods, objects: p.sources}.of,
 		Answered: func() { p.policies.Changed(); p.keeper.Changed(); p.revoker.Changed() },
 		Logger:   logger, Registerer: registry,
 	})
 	p.policies = policy.New(policy.Config{
 		Client: policies, Objects: p.sources, Proxies: proxies{p.push}, Logger: logger, Registerer: registry,
+	})
+	p.routes = routes.New(routes.Config{
+		Controller: gatewayapi.Controller, Objects: p.sources, Writer: gateways, Logger: logger, Registerer: registry,
+	})
+	p.gateways = gateway.New(gateway.Config{
+		Settings: s.waypoints, Client: client, Gateways: gateways, Objects: p.sources,
+		Roots: func() []string { return p.authority.Bundle().Roots }, Logger: logger, Registerer: registry,
 	})
 	p.reports = report.NewRegistry(report.RegistryConfig{
 		Acks:    acks{p.push},
@@ -168,9 +185,16 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 		TrustDomain: s.trustDomain, ClusterID: s.clusterID, ClusterDomain: s.clusterDomain, PodRanges: s.podRanges,
 		SystemNamespace: s.namespace,
 	}, logger, registry)
-	p.publisher.outcomes, p.publisher.trust = p.policies.Published, p.authority.Bundle
+	p.publisher.outcomes, p.publisher.trust = p.outcomes, p.authority.Bundle
 	p.publisher.revoked = p.revoker.Message
 	return p, nil
+}
+
+// outcomes tells those who tell people.
+func (p *parts) outcomes(r translate.Result) {
+	p.policies.Published(r.Policies)
+	p.routes.Published(r.Routes)
+	p.gateways.Published(r.Bound)
 }
 
 // openAuthority waits until the authority has something to sign with.

@@ -11,20 +11,21 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ambit-mesh/ambit/internal/accept"
 	"github.com/ambit-mesh/ambit/internal/certs"
+	"github.com/ambit-mesh/ambit/internal/conns"
+	"github.com/ambit-mesh/ambit/internal/endpoints"
 	"github.com/ambit-mesh/ambit/internal/feed"
+	"github.com/ambit-mesh/ambit/internal/pool"
 	"github.com/ambit-mesh/ambit/internal/quota"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/workload"
-	"github.com/ambit-mesh/ambit/ztunnel/conns"
 	"github.com/ambit-mesh/ambit/ztunnel/dns"
 	"github.com/ambit-mesh/ambit/ztunnel/egress"
-	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
 	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 	"github.com/ambit-mesh/ambit/ztunnel/outbound"
 	"github.com/ambit-mesh/ambit/ztunnel/podns"
 	"github.com/ambit-mesh/ambit/ztunnel/pods"
-	"github.com/ambit-mesh/ambit/ztunnel/pool"
 	"github.com/ambit-mesh/ambit/ztunnel/redirect"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
@@ -67,7 +68,7 @@ type dataplane struct {
 	// started and startedEgress have an element when a pod was captured, for
 	// followStrictness and for followEgress.
 	started, startedEgress chan struct{}
-	quotas                 *inbound.Quotas
+	quotas                 *accept.Quotas
 	shares                 *quota.Shares
 	logger                 *slog.Logger
 

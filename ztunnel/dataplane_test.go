@@ -17,20 +17,20 @@ import (
 
 	"github.com/ambit-mesh/ambit/api/mesh"
 	api "github.com/ambit-mesh/ambit/api/workload"
+	"github.com/ambit-mesh/ambit/internal/accept"
 	"github.com/ambit-mesh/ambit/internal/certs"
 	"github.com/ambit-mesh/ambit/internal/certs/certstest"
+	"github.com/ambit-mesh/ambit/internal/conns"
+	"github.com/ambit-mesh/ambit/internal/endpoints"
 	"github.com/ambit-mesh/ambit/internal/feed"
 	"github.com/ambit-mesh/ambit/internal/netnstest"
+	"github.com/ambit-mesh/ambit/internal/pool"
 	"github.com/ambit-mesh/ambit/internal/quota"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/internal/workload/workloadtest"
-	"github.com/ambit-mesh/ambit/ztunnel/conns"
 	"github.com/ambit-mesh/ambit/ztunnel/dns"
 	"github.com/ambit-mesh/ambit/ztunnel/egress"
-	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
-	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 	"github.com/ambit-mesh/ambit/ztunnel/pods"
-	"github.com/ambit-mesh/ambit/ztunnel/pool"
 	"github.com/ambit-mesh/ambit/ztunnel/redirect"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
@@ -108,7 +108,7 @@ func (b *bed) startProcess() {
 		relay:     carrier,
 		endpoints: endpoints.New(endpoints.Config{Logger: logger, Registerer: prometheus.NewRegistry()}),
 		resolver:  dns.NewResolver(func() []netip.AddrPort { return b.resolvers }, dnsMetrics), dnsMetrics: dnsMetrics, egress: egress.NewMetrics(prometheus.NewRegistry()), names: readNames(filepath.Join(b.state, "names.json"), logger),
-		pools: pool.NewMetrics(prometheus.NewRegistry()), policy: everybody{}, quotas: inbound.NewQuotas(inbound.Limits{}), shares: quota.NewShares(1 << 20),
+		pools: pool.NewMetrics(prometheus.NewRegistry()), policy: everybody{}, quotas: accept.NewQuotas(accept.Limits{}), shares: quota.NewShares(1 << 20),
 		synced: func() bool { return true }, onNode: func() ([]string, bool) { return nil, true }, started: make(chan struct{}, 1), startedEgress: make(chan struct{}, 1), logger: logger, captures: map[string]*capture{},
 	}
 }

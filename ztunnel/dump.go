@@ -9,9 +9,9 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/ambit-mesh/ambit/internal/conns"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/workload"
-	"github.com/ambit-mesh/ambit/ztunnel/conns"
 	"github.com/ambit-mesh/ambit/ztunnel/pods"
 )
 

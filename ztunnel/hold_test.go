@@ -16,9 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	api "github.com/ambit-mesh/ambit/api/workload"
+	"github.com/ambit-mesh/ambit/internal/conns"
 	"github.com/ambit-mesh/ambit/internal/netnstest"
 	"github.com/ambit-mesh/ambit/internal/workload/workloadtest"
-	"github.com/ambit-mesh/ambit/ztunnel/conns"
 	"github.com/ambit-mesh/ambit/ztunnel/redirect"
 )
 

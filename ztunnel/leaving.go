@@ -12,8 +12,8 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/bpf"
+	"github.com/ambit-mesh/ambit/internal/conns"
 	"github.com/ambit-mesh/ambit/internal/workload"
-	"github.com/ambit-mesh/ambit/ztunnel/conns"
 	"github.com/ambit-mesh/ambit/ztunnel/dns"
 	"github.com/ambit-mesh/ambit/ztunnel/egress"
 	"github.com/ambit-mesh/ambit/ztunnel/pods"

@@ -15,23 +15,23 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/ambit-mesh/ambit/api/report"
+	"github.com/ambit-mesh/ambit/internal/accept"
 	"github.com/ambit-mesh/ambit/internal/atomicfile"
 	"github.com/ambit-mesh/ambit/internal/certs"
+	"github.com/ambit-mesh/ambit/internal/conns"
 	"github.com/ambit-mesh/ambit/internal/daemon"
+	"github.com/ambit-mesh/ambit/internal/endpoints"
 	"github.com/ambit-mesh/ambit/internal/feed"
+	"github.com/ambit-mesh/ambit/internal/pool"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/ztunnel/cniinstall"
 	"github.com/ambit-mesh/ambit/ztunnel/cniproto"
-	"github.com/ambit-mesh/ambit/ztunnel/conns"
 	"github.com/ambit-mesh/ambit/ztunnel/dns"
 	"github.com/ambit-mesh/ambit/ztunnel/egress"
-	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
-	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 	"github.com/ambit-mesh/ambit/ztunnel/kube"
 	"github.com/ambit-mesh/ambit/ztunnel/locker"
 	"github.com/ambit-mesh/ambit/ztunnel/pods"
 	"github.com/ambit-mesh/ambit/ztunnel/policy"
-	"github.com/ambit-mesh/ambit/ztunnel/pool"
 	"github.com/ambit-mesh/ambit/ztunnel/redirect"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
@@ -181,7 +181,7 @@ func (z *ztunnel) composePods() error {
 		resolver: dns.NewResolver(z.resolvers.Servers, dnsMetrics), dnsMetrics: dnsMetrics, egress: egress.NewMetrics(z.metrics.Registry), names: readNames(s.names(), z.logger),
 		policy: z.policy, grace: s.StrictGrace, synced: func() bool { return closed(z.feed.Synced()) }, netNSDir: s.NetNSDir,
 		onNode: func() ([]string, bool) { return z.pods.Namespaces(), closed(z.pods.Ready()) }, started: make(chan struct{}, 1), startedEgress: make(chan struct{}, 1),
-		quotas: inbound.NewQuotas(s.Limits), shares: z.shares(), logger: z.logger, captures: make(map[string]*capture),
+		quotas: accept.NewQuotas(s.Limits), shares: z.shares(), logger: z.logger, captures: make(map[string]*capture),
 	}
 	z.pods = pods.New(pods.Config{
 		Node: s.NodeName, NeverHeld: s.NeverHeld, Client: z.client, Dataplane: z.dataplane,

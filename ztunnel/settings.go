@@ -12,8 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/ambit-mesh/ambit/internal/accept"
 	"github.com/ambit-mesh/ambit/ztunnel/cniproto"
-	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 	"github.com/ambit-mesh/ambit/ztunnel/redirect"
 )
 
@@ -36,7 +36,7 @@ type settings struct {
 	StrictGrace time.Duration
 
 	// Limits of what one peer may hold.
-	Limits inbound.Limits
+	Limits accept.Limits
 
 	folders
 }
@@ -128,7 +128,7 @@ func readSettings(get func(string) string) (settings, error) {
 		Grace:        e.seconds("TERMINATION_GRACE_PERIOD_SECONDS", 30*time.Second),
 		StrictGrace:  e.seconds("STRICT_GRACE_SECONDS", defaultGrace),
 		KubeletPort:  e.port("KUBELET_PORT", 10250),
-		Limits: inbound.Limits{
+		Limits: accept.Limits{
 			TunnelsPerAddress:      e.limit("MAX_TUNNELS_PER_ADDRESS"),
 			TunnelsPerIdentity:     e.limit("MAX_TUNNELS_PER_IDENTITY"),
 			ConnectionsPerAddress:  e.limit("MAX_CONNECTIONS_PER_ADDRESS"),

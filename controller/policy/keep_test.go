@@ -168,7 +168,12 @@ func TestStatusIsKept(t *testing.T) {
 	for range 1000 { // a storm of acknowledgements
 		k.Changed()
 	}
-	await(t, "it is in force everywhere", func() bool { return s.inForce() == "2/2" })
+	await(t, "all three are in force everywhere", func() (ok bool) {
+		s.do(func() {
+			ok = s.deny.Status.InForce == "2/2" && s.strict.Status.InForce == "2/2" && s.out.Status.InForce == "2/2"
+		})
+		return ok
+	})
 	s.do(func() {
 		if s.conflicts > 0 {
 			t.Errorf("%d writes were decided on what the keeper itself had replaced", s.conflicts)

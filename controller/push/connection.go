@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	// maxTypes that one proxy may subscribe to; we publish seven.
+	// maxTypes that one proxy may subscribe to; we publish ten.
 	maxTypes = 16
 	// streamsPerProxy: one, and some whose end has not been noticed yet.
 	streamsPerProxy = 8
@@ -33,11 +33,13 @@ type stream = discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServe
 // by one goroutine, so that order between them is what the proxy sees.
 type connection struct {
 	// fixed after newConnection
-	server  *Server
-	stream  stream
-	peer    Peer
-	created time.Time
-	wake    chan struct{} // capacity 1: a publication is waiting
+	server *Server
+	stream stream
+	peer   Peer
+	// waypoint is the key of what is for this proxy alone; empty if it is a node's.
+	waypoint string
+	created  time.Time
+	wake     chan struct{} // capacity 1: a publication is waiting
 
 	mu            sync.Mutex
 	nodeID        string                   // guarded by mu
@@ -46,7 +48,7 @@ type connection struct {
 
 // DeltaAggregatedResources serves one proxy until either side ends the stream.
 func (s *Server) DeltaAggregatedResources(stream stream) error {
-	peer, err := s.admit(stream)
+	peer, waypoint, err := s.admit(stream)
 	if err != nil {
 		return err
 	}
@@ -60,6 +62,7 @@ func (s *Server) DeltaAggregatedResources(stream stream) error {
 		server:        s,
 		stream:        stream,
 		peer:          peer,
+		waypoint:      waypoint,
 		created:       time.Now(),
 		wake:          make(chan struct{}, 1),
 		subscriptions: make(map[string]*subscription),
@@ -82,21 +85,42 @@ func (s *Server) DeltaAggregatedResources(stream stream) error {
 	return err
 }
 
-// admit authenticates the other end of a stream, and checks that it may subscribe.
-func (s *Server) admit(stream stream) (Peer, error) {
-	peer, err := s.config.Authenticator.Authenticate(stream.Context())
+// admit authenticates the other end of a stream, and checks that it may subscribe:
+// a node's proxy, or a waypoint's.
+func (s *Server) admit(stream stream) (peer Peer, waypoint string, err error) {
+	peer, err = s.config.Authenticator.Authenticate(stream.Context())
 	if err != nil {
 		s.metrics.refused.WithLabelValues("unauthenticated").Inc()
-		return Peer{}, err
+		return Peer{}, "", err
 	}
-	if peer.Namespace != s.config.Namespace || peer.ServiceAccount != s.config.ServiceAccount {
-		s.metrics.refused.WithLabelValues("not_allowed").Inc()
-		s.logger.Warn("stream refused", "error", "not a proxy's service account",
-			"namespace", peer.Namespace, "service_account", peer.ServiceAccount, "pod", peer.PodName)
-		return Peer{}, status.Errorf(codes.PermissionDenied, "%s/%s may not read the mesh's configuration",
-			peer.Namespace, peer.ServiceAccount)
+	if peer.Namespace == s.config.Namespace && peer.ServiceAccount == s.config.ServiceAccount {
+		return peer, "", nil
 	}
-	return peer, nil
+	if s.config.Waypoint != nil {
+		if key, ok := s.config.Waypoint(peer); ok {
+			return peer, key, nil
+		}
+	}
+	s.metrics.refused.WithLabelValues("not_allowed").Inc()
+	s.logger.Warn("stream refused", "error", "not a proxy's service account",
+		"namespace", peer.Namespace, "service_account", peer.ServiceAccount, "pod", peer.PodName)
+	return Peer{}, "", status.Errorf(codes.PermissionDenied, "%s/%s may not read the mesh's configuration",
+		peer.Namespace, peer.ServiceAccount)
+}
+
+// allowed refuses what is not for the proxy: of what is for single waypoints, anything
+// but its own.
+func (c *connection) allowed(request *discovery.DeltaDiscoveryRequest, first bool) error {
+	if request.TypeUrl != resource.Binding && request.TypeUrl != resource.RequestPolicy {
+		return nil
+	}
+	foreign := slices.ContainsFunc(request.ResourceNamesSubscribe, func(name string) bool { return name != c.waypoint })
+	if c.waypoint != "" && !foreign && (!first || len(request.ResourceNamesSubscribe) > 0) {
+		return nil
+	}
+	c.server.metrics.refused.WithLabelValues("not_allowed").Inc()
+	return status.Errorf(codes.PermissionDenied, "%s may subscribe to %s by its own waypoint's key %q alone",
+		c.peer.PodName, shortType(request.TypeUrl), c.waypoint)
 }
 
 // run until the stream ends. The goroutine that receives ends right after: its
@@ -169,36 +193,43 @@ func (c *connection) respond() error {
 	return nil
 }
 
-// due returns the responses to be sent, in order. A workload never names a
-// policy that the proxy has not been sent: policies come before the addresses of
-// their publication, which wait if an older response about policies is under
+// due returns the responses to be sent, in order. Nothing ever names a policy
+// that the proxy has not been sent: policies come before the addresses and bindings
+// of their publication, which wait if an older response about policies is under
 // way; and what policies there are no longer goes after them.
 func (c *connection) due(w *world) (responses []*response) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	addresses := c.subscriptions[resource.Address]
 	take := func(s *subscription, keep bool) {
 		if r := s.next(w, keep); r != nil {
 			responses = append(responses, r)
 		}
 	}
-	var others []*subscription
+	var others, naming []*subscription
+	behind := false
 	for _, typeURL := range slices.Sorted(maps.Keys(c.subscriptions)) {
-		if typeURL != resource.Address {
-			others = append(others, c.subscriptions[typeURL])
+		s := c.subscriptions[typeURL]
+		if !namesPolicies(typeURL) {
+			others = append(others, s)
+			continue
 		}
+		naming = append(naming, s)
+		behind = behind || s.reached < w.publication
 	}
-	behind := addresses != nil && addresses.reached < w.publication
 	ready := true
 	for _, s := range others {
 		take(s, behind && isPolicy(s.typeURL))
 		ready = ready && (!isPolicy(s.typeURL) || s.reached == w.publication)
 	}
-	if addresses == nil || !ready {
+	if len(naming) == 0 || !ready {
 		return responses
 	}
-	take(addresses, false)
-	if behind && addresses.reached == w.publication {
+	reached := true
+	for _, s := range naming {
+		take(s, false)
+		reached = reached && s.reached == w.publication
+	}
+	if behind && reached {
 		for _, s := range others {
 			if isPolicy(s.typeURL) {
 				take(s, false)
@@ -208,9 +239,14 @@ func (c *connection) due(w *world) (responses []*response) {
 	return responses
 }
 
-// isPolicy tells whether workloads name resources of a type.
+// isPolicy tells whether others name resources of a type.
 func isPolicy(typeURL string) bool {
-	return typeURL == resource.Authorization || typeURL == resource.EgressPolicy
+	return typeURL == resource.Authorization || typeURL == resource.EgressPolicy || typeURL == resource.RequestPolicy
+}
+
+// namesPolicies tells whether resources of a type do so.
+func namesPolicies(typeURL string) bool {
+	return typeURL == resource.Address || typeURL == resource.Binding
 }
 
 // request applies what the proxy sent.
@@ -221,6 +257,9 @@ func (c *connection) request(request *discovery.DeltaDiscoveryRequest) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s, ok := c.subscriptions[request.TypeUrl]
+	if err := c.allowed(request, !ok); err != nil {
+		return err
+	}
 	if !ok {
 		if len(c.subscriptions) == maxTypes {
 			return status.Errorf(codes.ResourceExhausted, "more than %d types subscribed to", maxTypes)

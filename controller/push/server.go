@@ -71,6 +71,9 @@ type Config struct {
 	// Namespace and ServiceAccount of the proxies that may subscribe.
 	Namespace      string
 	ServiceAccount string
+	// Waypoint, if set, tells whether a peer is a pod of a waypoint, and the key of
+	// what is for that waypoint alone.
+	Waypoint func(Peer) (key string, ok bool)
 	// Answered, if set, is called when it may have changed what proxies are known
 	// to hold. It must not block.
 	Answered func()
@@ -147,12 +150,12 @@ func (s *Server) Publication() uint64 {
 	return 0
 }
 
-// AckedBy returns the connected proxies that have not acknowledged a publication
+// AckedBy returns the connected proxies of nodes that have not acknowledged a publication
 // of addresses yet: for any other, what it works with is that one or newer. A
 // proxy that lacked nothing counts as having acknowledged; one that rejected a
 // response does not, until what it rejected was replaced by something accepted.
 func (s *Server) AckedBy(publication uint64) (behind []ProxyKey) {
-	for _, c := range s.snapshot() {
+	for _, c := range s.nodes() {
 		if !c.hasAcked(resource.Address, publication) {
 			behind = append(behind, c.key())
 		}
@@ -167,14 +170,14 @@ type Holdings struct {
 	world      *world
 }
 
-// EachProxy shows what each connected proxy holds, ordered by node and pod.
+// EachProxy shows what each connected proxy of a node holds, ordered by node and pod.
 // The Holdings are good only until visit returns, which must not call the Server.
 func (s *Server) EachProxy(visit func(Holdings)) {
 	w := s.world.Load()
 	if w == nil {
 		return
 	}
-	for _, c := range s.snapshot() {
+	for _, c := range s.nodes() {
 		c.mu.Lock()
 		visit(Holdings{Proxy: c.key(), connection: c, world: w})
 		c.mu.Unlock()
@@ -207,10 +210,33 @@ func (s *Server) answered() {
 	}
 }
 
-// Connected returns the proxies with an open stream.
+// WaypointsHold tells whether every connected proxy of a waypoint, at least one,
+// acknowledged a resource as it is published now.
+func (s *Server) WaypointsHold(waypoint, typeURL, name string) bool {
+	w := s.world.Load()
+	if w == nil {
+		return false
+	}
+	any := false
+	for _, c := range s.snapshot() {
+		if c.waypoint != waypoint {
+			continue
+		}
+		c.mu.Lock()
+		has, _ := Holdings{Proxy: c.key(), connection: c, world: w}.Has(typeURL, name)
+		c.mu.Unlock()
+		if !has {
+			return false
+		}
+		any = true
+	}
+	return any
+}
+
+// Connected returns the proxies of nodes with an open stream.
 func (s *Server) Connected() []ProxyKey {
 	var keys []ProxyKey
-	for _, c := range s.snapshot() {
+	for _, c := range s.nodes() {
 		keys = append(keys, c.key())
 	}
 	return keys
@@ -224,6 +250,11 @@ func (s *Server) Close() { s.close() }
 func (s *Server) streamAge() time.Duration {
 	age := cmp.Or(s.config.StreamAge, defaultStreamAge)
 	return age - rand.N(age/5)
+}
+
+// nodes are the connections of nodes' proxies, ordered by node and pod.
+func (s *Server) nodes() []*connection {
+	return slices.DeleteFunc(s.snapshot(), func(c *connection) bool { return c.waypoint != "" })
 }
 
 // snapshot returns the open connections, ordered by node and pod.

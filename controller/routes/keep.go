@@ -15,6 +15,7 @@ import (
 	gateway "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/ambit-mesh/ambit/controller/translate"
+	"github.com/ambit-mesh/ambit/controller/watch"
 )
 
 const (
@@ -26,7 +27,7 @@ const (
 
 // Objects are the routes as they are in Kubernetes.
 type Objects interface {
-	Routes() (translate.Routes, error)
+	GatewayAPI() (watch.GatewayObjects, error)
 }
 
 // Writer writes the status of one of the four kinds of routes, as an object whose
@@ -114,7 +115,7 @@ func (k *Keeper) pass(ctx context.Context) error {
 	k.mu.Lock()
 	outcomes := k.outcomes
 	k.mu.Unlock()
-	routes, err := k.cfg.Objects.Routes()
+	routes, err := k.cfg.Objects.GatewayAPI()
 	if err != nil {
 		return err
 	}
@@ -150,17 +151,17 @@ func key(kind translate.RouteKind, namespace, name string) string {
 }
 
 // each visits every route with its status.
-func each(routes translate.Routes, visit func(kind translate.RouteKind, o metav1.Object, status *gateway.RouteStatus)) {
-	for _, o := range routes.HTTP {
+func each(routes watch.GatewayObjects, visit func(kind translate.RouteKind, o metav1.Object, status *gateway.RouteStatus)) {
+	for _, o := range routes.HTTPRoutes {
 		visit(translate.HTTPRoute, o, &o.Status.RouteStatus)
 	}
-	for _, o := range routes.GRPC {
+	for _, o := range routes.GRPCRoutes {
 		visit(translate.GRPCRoute, o, &o.Status.RouteStatus)
 	}
-	for _, o := range routes.TLS {
+	for _, o := range routes.TLSRoutes {
 		visit(translate.TLSRoute, o, &o.Status.RouteStatus)
 	}
-	for _, o := range routes.TCP {
+	for _, o := range routes.TCPRoutes {
 		visit(translate.TCPRoute, o, &o.Status.RouteStatus)
 	}
 }

@@ -11,25 +11,26 @@ import (
 	gateway "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/ambit-mesh/ambit/controller/translate"
+	"github.com/ambit-mesh/ambit/controller/watch"
 )
 
 // world holds routes, and takes writes unless it fails.
 type world struct {
-	routes translate.Routes
+	routes watch.GatewayObjects
 	writes int
 	fail   error
 }
 
-func (w *world) Routes() (translate.Routes, error) { return w.routes, nil }
+func (w *world) GatewayAPI() (watch.GatewayObjects, error) { return w.routes, nil }
 
 func (w *world) UpdateRouteStatus(_ context.Context, route metav1.Object) error {
 	if w.fail != nil {
 		return w.fail
 	}
 	w.writes++
-	for i, o := range w.routes.HTTP {
+	for i, o := range w.routes.HTTPRoutes {
 		if o.Name == route.GetName() {
-			w.routes.HTTP[i] = route.(*gateway.HTTPRoute)
+			w.routes.HTTPRoutes[i] = route.(*gateway.HTTPRoute)
 		}
 	}
 	return nil
@@ -54,7 +55,7 @@ func outcome(name string, generation int64) *translate.Route {
 }
 
 func TestStatusIsWrittenOnceAndForItsGeneration(t *testing.T) {
-	w := &world{routes: translate.Routes{HTTP: []*gateway.HTTPRoute{
+	w := &world{routes: watch.GatewayObjects{HTTPRoutes: []*gateway.HTTPRoute{
 		route("a", 1), route("newer", 2), route("foreign", 1, entry("gw", them)), route("no-longer", 1, entry("cart", us), entry("gw", them)),
 	}}}
 	k := keeperOf(w)
@@ -67,19 +68,19 @@ func TestStatusIsWrittenOnceAndForItsGeneration(t *testing.T) {
 	if w.writes != 2 {
 		t.Errorf("%d writes, want 2: of a, and of what names no parent of ours any more", w.writes)
 	}
-	if got := w.routes.HTTP[0].Status.Parents; len(got) != 1 || got[0].Conditions[0].ObservedGeneration != 1 {
+	if got := w.routes.HTTPRoutes[0].Status.Parents; len(got) != 1 || got[0].Conditions[0].ObservedGeneration != 1 {
 		t.Errorf("a: %+v", got)
 	}
-	if got := w.routes.HTTP[1].Status.Parents; len(got) != 0 {
+	if got := w.routes.HTTPRoutes[1].Status.Parents; len(got) != 0 {
 		t.Errorf("the status of a generation that was not translated yet: %+v", got)
 	}
-	if got := w.routes.HTTP[3].Status.Parents; len(got) != 1 || got[0].ControllerName != them {
+	if got := w.routes.HTTPRoutes[3].Status.Parents; len(got) != 1 || got[0].ControllerName != them {
 		t.Errorf("no-longer: %+v", got)
 	}
 }
 
 func TestFailedWritesAreTriedAgain(t *testing.T) {
-	w := &world{routes: translate.Routes{HTTP: []*gateway.HTTPRoute{route("a", 1)}}, fail: errors.New("conflict")}
+	w := &world{routes: watch.GatewayObjects{HTTPRoutes: []*gateway.HTTPRoute{route("a", 1)}}, fail: errors.New("conflict")}
 	k := keeperOf(w)
 	k.Published([]*translate.Route{outcome("a", 1)})
 	if err := k.pass(t.Context()); err == nil {

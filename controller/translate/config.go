@@ -20,6 +20,7 @@ const configName = "mesh"
 type output struct {
 	resources resource.Resources
 	outcomes  []*Policy
+	bound     []*Bound
 	problems  []error
 }
 

@@ -162,3 +162,26 @@ func renderRoutes(t *testing.T, index *routeIndex) []byte {
 	}
 	return out.Bytes()
 }
+
+// What labels bind, and why nobody gets through where that is so.
+func TestBound(t *testing.T) {
+	result, err := Translate(readInput(t, "waypoints"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make(map[string]string)
+	for _, b := range result.Bound {
+		got[b.Kind+" "+b.Namespace+"/"+b.Name] = strings.TrimSpace(b.Waypoint.String() + " " + b.Problem)
+	}
+	want := map[string]string{
+		"Service shop/cart":          "shop/waypoint",
+		"Service shop/soft":          "shop/waypoint",
+		"Service web/front":          "shop/waypoint",
+		"Service lone/orphan":        "lone/nobody there is no Gateway lone/nobody of class ambit-waypoint: connections are refused",
+		"Service stranger/uninvited": "shop/every Gateway shop/every does not allow namespace stranger in its listener's allowedRoutes: connections are refused",
+		"Pod shop/db-0":              "shop/every",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}

@@ -14,6 +14,7 @@
 //	mutualtls.go  PeerAuthentication -> authorizations that refuse plaintext, and
 //	              what a workload's node has to guard
 //	egress.go     EgressPolicy -> who may leave the mesh
+//	waypoint.go   labels -> what is bound to which waypoint
 //	route.go routehttp.go routegrpc.go routefilter.go
 //	              routes -> what a waypoint does with requests for a Service
 //
@@ -39,9 +40,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/types"
+	gateway "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/ambit-mesh/ambit/api/mesh"
 	"github.com/ambit-mesh/ambit/api/v1alpha1"
+	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/controller/resource"
 )
 
@@ -58,6 +61,9 @@ type Input struct {
 	PeerAuthentications   []*v1alpha1.PeerAuthentication
 	AuthorizationPolicies []*v1alpha1.AuthorizationPolicy
 	EgressPolicies        []*v1alpha1.EgressPolicy
+
+	Gateways []*gateway.Gateway
+	Routes   Routes
 
 	// Captured pods are those to be reached through tunnels.
 	Captured Captured
@@ -96,6 +102,10 @@ type Result struct {
 	Resources resource.Resources
 	// Policies of every object there is, ordered by kind, namespace and name.
 	Policies []*Policy
+	// Routes of every object that is attached to a Service, or wants to be, in the same order.
+	Routes []*Route
+	// Bound is what labels bind to waypoints, in no particular order.
+	Bound []*Bound
 }
 
 // Translate returns the mesh model. The error joins what could not be expressed
@@ -106,20 +116,27 @@ func Translate(in Input) (Result, error) {
 	pods := indexPods(in.Pods)
 	services := indexServices(in.Services, pods, in.Config)
 	serving := resolveEndpoints(in.Slices, services, pods)
+	waypoints := indexWaypoints(in)
+	routes := indexRoutes(in.Routes, services, func(s *service) bool { _, bound := waypoints.ofService(s); return bound })
 
 	policies := out.policies(in, pods, services, serving)
 
 	for _, p := range pods.all {
 		w := workloadOfPod(p, serving.ofPod[p], nodes, in)
 		policies.attached[p].to(w)
+		if waypoints.isPod(p.Pod) {
+			w.TunnelProtocol, w.NativeTunnel = workload.TunnelProtocol_HBONE, true
+		}
+		out.bindPod(p, w, waypoints, nil)
 		out.workload(w)
 	}
 	for _, e := range serving.external {
 		out.workload(workloadOfEndpoint(e, nodes, in.Config))
 	}
 	for _, s := range services.all {
+		out.bindService(s, waypoints, routes.of(s), nil)
 		out.service(s)
 	}
 	out.mesh(in)
-	return Result{Resources: out.resources, Policies: out.outcomes}, errors.Join(out.problems...)
+	return Result{Resources: out.resources, Policies: out.outcomes, Routes: routes.outcomes, Bound: out.bound}, errors.Join(out.problems...)
 }

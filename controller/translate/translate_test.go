@@ -23,6 +23,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/scheme"
+	gateway "sigs.k8s.io/gateway-api/apis/v1"
 	"sigs.k8s.io/yaml"
 
 	"github.com/ambit-mesh/ambit/api/v1alpha1"
@@ -174,6 +175,9 @@ var codecs = func() serializer.CodecFactory {
 	if err := v1alpha1.AddToScheme(all); err != nil {
 		panic(err)
 	}
+	if err := gateway.Install(all); err != nil {
+		panic(err)
+	}
 	return serializer.NewCodecFactory(all)
 }()
 
@@ -197,6 +201,10 @@ func readInput(t *testing.T, name string) Input {
 			}
 			in.Pods = append(in.Pods, o)
 			in.Captured.(captured)[o.UID] = o.Annotations[capturedAnnotation] == "true"
+		case *gateway.Gateway:
+			in.Gateways = append(in.Gateways, o)
+		case *gateway.HTTPRoute:
+			in.Routes.HTTP = append(in.Routes.HTTP, o)
 		case *corev1.Service:
 			in.Services = append(in.Services, o)
 		case *discoveryv1.EndpointSlice:
@@ -227,8 +235,11 @@ func readInput(t *testing.T, name string) Input {
 func render(t *testing.T, resources resource.Resources) []byte {
 	t.Helper()
 	all := make(map[string]any)
-	for _, byName := range resources {
+	for typeURL, byName := range resources {
 		for name, r := range byName {
+			if typeURL == resource.Binding { // it is named after what is bound
+				name = "Binding " + name
+			}
 			text, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(r.Message)
 			if err != nil {
 				t.Fatal(err)
@@ -351,7 +362,7 @@ func TestDataPlanesReadWhatIsSent(t *testing.T) {
 			t.Fatal(err)
 		}
 		store := workload.NewStore()
-		for _, typeURL := range workload.Types {
+		for _, typeURL := range workload.WaypointTypes {
 			delta := workload.Delta{Type: typeURL}
 			for _, r := range result.Resources[typeURL] {
 				if typeURL == workload.TrustBundleType {
@@ -364,7 +375,7 @@ func TestDataPlanesReadWhatIsSent(t *testing.T) {
 			}
 		}
 		for typeURL := range result.Resources {
-			if !slices.Contains(workload.Types[:], typeURL) {
+			if !slices.Contains(workload.WaypointTypes[:], typeURL) {
 				t.Errorf("%s: nobody asks for %s", name, typeURL)
 			}
 		}

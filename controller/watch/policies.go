@@ -70,13 +70,6 @@ func (p *policies) all() []cache.SharedIndexInformer {
 	return []cache.SharedIndexInformer{p.peerAuthentications, p.authorizationPolicies, p.egressPolicies}
 }
 
-func (p *policies) synced() (all []cache.InformerSynced) {
-	for _, informer := range p.all() {
-		all = append(all, informer.HasSynced)
-	}
-	return all
-}
-
 // PolicyObjects are all policies of a cluster. They are shared: nobody may
 // change them.
 type PolicyObjects struct {

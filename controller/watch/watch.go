@@ -2,7 +2,8 @@
 // tells when there is something new.
 //
 //	watch.go    informers, and their contents as typed lists
-//	policies.go those of the objects that people write
+//	policies.go those of the policies that people write
+//	gatewayapi.go those of the Gateway API's objects
 //	strip.go    what of an object is kept in memory
 //	trigger.go  many changes, one call
 //	catchup.go  no older than Kubernetes, for who takes over
@@ -46,6 +47,7 @@ type Objects struct {
 	Nodes      []*corev1.Node
 	Namespaces []*corev1.Namespace
 	PolicyObjects
+	GatewayObjects
 }
 
 // Sources are the informers. Others may add handlers and indexes to them until
@@ -58,17 +60,22 @@ type Sources struct {
 	nodes      corelisters.NodeLister
 	namespaces corelisters.NamespaceLister
 	policies   *policies
+	gatewayAPI *gatewayAPI
 	// restricting are those of which nothing may be missed: see CatchUp.
 	restricting []kept
 }
 
-// New prepares informers for one cluster and its policies. Changed is called, from many
+// New prepares informers for one cluster, its policies and its Gateways. Changed is called, from many
 // goroutines, whenever one of the Objects may have changed.
-func New(client kubernetes.Interface, from Policies, changed func()) (*Sources, error) {
+func New(client kubernetes.Interface, from Policies, gateways GatewayAPI, changed func()) (*Sources, error) {
 	factory := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(strip))
 	core := factory.Core().V1()
 	slices := factory.Discovery().V1().EndpointSlices()
 	policies, err := newPolicies(from, changed)
+	if err != nil {
+		return nil, err
+	}
+	gatewayAPI, err := newGatewayAPI(gateways, changed)
 	if err != nil {
 		return nil, err
 	}
@@ -80,6 +87,7 @@ func New(client kubernetes.Interface, from Policies, changed func()) (*Sources, 
 		nodes:      core.Nodes().Lister(),
 		namespaces: core.Namespaces().Lister(),
 		policies:   policies,
+		gatewayAPI: gatewayAPI,
 	}
 	s.restricting = []kept{
 		{"namespaces", core.Namespaces().Informer().GetStore(), func(ctx context.Context) (runtime.Object, error) {
@@ -142,7 +150,7 @@ func (s *Sources) Namespaces() coreinformers.NamespaceInformer {
 func (s *Sources) Run(ctx context.Context) error {
 	s.factory.Start(ctx.Done())
 	var running sync.WaitGroup
-	for _, informer := range s.policies.all() {
+	for _, informer := range s.own() {
 		running.Go(func() { informer.RunWithContext(ctx) })
 	}
 	<-ctx.Done()
@@ -155,7 +163,11 @@ func (s *Sources) Run(ctx context.Context) error {
 // has begun or while it begins.
 func (s *Sources) WaitSynced(ctx context.Context) error {
 	core := s.factory.Core().V1()
-	if !cache.WaitForCacheSync(ctx.Done(), append(s.policies.synced(),
+	var own []cache.InformerSynced
+	for _, informer := range s.own() {
+		own = append(own, informer.HasSynced)
+	}
+	if !cache.WaitForCacheSync(ctx.Done(), append(own,
 		core.Pods().Informer().HasSynced,
 		core.Services().Informer().HasSynced,
 		core.Nodes().Informer().HasSynced,
@@ -167,16 +179,22 @@ func (s *Sources) WaitSynced(ctx context.Context) error {
 	return nil
 }
 
+// own are the informers that the factory does not run.
+func (s *Sources) own() []cache.SharedIndexInformer {
+	return append(s.policies.all(), s.gatewayAPI.all()...)
+}
+
 // Objects returns what is there now.
 func (s *Sources) Objects() (Objects, error) {
 	var o Objects
-	var errs [6]error
+	var errs [7]error
 	o.Pods, errs[0] = s.pods.List(labels.Everything())
 	o.Services, errs[1] = s.services.List(labels.Everything())
 	o.Slices, errs[2] = s.slices.List(labels.Everything())
 	o.Nodes, errs[3] = s.nodes.List(labels.Everything())
 	o.Namespaces, errs[4] = s.namespaces.List(labels.Everything())
 	o.PolicyObjects, errs[5] = s.Policies()
+	o.GatewayObjects, errs[6] = s.GatewayAPI()
 	if err := errors.Join(errs[:]...); err != nil {
 		return Objects{}, fmt.Errorf("list Kubernetes objects: %w", err)
 	}

@@ -37,10 +37,17 @@ func noPolicies(t *testing.T) Policies {
 	return Policies{PeerAuthentications: source(), AuthorizationPolicies: source(), EgressPolicies: source()}
 }
 
+// noGateways are sources of a cluster without Gateways and routes.
+func noGateways(t *testing.T) GatewayAPI {
+	none := cachetest.NewFakeControllerSource()
+	t.Cleanup(none.Shutdown)
+	return GatewayAPI{GatewayClasses: none, Gateways: none, HTTPRoutes: none, GRPCRoutes: none, TLSRoutes: none, TCPRoutes: none}
+}
+
 func startWith(t *testing.T, client *fake.Clientset, policies Policies) (*Sources, *atomic.Int64) {
 	t.Helper()
 	changes := new(atomic.Int64)
-	s, err := New(client, policies, func() { changes.Add(1) })
+	s, err := New(client, policies, noGateways(t), func() { changes.Add(1) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,7 +115,7 @@ func TestNotSyncedWithoutPolicies(t *testing.T) {
 			t.Errorf("synced without %s", name)
 		}
 		without(&policies, nil)
-		if _, err := New(fake.NewClientset(), policies, func() {}); err == nil {
+		if _, err := New(fake.NewClientset(), policies, noGateways(t), func() {}); err == nil {
 			t.Errorf("made without a source of %s", name)
 		}
 	}

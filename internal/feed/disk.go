@@ -248,7 +248,7 @@ func writeBody(w io.Writer, path, magic string, lacks changes, rejected map[stri
 			return fmt.Errorf("%w: %w", errBase, err)
 		}
 	}
-	for _, t := range workload.Types {
+	for _, t := range workload.WaypointTypes {
 		var upserts []workload.Resource
 		for _, r := range lacks.upserts[t] {
 			if r != nil {
@@ -259,7 +259,7 @@ func writeBody(w io.Writer, path, magic string, lacks changes, rejected map[stri
 			return err
 		}
 	}
-	for _, t := range workload.Types {
+	for _, t := range workload.WaypointTypes {
 		if err := writeBatches(w, t, unreadNonce, rejected[t]); err != nil {
 			return err
 		}

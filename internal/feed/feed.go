@@ -55,6 +55,9 @@ type Config struct {
 	Token func() (string, error)
 	// Store to keep in step. Nobody else applies to it.
 	Store *workload.Store
+	// Waypoint, if set, is the key under which what is for one waypoint alone is asked
+	// for: see workload.WaypointAlias. Without it, none of that is.
+	Waypoint string
 	// OnDemand: hold only the addresses that were looked up.
 	OnDemand bool
 	// SnapshotPath is the file with the last good state; empty means none.
@@ -210,9 +213,17 @@ func (c *Client) anew() {
 // awaited lists the types whose first response makes the state complete. With
 // OnDemand no addresses come unasked.
 func (c *Client) awaited() []string {
-	return slices.DeleteFunc(slices.Clone(workload.Types[:]), func(t string) bool {
+	return slices.DeleteFunc(c.wanted(), func(t string) bool {
 		return c.config.OnDemand && t == workload.AddressType
 	})
+}
+
+// wanted lists the types that the client asks for.
+func (c *Client) wanted() []string {
+	if c.config.Waypoint != "" {
+		return slices.Clone(workload.WaypointTypes[:])
+	}
+	return slices.Clone(workload.Types[:])
 }
 
 // settle closes Synced, if the state can be worked with.

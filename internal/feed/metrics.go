@@ -54,7 +54,7 @@ func newMetrics(c *Client) *metrics {
 			return time.Since(time.Unix(0, last)).Seconds()
 		}),
 	}
-	for _, t := range workload.Types {
+	for _, t := range workload.WaypointTypes {
 		m.rejected.WithLabelValues(shortType(t))
 		m.collectors = append(m.collectors, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name:        "ambit_feed_resources",

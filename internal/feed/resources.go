@@ -43,7 +43,7 @@ func newResources(onDisk bool) *resources {
 		rejected: map[string]map[string]workload.Resource{},
 		changes:  changes{upserts: noUpserts()},
 	}
-	for _, t := range workload.Types {
+	for _, t := range workload.WaypointTypes {
 		rs.versions[t] = map[string]string{}
 		rs.rejected[t] = map[string]workload.Resource{}
 	}
@@ -52,7 +52,7 @@ func newResources(onDisk bool) *resources {
 
 func noUpserts() map[string]map[string]*workload.Resource {
 	upserts := map[string]map[string]*workload.Resource{}
-	for _, t := range workload.Types {
+	for _, t := range workload.WaypointTypes {
 		upserts[t] = map[string]*workload.Resource{}
 	}
 	return upserts
@@ -131,7 +131,7 @@ func (rs *resources) take() (lacks changes, rejected map[string][]workload.Resou
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	rejected = map[string][]workload.Resource{}
-	for _, t := range workload.Types {
+	for _, t := range workload.WaypointTypes {
 		rejected[t] = slices.Collect(maps.Values(rs.rejected[t]))
 	}
 	lacks = rs.changes

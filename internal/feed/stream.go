@@ -107,15 +107,18 @@ func (s *stream) subscribeAll() error {
 	for _, typeURL := range s.awaited() {
 		s.awaiting[typeURL] = true
 	}
-	for _, typeURL := range workload.Types {
+	for _, typeURL := range s.wanted() {
 		request := &discovery.DeltaDiscoveryRequest{
 			Node:                    node,
 			TypeUrl:                 typeURL,
 			InitialResourceVersions: s.resources.known(typeURL),
 		}
 		node = nil // It is sent once a stream.
-		if typeURL == workload.AddressType {
+		switch {
+		case typeURL == workload.AddressType:
 			s.subscribeAddresses(request)
+		case workload.IsWaypointType(typeURL):
+			request.ResourceNamesSubscribe = []string{s.config.Waypoint}
 		}
 		if err := s.ads.Send(request); err != nil {
 			return fmt.Errorf("subscribe to %s: %w", typeURL, err)

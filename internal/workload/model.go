@@ -35,11 +35,26 @@ const (
 	ConfigType         = "type.googleapis.com/ambit.mesh.Config"
 	NamespaceType      = "type.googleapis.com/ambit.mesh.Namespace"
 	EgressPolicyType   = "type.googleapis.com/ambit.mesh.EgressPolicy"
+	RequestPolicyType  = "type.googleapis.com/ambit.mesh.RequestPolicy"
+	BindingType        = "type.googleapis.com/ambit.mesh.Binding"
 )
 
 // Types lists all of them, in the order in which a client asks for them: what
 // other types are judged by comes first.
 var Types = [...]string{ConfigType, TrustBundleType, RevocationListType, NamespaceType, AuthorizationType, EgressPolicyType, AddressType}
+
+// WaypointTypes are those of them and those that only waypoints ask for, in order.
+var WaypointTypes = [...]string{ConfigType, TrustBundleType, RevocationListType, NamespaceType, AuthorizationType, EgressPolicyType,
+	RequestPolicyType, BindingType, AddressType}
+
+// IsWaypointType tells whether only waypoints ask for a type, each for what is its own.
+func IsWaypointType(typeURL string) bool {
+	return typeURL == RequestPolicyType || typeURL == BindingType
+}
+
+// WaypointAlias is the key under which a waypoint, the Gateway of this name, asks
+// for these types.
+func WaypointAlias(namespace, name string) string { return "waypoint/" + namespace + "/" + name }
 
 const (
 	// ConfigName is the name of the one Config resource.
@@ -48,6 +63,10 @@ const (
 	SessionAffinityExtension = "ambit.mesh/session-affinity"
 	// MutualTLSExtension is the name of the Extension with a MutualTLS.
 	MutualTLSExtension = "ambit.mesh/mutual-tls"
+	// WaypointPoliciesExtension is the name of the Extension with WaypointPolicies.
+	WaypointPoliciesExtension = "ambit.mesh/waypoint-policies"
+	// WaypointFallbackExtension is the name of the Extension with a WaypointFallback.
+	WaypointFallbackExtension = "ambit.mesh/waypoint-fallback"
 	// EgressPoliciesExtension is the name of the Extension with EgressPolicies.
 	EgressPoliciesExtension = "ambit.mesh/egress-policies"
 	// DefaultTrustDomain stands for a trust domain that was left out.
@@ -126,6 +145,11 @@ type Workload struct {
 
 	// Waypoint, if not nil, is where traffic to it must pass.
 	Waypoint *Gateway
+	// WaypointFallback: as long as the waypoint has no endpoint, it is reached without.
+	WaypointFallback bool
+	// WaypointPolicies names the RequestPolicies that a waypoint asks before it sends
+	// a request here, sorted.
+	WaypointPolicies []string
 	// Authorizations names the selector policies that apply to it.
 	Authorizations []string
 	// MutualTLS is how strictly its node keeps plaintext away from it.
@@ -230,6 +254,8 @@ type Service struct {
 	// Waypoint, if not nil, is where traffic to it must pass. With several,
 	// it is the first.
 	Waypoint *Gateway
+	// WaypointFallback: as long as the waypoint has no endpoint, it is reached without.
+	WaypointFallback bool
 
 	Mode   Mode
 	Scopes []Scope

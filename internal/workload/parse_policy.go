@@ -29,6 +29,13 @@ func (w *Workload) setExtensions(in []*api.Extension) error {
 			err = w.setMutualTLS(e)
 		case EgressPoliciesExtension:
 			err = w.setEgressPolicies(e)
+		case WaypointPoliciesExtension:
+			err = w.setWaypointPolicies(e)
+		case WaypointFallbackExtension:
+			if _, err = unpack(e.GetConfig(), &mesh.WaypointFallback{}); err != nil {
+				err = fmt.Errorf("config: %w", err)
+			}
+			w.WaypointFallback = err == nil
 		default:
 			continue
 		}
@@ -58,18 +65,32 @@ func (w *Workload) setEgressPolicies(e *api.Extension) error {
 	if err != nil {
 		return fmt.Errorf("config: %w", err)
 	}
-	if len(m.GetNames()) > maxEgressPolicies {
-		return fmt.Errorf("config.names: %d, want at most %d", len(m.GetNames()), maxEgressPolicies)
+	w.EgressPolicies, err = policyNames("config.names", m.GetNames(), maxEgressPolicies)
+	return err
+}
+
+func (w *Workload) setWaypointPolicies(e *api.Extension) error {
+	m, err := unpack(e.GetConfig(), &mesh.WaypointPolicies{})
+	if err != nil {
+		return fmt.Errorf("config: %w", err)
 	}
-	for i, name := range m.GetNames() {
+	w.WaypointPolicies, err = policyNames("config.names", m.GetNames(), maxRequestPolicies)
+	return err
+}
+
+// policyNames reads namespace/name, and returns them sorted, each once.
+func policyNames(field string, in []string, most int) (names []string, err error) {
+	if len(in) > most {
+		return nil, fmt.Errorf("%s: %d, want at most %d", field, len(in), most)
+	}
+	for i, name := range in {
 		if !isPolicyKey(name) {
-			return fmt.Errorf("config.names[%d]: %q, want namespace/name", i, name)
+			return nil, fmt.Errorf("%s[%d]: %q, want namespace/name", field, i, name)
 		}
-		w.EgressPolicies = append(w.EgressPolicies, intern(name))
+		names = append(names, intern(name))
 	}
-	slices.Sort(w.EgressPolicies)
-	w.EgressPolicies = slices.Compact(w.EgressPolicies)
-	return nil
+	slices.Sort(names)
+	return slices.Compact(names), nil
 }
 
 func isPolicyKey(key string) bool {

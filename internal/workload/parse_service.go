@@ -1,6 +1,7 @@
 package workload
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -118,20 +119,34 @@ func (s *Service) setVisibility(in api.Service_Visibility) error {
 	return nil
 }
 
-// setExtensions reads the one that is ours. By the protocol the others may be ignored.
+// setExtensions reads those that are ours. By the protocol the others may be ignored.
 func (s *Service) setExtensions(in []*api.Extension) error {
 	for i, e := range in {
-		if e.GetName() != SessionAffinityExtension {
-			continue
+		var err error
+		switch e.GetName() {
+		case SessionAffinityExtension:
+			err = s.setAffinity(e)
+		case WaypointFallbackExtension:
+			if _, err = unpack(e.GetConfig(), &mesh.WaypointFallback{}); err != nil {
+				err = fmt.Errorf(": %w", err)
+			}
+			s.WaypointFallback = err == nil
 		}
-		affinity, err := unpack(e.GetConfig(), &mesh.SessionAffinity{})
 		if err != nil {
-			return fmt.Errorf("extensions[%d].config: %w", i, err)
+			return fmt.Errorf("extensions[%d].config%w", i, err)
 		}
-		s.Affinity = time.Duration(affinity.GetClientIpTimeoutSeconds()) * time.Second
-		if s.Affinity == 0 {
-			return fmt.Errorf("extensions[%d].config.client_ip_timeout_seconds: 0", i)
-		}
+	}
+	return nil
+}
+
+func (s *Service) setAffinity(e *api.Extension) error {
+	affinity, err := unpack(e.GetConfig(), &mesh.SessionAffinity{})
+	if err != nil {
+		return fmt.Errorf(": %w", err)
+	}
+	s.Affinity = time.Duration(affinity.GetClientIpTimeoutSeconds()) * time.Second
+	if s.Affinity == 0 {
+		return errors.New(".client_ip_timeout_seconds: 0")
 	}
 	return nil
 }

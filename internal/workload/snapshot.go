@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/ambit-mesh/ambit/api/mesh"
 	"github.com/ambit-mesh/ambit/internal/revocation"
 )
 
@@ -27,6 +28,8 @@ type Snapshot struct {
 	revocations    map[string]named[*revocation.List]
 	namespaces     map[string]named[Namespace]
 	egress         map[string]named[*EgressPolicy]
+	requests       map[string]named[*mesh.RequestPolicy]
+	bindings       map[string]named[*Binding]
 	config         meshConfig
 
 	rejected map[string]Rejection
@@ -172,6 +175,20 @@ func (s *Snapshot) RejectedByAddr(addr netip.Addr) (Rejection, bool) {
 	return Rejection{}, false
 }
 
+// Binding of a Service, by its key, or of a workload, by its uid; only waypoints
+// have any.
+func (s *Snapshot) Binding(key string) (*Binding, bool) {
+	found, ok := s.bindings[key]
+	return found.value, ok
+}
+
+// RequestPolicy finds a policy for requests by namespace/name; only waypoints have
+// any. It must not be changed.
+func (s *Snapshot) RequestPolicy(name string) (*mesh.RequestPolicy, bool) {
+	found, ok := s.requests[name]
+	return found.value, ok
+}
+
 // Rejected lists the resources that could not be read, sorted by type and name.
 func (s *Snapshot) Rejected() []Rejection {
 	out := make([]Rejection, 0, len(s.rejected))
@@ -196,6 +213,10 @@ func (s *Snapshot) Count(typeURL string) int {
 		return len(s.namespaces)
 	case EgressPolicyType:
 		return len(s.egress)
+	case RequestPolicyType:
+		return len(s.requests)
+	case BindingType:
+		return len(s.bindings)
 	case ConfigType:
 		if s.Configured() {
 			return 1

@@ -87,6 +87,10 @@ func (s *Store) Apply(d Delta) (rejected []Rejection) {
 			next.namespaces, rejected = applyNamed(&e, d, next.namespaces, func() *mesh.Namespace { return &mesh.Namespace{} }, parseNamespace)
 		case EgressPolicyType:
 			next.egress, rejected = applyNamed(&e, d, next.egress, func() *mesh.EgressPolicy { return &mesh.EgressPolicy{} }, parseEgressPolicy)
+		case RequestPolicyType:
+			next.requests, rejected = applyNamed(&e, d, next.requests, func() *mesh.RequestPolicy { return &mesh.RequestPolicy{} }, parseRequestPolicy)
+		case BindingType:
+			next.bindings, rejected = applyNamed(&e, d, next.bindings, func() *mesh.Binding { return &mesh.Binding{} }, parseBinding)
 		case ConfigType:
 			rejected = e.applyConfig(d)
 		default:

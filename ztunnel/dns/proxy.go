@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/net/dns/dnsmessage"
 
-	"github.com/ambit-mesh/ambit/ztunnel/listen"
+	"github.com/ambit-mesh/ambit/internal/listen"
 )
 
 // Config of a Proxy.

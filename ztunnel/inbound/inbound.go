@@ -2,12 +2,11 @@
 //
 // One [Listener] runs per captured pod:
 //
-//	tunnel.go     15008: TLS, the peer's identity, one request after another
+//	tunnel.go     15008: what is asked for through a tunnel that was let in
 //	plaintext.go  15006: plain TCP that was on its way to the application
 //	local.go      what a pod of the same node opens, handed over in the process
 //	limits.go     how much one peer may hold, of this pod and of the process
 //	admit.go      is it for this pod, does policy admit it -> the application
-//	trust.go      tunnels whose peers are no longer trusted
 //	loop.go       what comes back to where it came from
 //	relay         both ways, until both halves close
 //
@@ -23,7 +22,7 @@
 // connection and never from what a request says; when Run returns, so has every
 // goroutine it started.
 //
-// Redirecting is redirect's job, certificates are certs'.
+// Redirecting is redirect's job, certificates are certs', letting tunnels in accept's.
 package inbound
 
 import (
@@ -35,10 +34,11 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ambit-mesh/ambit/internal/accept"
+	"github.com/ambit-mesh/ambit/internal/conns"
+	"github.com/ambit-mesh/ambit/internal/listen"
 	"github.com/ambit-mesh/ambit/internal/quota"
 	"github.com/ambit-mesh/ambit/internal/workload"
-	"github.com/ambit-mesh/ambit/ztunnel/conns"
-	"github.com/ambit-mesh/ambit/ztunnel/listen"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
 
@@ -72,11 +72,11 @@ type Config struct {
 	Snapshot func() *workload.Snapshot
 	Policy   Policy
 	// Trust is asked again about the peers of live tunnels.
-	Trust Trust
+	Trust accept.Trust
 	Conns *conns.Registry
 	Relay *relay.Relay
 	// Quotas are the process's, Share is the pod's in what all carry.
-	Quotas *Quotas
+	Quotas *accept.Quotas
 	Share  *quota.Share
 	Logger *slog.Logger
 	// DrainTimeout is how long connections may live on after Run's context ended.
@@ -90,7 +90,7 @@ type Listener struct {
 	plaintext *listen.Server
 	loops     loops
 	locals    locals
-	peers     *peers
+	tunnels   *accept.Server
 	// unproven counts plaintext connections by their clients.
 	unproven *quota.Counter[netip.Addr]
 }
@@ -103,8 +103,10 @@ func New(cfg Config) *Listener {
 		plaintext: listen.New(cfg.Plaintext, listen.Limit, cfg.Logger),
 		loops:     newLoops(),
 		locals:    newLocals(),
-		peers:     newPeers(cfg.Trust),
-		unproven:  quota.NewCounter[netip.Addr](plaintextPerAddress),
+		tunnels: accept.New(accept.Config{
+			TLS: cfg.TLS, Trust: cfg.Trust, Quotas: cfg.Quotas, Target: cfg.Target, Conns: cfg.Conns, Logger: cfg.Logger, DrainTimeout: cfg.DrainTimeout,
+		}),
+		unproven: quota.NewCounter[netip.Addr](plaintextPerAddress),
 	}
 }
 
@@ -117,7 +119,10 @@ func (l *Listener) Run(ctx context.Context) error {
 	var tunnelErr, plaintextErr error
 	wg.Go(func() {
 		defer stop()
-		tunnelErr = l.hbone.Run(ctx, l.cfg.DrainTimeout, l.serveTunnel)
+		tunnelErr = l.hbone.Run(ctx, l.cfg.DrainTimeout, func(draining, cut context.Context, raw *net.TCPConn, over func()) {
+			defer over()
+			l.tunnels.Serve(draining, cut, raw, l.serveRequest)
+		})
 	})
 	wg.Go(func() {
 		defer stop()
@@ -129,7 +134,7 @@ func (l *Listener) Run(ctx context.Context) error {
 	})
 	var judging sync.WaitGroup
 	judge, over := context.WithCancel(context.WithoutCancel(ctx))
-	judging.Go(func() { l.peers.run(judge) })
+	judging.Go(func() { l.tunnels.Judge(judge) })
 	wg.Wait()
 	over()
 	judging.Wait()

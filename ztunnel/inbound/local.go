@@ -10,9 +10,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ambit-mesh/ambit/internal/conns"
+	"github.com/ambit-mesh/ambit/internal/listen"
 	"github.com/ambit-mesh/ambit/internal/workload"
-	"github.com/ambit-mesh/ambit/ztunnel/conns"
-	"github.com/ambit-mesh/ambit/ztunnel/listen"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
 

@@ -6,7 +6,7 @@ import (
 	"net"
 	"time"
 
-	"github.com/ambit-mesh/ambit/ztunnel/conns"
+	"github.com/ambit-mesh/ambit/internal/conns"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
 

@@ -7,10 +7,10 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/ambit-mesh/ambit/internal/conns"
+	"github.com/ambit-mesh/ambit/internal/endpoints"
+	"github.com/ambit-mesh/ambit/internal/pool"
 	"github.com/ambit-mesh/ambit/internal/workload"
-	"github.com/ambit-mesh/ambit/ztunnel/conns"
-	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
-	"github.com/ambit-mesh/ambit/ztunnel/pool"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
 	"github.com/ambit-mesh/ambit/ztunnel/route"
 )

@@ -6,9 +6,9 @@ import (
 	"slices"
 	"syscall"
 
-	"github.com/ambit-mesh/ambit/ztunnel/conns"
-	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
-	"github.com/ambit-mesh/ambit/ztunnel/pool"
+	"github.com/ambit-mesh/ambit/internal/conns"
+	"github.com/ambit-mesh/ambit/internal/endpoints"
+	"github.com/ambit-mesh/ambit/internal/pool"
 	"github.com/ambit-mesh/ambit/ztunnel/route"
 )
 

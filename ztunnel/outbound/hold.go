@@ -8,8 +8,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/ambit-mesh/ambit/internal/conns"
 	"github.com/ambit-mesh/ambit/internal/hbone"
-	"github.com/ambit-mesh/ambit/ztunnel/conns"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
 

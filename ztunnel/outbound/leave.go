@@ -3,7 +3,7 @@ package outbound
 import (
 	"context"
 
-	"github.com/ambit-mesh/ambit/ztunnel/conns"
+	"github.com/ambit-mesh/ambit/internal/conns"
 	"github.com/ambit-mesh/ambit/ztunnel/egress"
 )
 

@@ -31,14 +31,14 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/ambit-mesh/ambit/internal/conns"
+	"github.com/ambit-mesh/ambit/internal/endpoints"
+	"github.com/ambit-mesh/ambit/internal/listen"
+	"github.com/ambit-mesh/ambit/internal/pool"
 	"github.com/ambit-mesh/ambit/internal/quota"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/workload"
-	"github.com/ambit-mesh/ambit/ztunnel/conns"
 	"github.com/ambit-mesh/ambit/ztunnel/egress"
-	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
-	"github.com/ambit-mesh/ambit/ztunnel/listen"
-	"github.com/ambit-mesh/ambit/ztunnel/pool"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
 

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/ambit-mesh/ambit/ztunnel/conns"
+	"github.com/ambit-mesh/ambit/internal/conns"
 )
 
 // Admit decides on a connection that wants in. Its destination is the pod, as its

@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/ambit-mesh/ambit/internal/conns"
 	"github.com/ambit-mesh/ambit/internal/workload"
-	"github.com/ambit-mesh/ambit/ztunnel/conns"
 )
 
 // followed is how a live connection stands.

@@ -6,9 +6,9 @@ import (
 	"slices"
 
 	"github.com/ambit-mesh/ambit/internal/authz"
+	"github.com/ambit-mesh/ambit/internal/conns"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/workload"
-	"github.com/ambit-mesh/ambit/ztunnel/conns"
 )
 
 // judgement of one connection by one snapshot.

@@ -9,8 +9,8 @@ import (
 	"time"
 
 	api "github.com/ambit-mesh/ambit/api/workload"
-	"github.com/ambit-mesh/ambit/ztunnel/conns"
-	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
+	"github.com/ambit-mesh/ambit/internal/conns"
+	"github.com/ambit-mesh/ambit/internal/endpoints"
 )
 
 // ejectionTime is more than a first ejection lasts.

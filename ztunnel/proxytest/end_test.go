@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ambit-mesh/ambit/ztunnel/conns"
+	"github.com/ambit-mesh/ambit/internal/conns"
 )
 
 func echoing(p *Pod) {

@@ -14,10 +14,10 @@ import (
 
 	"golang.org/x/net/http2"
 
+	"github.com/ambit-mesh/ambit/internal/accept"
+	"github.com/ambit-mesh/ambit/internal/conns"
 	"github.com/ambit-mesh/ambit/internal/hbone"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
-	"github.com/ambit-mesh/ambit/ztunnel/conns"
-	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
 
@@ -117,7 +117,7 @@ func (m *Mesh) awaitCounted(reason string, n float64) {
 // no more of them than there is room for, and makes room for everybody else.
 func TestSlowHandshakesKeepNobodyOut(t *testing.T) {
 	m := New(t)
-	m.Limits = inbound.Limits{HandshakesPerAddress: 100, Handshakes: 20}
+	m.Limits = accept.Limits{HandshakesPerAddress: 100, Handshakes: 20}
 	client, server := m.Pod("client"), m.Pod("server")
 	server.StartInbound()
 	client.StartOutbound()
@@ -151,7 +151,7 @@ func TestSlowHandshakesKeepNobodyOut(t *testing.T) {
 func TestTunnelsOfOnePeerAreBounded(t *testing.T) {
 	t.Run("address", func(t *testing.T) {
 		m := New(t)
-		m.Limits = inbound.Limits{TunnelsPerAddress: 3}
+		m.Limits = accept.Limits{TunnelsPerAddress: 3}
 		server := m.Pod("server")
 		server.StartInbound()
 		echoing(server)
@@ -176,7 +176,7 @@ func TestTunnelsOfOnePeerAreBounded(t *testing.T) {
 	})
 	t.Run("identity", func(t *testing.T) {
 		m := New(t)
-		m.Limits = inbound.Limits{TunnelsPerIdentity: 3}
+		m.Limits = accept.Limits{TunnelsPerIdentity: 3}
 		server := m.Pod("server")
 		server.StartInbound()
 		echoing(server)
@@ -205,7 +205,7 @@ func TestTunnelsOfOnePeerAreBounded(t *testing.T) {
 
 // TestConnectionsOfOnePeerAreBounded, through however many tunnels.
 func TestConnectionsOfOnePeerAreBounded(t *testing.T) {
-	for name, limits := range map[string]inbound.Limits{
+	for name, limits := range map[string]accept.Limits{
 		"address": {ConnectionsPerAddress: 4}, "identity": {ConnectionsPerIdentity: 4},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -337,7 +337,7 @@ func TestFloodIsCountedAndLogged(t *testing.T) {
 // TestRefusalsInAFloodAreNotAllLogged, but counted, and the log says that some are missing.
 func TestRefusalsInAFloodAreNotAllLogged(t *testing.T) {
 	m := New(t)
-	m.Limits = inbound.Limits{TunnelsPerAddress: 1}
+	m.Limits = accept.Limits{TunnelsPerAddress: 1}
 	server := m.Pod("server")
 	server.StartInbound()
 	greedy := m.intruder("greedy")

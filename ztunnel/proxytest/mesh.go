@@ -19,19 +19,20 @@ import (
 
 	"github.com/ambit-mesh/ambit/api/mesh"
 	api "github.com/ambit-mesh/ambit/api/workload"
+	"github.com/ambit-mesh/ambit/internal/accept"
 	"github.com/ambit-mesh/ambit/internal/certs"
 	"github.com/ambit-mesh/ambit/internal/certs/certstest"
+	"github.com/ambit-mesh/ambit/internal/conns"
+	"github.com/ambit-mesh/ambit/internal/endpoints"
+	"github.com/ambit-mesh/ambit/internal/pool"
 	"github.com/ambit-mesh/ambit/internal/quota"
 	"github.com/ambit-mesh/ambit/internal/revocation"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/internal/workload/workloadtest"
-	"github.com/ambit-mesh/ambit/ztunnel/conns"
 	"github.com/ambit-mesh/ambit/ztunnel/egress"
-	"github.com/ambit-mesh/ambit/ztunnel/endpoints"
 	"github.com/ambit-mesh/ambit/ztunnel/inbound"
 	"github.com/ambit-mesh/ambit/ztunnel/outbound"
 	"github.com/ambit-mesh/ambit/ztunnel/policy"
-	"github.com/ambit-mesh/ambit/ztunnel/pool"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
 
@@ -58,7 +59,7 @@ type Mesh struct {
 	DrainTimeout time.Duration
 	// Limits of what a peer may hold, and how many connections all carry together;
 	// plenty, if zero.
-	Limits   inbound.Limits
+	Limits   accept.Limits
 	Capacity int
 
 	t           testing.TB
@@ -68,7 +69,7 @@ type Mesh struct {
 	lines       lines
 
 	clock    atomic.Int64 // what was advanced
-	limits   *inbound.Quotas
+	limits   *accept.Quotas
 	capacity *quota.Shares
 	after    func(*conns.Attempt) // see SetAdmitted
 	trusted  atomic.Pointer[certstest.CA]
@@ -168,9 +169,9 @@ func (m *Mesh) service(name, vip string, identities ...string) *api.Service {
 }
 
 // quotas are what the peers of all pods hold.
-func (m *Mesh) quotas() *inbound.Quotas {
+func (m *Mesh) quotas() *accept.Quotas {
 	if m.limits == nil {
-		m.limits = inbound.NewQuotas(m.Limits)
+		m.limits = accept.NewQuotas(m.Limits)
 	}
 	return m.limits
 }

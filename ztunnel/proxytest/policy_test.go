@@ -15,8 +15,8 @@ import (
 	"github.com/ambit-mesh/ambit/api/security"
 	api "github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/internal/certs/certstest"
+	"github.com/ambit-mesh/ambit/internal/conns"
 	"github.com/ambit-mesh/ambit/internal/workload"
-	"github.com/ambit-mesh/ambit/ztunnel/conns"
 )
 
 // in is a way into a pod, as a client takes it.

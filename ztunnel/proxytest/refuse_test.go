@@ -15,10 +15,10 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	api "github.com/ambit-mesh/ambit/api/workload"
+	"github.com/ambit-mesh/ambit/internal/conns"
 	"github.com/ambit-mesh/ambit/internal/hbone"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/workload"
-	"github.com/ambit-mesh/ambit/ztunnel/conns"
 )
 
 // Whatever goes wrong with a tunnel, the connection is refused: its bytes take

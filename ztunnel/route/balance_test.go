@@ -11,6 +11,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/api/mesh"
 	api "github.com/ambit-mesh/ambit/api/workload"
+	"github.com/ambit-mesh/ambit/internal/balance"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/internal/workload/workloadtest"
 	"github.com/ambit-mesh/ambit/ztunnel/route"
@@ -73,13 +74,13 @@ func TestPreferSameNodeWithoutZones(t *testing.T) {
 }
 
 // chance is the same in every run.
-func chance() route.Picker { return rand.New(rand.NewPCG(1, 2)).Uint64N }
+func chance() balance.Picker { return rand.New(rand.NewPCG(1, 2)).Uint64N }
 
 // enough connections for whoever may be chosen to be chosen.
 const enough = 200
 
 // reachable lists the names of the endpoints that web gets.
-func reachable(t *testing.T, store *workload.Store, to string, endpoints ...route.Endpoints) (names []string) {
+func reachable(t *testing.T, store *workload.Store, to string, endpoints ...balance.Endpoints) (names []string) {
 	t.Helper()
 	for name := range spread(t, store, to, enough, endpoints...) {
 		names = append(names, name)
@@ -89,7 +90,7 @@ func reachable(t *testing.T, store *workload.Store, to string, endpoints ...rout
 }
 
 // spread counts which endpoints web gets for its connections; none if it is refused.
-func spread(t *testing.T, store *workload.Store, to string, connections int, endpoints ...route.Endpoints) map[string]int {
+func spread(t *testing.T, store *workload.Store, to string, connections int, endpoints ...balance.Endpoints) map[string]int {
 	t.Helper()
 	snapshot := store.Snapshot()
 	web, _ := snapshot.WorkloadByUID(uid("web"))

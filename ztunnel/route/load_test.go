@@ -14,6 +14,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/api/mesh"
 	api "github.com/ambit-mesh/ambit/api/workload"
+	"github.com/ambit-mesh/ambit/internal/balance"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/internal/workload/workloadtest"
 	"github.com/ambit-mesh/ambit/ztunnel/route"
@@ -200,18 +201,18 @@ func TestEjectionFailsOver(t *testing.T) {
 		service func(*api.Service)
 		ejected []string
 		want    []string
-		near    route.Nearness
+		near    balance.Nearness
 		panic   bool
 	}{
-		{"none", balanced(api.LoadBalancing_FAILOVER, nearest...), nil, []string{"here"}, route.SameNode, false},
-		{"the node's", balanced(api.LoadBalancing_FAILOVER, nearest...), []string{"here"}, []string{"zone1", "zone2"}, route.SameZone, false},
-		{"one of the zone's", balanced(api.LoadBalancing_FAILOVER, nearest...), []string{"here", "zone1"}, []string{"zone2"}, route.SameZone, false},
-		{"all of the zone's", balanced(api.LoadBalancing_FAILOVER, nearest...), []string{"here", "zone1", "zone2"}, []string{"region"}, route.SameRegion, false},
-		{"all of the region's", balanced(api.LoadBalancing_FAILOVER, nearest...), []string{"here", "zone1", "zone2", "region"}, []string{"abroad"}, route.Elsewhere, false},
-		{"all: the nearest, regardless", balanced(api.LoadBalancing_FAILOVER, nearest...), []string{"here", "zone1", "zone2", "region", "abroad"}, []string{"here"}, route.SameNode, true},
-		{"a farther one alone", balanced(api.LoadBalancing_FAILOVER, nearest[:3]...), []string{"abroad"}, []string{"here", "zone1", "zone2"}, route.SameZone, false},
-		{"strict: the node's only one, regardless", balanced(api.LoadBalancing_STRICT, api.LoadBalancing_NODE), []string{"here"}, []string{"here"}, route.SameNode, true},
-		{"no preference", balanced(0), []string{"here", "zone1", "abroad"}, []string{"region", "zone2"}, route.SameRegion, false},
+		{"none", balanced(api.LoadBalancing_FAILOVER, nearest...), nil, []string{"here"}, balance.SameNode, false},
+		{"the node's", balanced(api.LoadBalancing_FAILOVER, nearest...), []string{"here"}, []string{"zone1", "zone2"}, balance.SameZone, false},
+		{"one of the zone's", balanced(api.LoadBalancing_FAILOVER, nearest...), []string{"here", "zone1"}, []string{"zone2"}, balance.SameZone, false},
+		{"all of the zone's", balanced(api.LoadBalancing_FAILOVER, nearest...), []string{"here", "zone1", "zone2"}, []string{"region"}, balance.SameRegion, false},
+		{"all of the region's", balanced(api.LoadBalancing_FAILOVER, nearest...), []string{"here", "zone1", "zone2", "region"}, []string{"abroad"}, balance.Elsewhere, false},
+		{"all: the nearest, regardless", balanced(api.LoadBalancing_FAILOVER, nearest...), []string{"here", "zone1", "zone2", "region", "abroad"}, []string{"here"}, balance.SameNode, true},
+		{"a farther one alone", balanced(api.LoadBalancing_FAILOVER, nearest[:3]...), []string{"abroad"}, []string{"here", "zone1", "zone2"}, balance.SameZone, false},
+		{"strict: the node's only one, regardless", balanced(api.LoadBalancing_STRICT, api.LoadBalancing_NODE), []string{"here"}, []string{"here"}, balance.SameNode, true},
+		{"no preference", balanced(0), []string{"here", "zone1", "abroad"}, []string{"region", "zone2"}, balance.SameRegion, false},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -266,20 +267,20 @@ func TestPeersAreThoseThatMayBeUsed(t *testing.T) {
 func TestNearness(t *testing.T) {
 	for _, c := range []struct {
 		client, endpoint [3]string // node, region, zone
-		want             route.Nearness
+		want             balance.Nearness
 	}{
-		{[3]string{"n1", "r", "z1"}, [3]string{"n1", "r", "z1"}, route.SameNode},
-		{[3]string{"n1", "r", "z1"}, [3]string{"n2", "r", "z1"}, route.SameZone},
-		{[3]string{"n1", "", "z1"}, [3]string{"n2", "r", "z1"}, route.SameZone},
-		{[3]string{"n1", "r", "z1"}, [3]string{"n2", "q", "z1"}, route.Elsewhere},
-		{[3]string{"n1", "r", "z1"}, [3]string{"n2", "r", "z2"}, route.SameRegion},
-		{[3]string{"n1", "r", "z1"}, [3]string{"n2", "r", ""}, route.SameRegion},
-		{[3]string{"n1", "r", "z1"}, [3]string{"n2", "q", "z2"}, route.Elsewhere},
-		{[3]string{"n1", "", "z1"}, [3]string{"n2", "", "z2"}, route.Elsewhere},
-		{[3]string{"n1", "", ""}, [3]string{"n1", "", ""}, route.SameNode},
-		{[3]string{"n1", "", ""}, [3]string{"n2", "", ""}, route.Unplaced},
-		{[3]string{"n1", "r", "z1"}, [3]string{"n2", "", ""}, route.Unplaced},
-		{[3]string{"", "", ""}, [3]string{"", "", ""}, route.Unplaced},
+		{[3]string{"n1", "r", "z1"}, [3]string{"n1", "r", "z1"}, balance.SameNode},
+		{[3]string{"n1", "r", "z1"}, [3]string{"n2", "r", "z1"}, balance.SameZone},
+		{[3]string{"n1", "", "z1"}, [3]string{"n2", "r", "z1"}, balance.SameZone},
+		{[3]string{"n1", "r", "z1"}, [3]string{"n2", "q", "z1"}, balance.Elsewhere},
+		{[3]string{"n1", "r", "z1"}, [3]string{"n2", "r", "z2"}, balance.SameRegion},
+		{[3]string{"n1", "r", "z1"}, [3]string{"n2", "r", ""}, balance.SameRegion},
+		{[3]string{"n1", "r", "z1"}, [3]string{"n2", "q", "z2"}, balance.Elsewhere},
+		{[3]string{"n1", "", "z1"}, [3]string{"n2", "", "z2"}, balance.Elsewhere},
+		{[3]string{"n1", "", ""}, [3]string{"n1", "", ""}, balance.SameNode},
+		{[3]string{"n1", "", ""}, [3]string{"n2", "", ""}, balance.Unplaced},
+		{[3]string{"n1", "r", "z1"}, [3]string{"n2", "", ""}, balance.Unplaced},
+		{[3]string{"", "", ""}, [3]string{"", "", ""}, balance.Unplaced},
 	} {
 		store := workloadtest.Store(t, config, service("cart", []string{"10.96.0.10"}),
 			pod("web", c.client[0], "1.1", in(c.client[1], c.client[2])),

@@ -1,9 +1,6 @@
 // Package route decides where a connection that a local pod opens goes.
 //
 //	Decide(source, destination, snapshot) -> upstream, or a refusal with its reason
-//	balance.go                               which endpoint of a service
-//	locality.go                              how near an endpoint is
-//	affinity.go                              which endpoint is a client's own
 //
 // In this order:
 //  1. an unknown source, a loopback destination: refused
@@ -24,7 +21,7 @@
 // published; where that is not possible or not understood, the answer is a
 // refusal.
 //
-// Opening connections is outbound's job, knowing the load and the failures of
+// Choosing endpoints of services is package balance's job, opening connections outbound's, knowing the load and the failures of
 // endpoints package endpoints', asking the controller feed's, policy the
 // destination's.
 package route
@@ -35,6 +32,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/ambit-mesh/ambit/internal/balance"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/workload"
 )
@@ -88,7 +86,7 @@ type Request struct {
 	// Avoid are the UIDs of a service's endpoints that were tried in vain.
 	Avoid []string
 	// Endpoints, if not nil, tells how services' endpoints are doing.
-	Endpoints Endpoints
+	Endpoints balance.Endpoints
 }
 
 // Upstream is where a connection goes.
@@ -104,16 +102,13 @@ type Upstream struct {
 	Service  *workload.Service
 	Workload *workload.Workload
 	// Nearness of a service's endpoint.
-	Nearness Nearness
+	Nearness balance.Nearness
 	// Panic: the endpoint is ejected, and so are all others.
 	Panic bool
 }
 
-// Picker returns a random number in [0, n); n is at least 1. math/rand/v2.Uint64N is one.
-type Picker func(n uint64) uint64
-
 // Decide finds the way for r. Its error is always a *Refusal.
-func Decide(r Request, snapshot *workload.Snapshot, pick Picker) (Upstream, error) {
+func Decide(r Request, snapshot *workload.Snapshot, pick balance.Picker) (Upstream, error) {
 	dst := netip.AddrPortFrom(r.Destination.Addr().Unmap(), r.Destination.Port())
 	if r.Source == nil {
 		return Upstream{}, refuse(UnknownSource, "nothing is known about the pod that connects to %s", dst)
@@ -160,7 +155,7 @@ func strict(source *workload.Workload, snapshot *workload.Snapshot) bool {
 
 // toService goes to an endpoint of the service that has the destination's port:
 // several may share an external address.
-func toService(r Request, services []*workload.Service, dst netip.AddrPort, snapshot *workload.Snapshot, pick Picker) (Upstream, error) {
+func toService(r Request, services []*workload.Service, dst netip.AddrPort, snapshot *workload.Snapshot, pick balance.Picker) (Upstream, error) {
 	i := slices.IndexFunc(services, func(s *workload.Service) bool {
 		_, ok := s.Port(dst.Port())
 		return ok
@@ -175,26 +170,26 @@ func toService(r Request, services []*workload.Service, dst netip.AddrPort, snap
 	case service.Waypoint != nil:
 		return Upstream{}, refuse(WaypointUnsupported, "service %s is behind a waypoint", service.Key)
 	}
-	b := balancing{r, service, dst, snapshot.Endpoints(service.Key), snapshot.HeaviestEndpoint(service.Key), pick}
-	endpoint, panicked, ok := b.choose()
+	endpoint, ok := balance.Choose(r.balancing(service), snapshot, pick)
 	if !ok {
 		return Upstream{}, refuse(NoEndpoint, "service %s has no usable endpoint for port %d", service.Key, dst.Port())
 	}
-	up, err := toWorkload(source, endpoint.Workload, endpoint.target, service)
-	up.Nearness, up.Panic = nearness(source, endpoint.Workload), panicked
+	up, err := toWorkload(source, endpoint.Workload, endpoint.Target, service)
+	up.Nearness, up.Panic = endpoint.Nearness, endpoint.Panic
 	return up, err
 }
 
 // Peers yields the endpoints that r might have got, by uid and target: all that
 // may be used, avoided and ejected ones too.
 func Peers(r Request, service *workload.Service, snapshot *workload.Snapshot) iter.Seq2[string, netip.AddrPort] {
-	dst := netip.AddrPortFrom(r.Destination.Addr().Unmap(), r.Destination.Port())
-	return func(yield func(string, netip.AddrPort) bool) {
-		for _, w := range snapshot.Endpoints(service.Key) {
-			if c, ok := usable(r, service, dst, w); ok && !yield(c.UID, c.target) {
-				return
-			}
-		}
+	return balance.Peers(r.balancing(service), snapshot)
+}
+
+// balancing is the request for an endpoint of the service.
+func (r Request) balancing(service *workload.Service) balance.Request {
+	return balance.Request{
+		Source: r.Source, Service: service, Destination: netip.AddrPortFrom(r.Destination.Addr().Unmap(), r.Destination.Port()),
+		Avoid: r.Avoid, Endpoints: r.Endpoints,
 	}
 }
 

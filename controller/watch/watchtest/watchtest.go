@@ -40,3 +40,9 @@ func (p *Policies) Close() {
 		source.Shutdown()
 	}
 }
+
+// GatewayAPI is a cluster that has none of its objects.
+func GatewayAPI() watch.GatewayAPI {
+	none := cachetest.NewFakeControllerSource()
+	return watch.GatewayAPI{GatewayClasses: none, Gateways: none, HTTPRoutes: none, GRPCRoutes: none, TLSRoutes: none, TCPRoutes: none}
+}

@@ -17,8 +17,8 @@ import (
 	"github.com/ambit-mesh/ambit/internal/certs"
 	"github.com/ambit-mesh/ambit/internal/daemon"
 	"github.com/ambit-mesh/ambit/internal/hbone"
+	"github.com/ambit-mesh/ambit/internal/pool"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
-	"github.com/ambit-mesh/ambit/ztunnel/pool"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
 )
 

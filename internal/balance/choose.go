@@ -1,6 +1,19 @@
-package route
+// Package balance chooses endpoints of services.
+//
+//	choose.go    Choose: the nearest that are healthy and not ejected; of two by
+//	             chance, by weight, the one with less load
+//	locality.go  how near an endpoint is
+//	affinity.go  which endpoint is a client's own
+//
+// Invariants: Choose is pure: the same request, snapshot, load and picks give the
+// same answer.
+//
+// What load and failures are is package endpoints' to know, how an endpoint is
+// reached the asker's.
+package balance
 
 import (
+	"iter"
 	"math"
 	"net/netip"
 	"slices"
@@ -15,6 +28,54 @@ type Endpoints interface {
 	Load(uid string, target netip.AddrPort) int
 	// Ejected tells that an endpoint failed so often that it is left alone.
 	Ejected(uid string, target netip.AddrPort) bool
+}
+
+// Request is a connection that wants an endpoint of a service.
+type Request struct {
+	// Source is the workload that connects.
+	Source  *workload.Workload
+	Service *workload.Service
+	// Destination has the service's port, and the family of addresses that is wanted.
+	Destination netip.AddrPort
+	// Avoid are the UIDs of endpoints that were tried in vain.
+	Avoid []string
+	// Endpoints, if not nil, tells how they are doing.
+	Endpoints Endpoints
+}
+
+// Choice is an endpoint that was chosen.
+type Choice struct {
+	Workload *workload.Workload
+	// Target is its address and port.
+	Target   netip.AddrPort
+	Nearness Nearness
+	// Panic: the endpoint is ejected, and so are all others.
+	Panic bool
+}
+
+// Picker returns a random number in [0, n); n is at least 1. math/rand/v2.Uint64N is one.
+type Picker func(n uint64) uint64
+
+// Choose finds an endpoint, if there is one that may be used.
+func Choose(r Request, snapshot *workload.Snapshot, pick Picker) (Choice, bool) {
+	b := balancing{r, r.Service, r.Destination, snapshot.Endpoints(r.Service.Key), snapshot.HeaviestEndpoint(r.Service.Key), pick}
+	c, panicked, ok := b.choose()
+	if !ok {
+		return Choice{}, false
+	}
+	return Choice{Workload: c.Workload, Target: c.target, Nearness: NearnessOf(r.Source, c.Workload), Panic: panicked}, true
+}
+
+// Peers yields the endpoints that r might have got, by uid and target: all that
+// may be used, avoided and ejected ones too.
+func Peers(r Request, snapshot *workload.Snapshot) iter.Seq2[string, netip.AddrPort] {
+	return func(yield func(string, netip.AddrPort) bool) {
+		for _, w := range snapshot.Endpoints(r.Service.Key) {
+			if c, ok := usable(r, r.Service, r.Destination, w); ok && !yield(c.UID, c.target) {
+				return
+			}
+		}
+	}
 }
 
 // balancing is one choice among the endpoints of a service.

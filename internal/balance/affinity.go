@@ -1,4 +1,4 @@
-package route
+package balance
 
 import "net/netip"
 

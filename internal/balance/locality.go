@@ -1,4 +1,4 @@
-package route
+package balance
 
 import "github.com/ambit-mesh/ambit/internal/workload"
 
@@ -30,9 +30,9 @@ func (n Nearness) String() string {
 	return "unknown"
 }
 
-// nearness differs from shared in what it makes of unknown localities: two of
+// NearnessOf differs from shared in what it makes of unknown localities: two of
 // them are not the same place to whoever reads a metric.
-func nearness(a, b *workload.Workload) Nearness {
+func NearnessOf(a, b *workload.Workload) Nearness {
 	switch {
 	case shares(a, b, workload.Node):
 		return SameNode

@@ -1,0 +1,116 @@
+package gateway
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gwapi "sigs.k8s.io/gateway-api/apis/v1"
+)
+
+func waypoint(change func(*gwapi.Gateway)) *gwapi.Gateway {
+	g := &gwapi.Gateway{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "waypoint", UID: "1", Generation: 3}}
+	g.Spec.GatewayClassName = "ambit-waypoint"
+	g.Spec.Listeners = []gwapi.Listener{{Name: "mesh", Port: 15008, Protocol: "HBONE"}}
+	if change != nil {
+		change(g)
+	}
+	return g
+}
+
+func TestBadGatewaysAreNamedByTheirFields(t *testing.T) {
+	host := gwapi.Hostname("a.example.com")
+	tests := []struct {
+		change func(*gwapi.Gateway)
+		want   string
+	}{
+		{nil, ""},
+		{func(g *gwapi.Gateway) { g.Spec.Listeners = nil }, "spec.listeners: has 0"},
+		{func(g *gwapi.Gateway) { g.Spec.Listeners[0].Port = 80 }, "spec.listeners[0].port: is 80, must be 15008"},
+		{func(g *gwapi.Gateway) { g.Spec.Listeners[0].Protocol = "HTTP" }, `spec.listeners[0].protocol: is "HTTP"`},
+		{func(g *gwapi.Gateway) { g.Spec.Listeners[0].Hostname = &host }, "spec.listeners[0].hostname"},
+		{func(g *gwapi.Gateway) { g.Labels = map[string]string{"ambit.mesh/waypoint-for": "x"} }, "metadata.labels[ambit.mesh/waypoint-for]"},
+		{func(g *gwapi.Gateway) { g.Annotations = map[string]string{"ambit.mesh/replicas": "many"} }, "metadata.annotations[ambit.mesh/replicas]"},
+	}
+	for _, test := range tests {
+		g := waypoint(test.change)
+		got := check(g)
+		if test.want == "" && got != "" || !strings.Contains(got, test.want) {
+			t.Errorf("got %q, want %q", got, test.want)
+		}
+		status := describe(g, observed{invalid: got, ready: 1, all: 1}, metav1.NewTime(time.Unix(1, 0)))
+		if accepted := meta.IsStatusConditionTrue(status.Conditions, "Accepted"); accepted != (test.want == "") {
+			t.Errorf("%q: accepted %t", test.want, accepted)
+		}
+		if programmed := meta.IsStatusConditionTrue(status.Conditions, "Programmed"); programmed != (test.want == "") {
+			t.Errorf("%q: programmed %t", test.want, programmed)
+		}
+	}
+}
+
+func TestWithoutAReadyPodNothingIsProgrammed(t *testing.T) {
+	now := metav1.NewTime(time.Unix(1, 0))
+	for _, test := range []struct {
+		o    observed
+		want bool
+	}{
+		{observed{ready: 0, all: 2}, false},
+		{observed{ready: 1, all: 2}, true},
+		{observed{ready: 1, all: 2, failed: "apply Deployment: forbidden"}, false},
+	} {
+		status := describe(waypoint(nil), test.o, now)
+		if got := meta.IsStatusConditionTrue(status.Conditions, "Programmed"); got != test.want {
+			t.Errorf("%+v: programmed %t", test.o, got)
+		}
+	}
+}
+
+func TestConditionsOfOthersStay(t *testing.T) {
+	theirs := metav1.Condition{Type: "example.com/Fine", Status: metav1.ConditionTrue, Reason: "R"}
+	g := waypoint(func(g *gwapi.Gateway) { g.Status.Conditions = []metav1.Condition{theirs} })
+	status := describe(g, observed{ready: 1, all: 1}, metav1.NewTime(time.Unix(1, 0)))
+	if !meta.IsStatusConditionTrue(status.Conditions, theirs.Type) {
+		t.Errorf("gone: %+v", status.Conditions)
+	}
+	if len(status.Listeners) != 1 || !meta.IsStatusConditionTrue(status.Listeners[0].Conditions, "Accepted") {
+		t.Errorf("listeners: %+v", status.Listeners)
+	}
+}
+
+// What is applied leaves alone what others set: the number of replicas, unless the
+// Gateway says it.
+func TestReplicasAreOthersUnlessTheGatewaySaysThem(t *testing.T) {
+	free, err := objectsOf(waypoint(nil), "roots", Settings{Image: "i"})
+	if err != nil || free.deployment.Spec.Replicas != nil {
+		t.Errorf("replicas %v (%v)", free.deployment.Spec.Replicas, err)
+	}
+	said, err := objectsOf(waypoint(func(g *gwapi.Gateway) { g.Annotations = map[string]string{"ambit.mesh/replicas": "3"} }), "roots", Settings{Image: "i"})
+	if err != nil || *said.deployment.Spec.Replicas != 3 {
+		t.Errorf("replicas %v (%v)", said.deployment.Spec.Replicas, err)
+	}
+}
+
+func TestPodsAreNeverCapturedAndHaveNoRights(t *testing.T) {
+	w, err := objectsOf(waypoint(nil), "roots", Settings{Image: "i"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod := w.deployment.Spec.Template
+	container := pod.Spec.Containers[0]
+	if pod.Labels["ambit.mesh/dataplane-mode"] != "none" || pod.Labels["gateway.networking.k8s.io/gateway-name"] != "waypoint" {
+		t.Errorf("labels %v", pod.Labels)
+	}
+	if pod.Spec.ServiceAccountName != "waypoint" || *pod.Spec.AutomountServiceAccountToken || !*pod.Spec.SecurityContext.RunAsNonRoot ||
+		*container.SecurityContext.AllowPrivilegeEscalation || !*container.SecurityContext.ReadOnlyRootFilesystem ||
+		len(container.SecurityContext.Capabilities.Add) > 0 || container.SecurityContext.Capabilities.Drop[0] != "ALL" {
+		t.Errorf("pod %+v", pod.Spec)
+	}
+	if owner := w.deployment.OwnerReferences[0]; owner.UID != "1" || owner.Kind != "Gateway" {
+		t.Errorf("owner %+v", owner)
+	}
+	if len(w.roots.OwnerReferences) > 0 {
+		t.Error("the roots would go with one of several waypoints")
+	}
+}

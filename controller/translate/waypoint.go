@@ -1,0 +1,255 @@
+package translate
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	gateway "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/ambit-mesh/ambit/api/mesh"
+	"github.com/ambit-mesh/ambit/api/workload"
+	"github.com/ambit-mesh/ambit/controller/resource"
+)
+
+const (
+	// WaypointClass is the GatewayClass of waypoints.
+	WaypointClass = "ambit-waypoint"
+	// WaypointListener is the one listener that a waypoint has.
+	WaypointListener = "mesh"
+	// WaypointProtocol of that listener.
+	WaypointProtocol = "HBONE"
+	// WaypointPort of that listener, of the waypoint's Service and of its pods.
+	WaypointPort = 15008
+	// GatewayLabel names, on a pod and on what else belongs to a Gateway, that Gateway.
+	GatewayLabel = "gateway.networking.k8s.io/gateway-name"
+
+	// labelWaypointFor, on a waypoint, says what of a labelled namespace it is for.
+	labelWaypointFor = "ambit.mesh/waypoint-for"
+	// noWaypoint takes back what the namespace's label says.
+	noWaypoint = "none"
+	// fallbackAnnotation, on what is bound, says what happens while its waypoint has
+	// no endpoint: fallbackDirect, or else connections are refused.
+	fallbackAnnotation = "ambit.mesh/waypoint-fallback"
+	fallbackDirect     = "direct"
+	fallbackExtension  = "ambit.mesh/waypoint-fallback"
+)
+
+// Scope is what of a namespace a waypoint is for.
+type Scope string
+
+// The scopes, as the label has them.
+const (
+	ForService  Scope = "service"
+	ForWorkload Scope = "workload"
+	ForAll      Scope = "all"
+	ForNone     Scope = "none"
+)
+
+func (s Scope) services() bool  { return s == ForService || s == ForAll }
+func (s Scope) workloads() bool { return s == ForWorkload || s == ForAll }
+
+// ScopeOf is what a waypoint is for; a label that means nothing means the default,
+// and is reported.
+func ScopeOf(g *gateway.Gateway) (scope Scope, known bool) {
+	value, ok := g.Labels[labelWaypointFor]
+	switch scope := Scope(value); {
+	case !ok:
+		return ForService, true
+	case scope == ForService, scope == ForWorkload, scope == ForAll, scope == ForNone:
+		return scope, true
+	}
+	return ForService, false
+}
+
+// IsWaypoint tells whether a Gateway is one of ours.
+func IsWaypoint(g *gateway.Gateway) bool { return g.Spec.GatewayClassName == WaypointClass }
+
+// waypoints are the Gateways of our class, and who is bound to them.
+type waypoints struct {
+	config     Config
+	byName     map[types.NamespacedName]*gateway.Gateway
+	namespaces map[string]*corev1.Namespace
+}
+
+func indexWaypoints(in Input) *waypoints {
+	w := &waypoints{config: in.Config, byName: make(map[types.NamespacedName]*gateway.Gateway), namespaces: make(map[string]*corev1.Namespace)}
+	for _, g := range in.Gateways {
+		if IsWaypoint(g) {
+			w.byName[types.NamespacedName{Namespace: g.Namespace, Name: g.Name}] = g
+		}
+	}
+	for _, n := range in.Namespaces {
+		w.namespaces[n.Name] = n
+	}
+	return w
+}
+
+// isPod tells whether a pod is a waypoint's own: it has the label and the service
+// account that the controller gave it.
+func (w *waypoints) isPod(p *corev1.Pod) bool {
+	name := p.Labels[GatewayLabel]
+	return name != "" && !p.Spec.HostNetwork && p.Spec.ServiceAccountName == name &&
+		w.byName[types.NamespacedName{Namespace: p.Namespace, Name: name}] != nil
+}
+
+// isService tells whether a Service is a waypoint's own.
+func (w *waypoints) isService(s *corev1.Service) bool {
+	return s.Labels[GatewayLabel] == s.Name && w.byName[types.NamespacedName{Namespace: s.Namespace, Name: s.Name}] != nil
+}
+
+// wanted is the waypoint that labels ask for: the object's own ones, or else those
+// of its namespace. own tells which.
+func (w *waypoints) wanted(o metav1.Object) (name types.NamespacedName, own, ok bool) {
+	all := o.GetLabels()
+	_, own = all[labelWaypoint]
+	if !own {
+		n := w.namespaces[o.GetNamespace()]
+		if n == nil {
+			return types.NamespacedName{}, false, false
+		}
+		all = n.Labels
+	}
+	value := all[labelWaypoint]
+	if value == "" || value == noWaypoint {
+		return types.NamespacedName{}, own, false
+	}
+	return types.NamespacedName{Namespace: cmp.Or(all[labelWaypointNamespace], o.GetNamespace()), Name: value}, own, true
+}
+
+// ofService is the waypoint that a Service is bound to. One that is not there, or
+// gives no consent, is one all the same: nobody gets past it.
+func (w *waypoints) ofService(s *service) (types.NamespacedName, bool) {
+	if w.isService(s.Service) {
+		return types.NamespacedName{}, false
+	}
+	name, own, ok := w.wanted(s)
+	if !ok {
+		return types.NamespacedName{}, false
+	}
+	if g := w.byName[name]; g != nil && !own {
+		scope, _ := ScopeOf(g)
+		return name, scope.services()
+	}
+	return name, true
+}
+
+// ofPod is the waypoint that a pod is bound to when it is addressed itself.
+func (w *waypoints) ofPod(p *pod) (types.NamespacedName, bool) {
+	if w.isPod(p.Pod) || p.Spec.HostNetwork {
+		return types.NamespacedName{}, false
+	}
+	name, own, ok := w.wanted(p)
+	if !ok {
+		return types.NamespacedName{}, false
+	}
+	if own {
+		return name, true
+	}
+	g := w.byName[name]
+	if g == nil {
+		return types.NamespacedName{}, false // for Services, unless it says otherwise
+	}
+	scope, _ := ScopeOf(g)
+	return name, scope.workloads()
+}
+
+// consents tells whether a waypoint takes what is of another namespace: its
+// listener's allowedRoutes say so.
+func (w *waypoints) consents(name types.NamespacedName, namespace string) bool {
+	g := w.byName[name]
+	if g == nil {
+		return false
+	}
+	if namespace == name.Namespace {
+		return true
+	}
+	return slices.ContainsFunc(g.Spec.Listeners, func(l gateway.Listener) bool {
+		if l.AllowedRoutes == nil || l.AllowedRoutes.Namespaces == nil || l.AllowedRoutes.Namespaces.From == nil {
+			return false
+		}
+		switch allowed := l.AllowedRoutes.Namespaces; *allowed.From {
+		case gateway.NamespacesFromAll:
+			return true
+		case gateway.NamespacesFromSelector:
+			selector, err := metav1.LabelSelectorAsSelector(allowed.Selector)
+			n := w.namespaces[namespace]
+			return err == nil && n != nil && selector.Matches(labels.Set(n.Labels))
+		}
+		return false
+	})
+}
+
+// address is where a waypoint is found: its Service, which may not be there.
+func (w *waypoints) address(name types.NamespacedName) *workload.GatewayAddress {
+	return &workload.GatewayAddress{
+		Destination: &workload.GatewayAddress_Hostname{Hostname: &workload.NamespacedHostname{
+			Namespace: name.Namespace, Hostname: name.Name + "." + name.Namespace + ".svc." + w.config.ClusterDomain,
+		}},
+		HboneMtlsPort: WaypointPort,
+	}
+}
+
+// WaypointAlias is the key under which a waypoint asks for what is for it.
+func WaypointAlias(name types.NamespacedName) string { return "waypoint/" + name.String() }
+
+// Bound is something that labels bind to a waypoint.
+type Bound struct {
+	// Kind is Service or Pod.
+	Kind      string
+	Namespace string
+	Name      string
+	UID       types.UID
+	Waypoint  types.NamespacedName
+	// Problem is why nobody gets through; empty if that is up to the waypoint's pods.
+	Problem string
+}
+
+// bindService has clients of a Service go through its waypoint.
+func (o *output) bindService(s *service, w *waypoints, routes []*mesh.Route, policies []string) {
+	name, ok := w.ofService(s)
+	if !ok {
+		return
+	}
+	s.message.Waypoint = w.address(name)
+	if s.Annotations[fallbackAnnotation] == fallbackDirect {
+		s.message.Extensions = append(s.message.Extensions, extension(fallbackExtension, &mesh.WaypointFallback{}))
+	}
+	o.bind("Service", s, name, w, s.key, &mesh.Binding{
+		Target: &mesh.Binding_Service{Service: s.key}, Waypoint: name.String(), Routes: routes, Policies: policies,
+	})
+}
+
+// bindPod has clients of a pod go through its waypoint.
+func (o *output) bindPod(p *pod, message *workload.Workload, w *waypoints, policies []string) {
+	name, ok := w.ofPod(p)
+	if !ok {
+		return
+	}
+	message.Waypoint = w.address(name)
+	if p.Annotations[fallbackAnnotation] == fallbackDirect {
+		message.Extensions = append(message.Extensions, extension(fallbackExtension, &mesh.WaypointFallback{}))
+	}
+	o.bind("Pod", p, name, w, message.Uid, &mesh.Binding{
+		Target: &mesh.Binding_Workload{Workload: message.Uid}, Waypoint: name.String(), Policies: policies,
+	})
+}
+
+// bind publishes a Binding to a waypoint that is there and consents; without one
+// the waypoint refuses.
+func (o *output) bind(kind string, object metav1.Object, name types.NamespacedName, w *waypoints, target string, binding *mesh.Binding) {
+	bound := &Bound{Kind: kind, Namespace: object.GetNamespace(), Name: object.GetName(), UID: object.GetUID(), Waypoint: name}
+	switch {
+	case w.byName[name] == nil:
+		bound.Problem = fmt.Sprintf("there is no Gateway %s of class %s: connections are refused", name, WaypointClass)
+	case !w.consents(name, object.GetNamespace()):
+		bound.Problem = fmt.Sprintf("Gateway %s does not allow namespace %s in its listener's allowedRoutes: connections are refused", name, object.GetNamespace())
+	default:
+		o.add(target, binding, resource.Relations{Aliases: []string{WaypointAlias(name)}})
+	}
+	o.bound = append(o.bound, bound)
+}

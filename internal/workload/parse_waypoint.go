@@ -1,0 +1,73 @@
+package workload
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/ambit-mesh/ambit/api/mesh"
+)
+
+const (
+	// maxRequestPolicies bounds what a waypoint looks through for one request.
+	maxRequestPolicies = 1024
+	// maxRoutes of one Service.
+	maxRoutes = 4096
+)
+
+// Binding is what a waypoint has to know of something that is bound to it.
+type Binding struct {
+	// Key of the Service, or the uid of the workload.
+	Key string
+	// Policies names the RequestPolicies for all of it, sorted.
+	Policies []string
+	// Routes as they came: what a rule means, and what of it means nothing, is for
+	// who routes. What cannot be read is answered with an error, for what it matches.
+	Routes []*mesh.Route
+}
+
+// parseBinding reads b, which the controller named name.
+func parseBinding(name string, b *mesh.Binding) (*Binding, error) {
+	out := &Binding{Key: name, Routes: b.GetRoutes()}
+	var key string
+	switch target := b.GetTarget().(type) {
+	case *mesh.Binding_Service:
+		key = target.Service
+		if err := checkServiceKey(key); err != nil {
+			return nil, fmt.Errorf("service: %w", err)
+		}
+	case *mesh.Binding_Workload:
+		key = target.Workload
+	default:
+		return nil, errors.New("target: neither service nor workload")
+	}
+	if key == "" || key != name {
+		return nil, fmt.Errorf("target: %q, want the resource's name", key)
+	}
+	if !isPolicyKey(b.GetWaypoint()) {
+		return nil, fmt.Errorf("waypoint: %q, want namespace/name", b.GetWaypoint())
+	}
+	if len(out.Routes) > maxRoutes {
+		return nil, fmt.Errorf("routes: %d, want at most %d", len(out.Routes), maxRoutes)
+	}
+	for i, r := range out.Routes {
+		if _, known := mesh.Route_Kind_name[int32(r.GetKind())]; !known || r.GetKind() == mesh.Route_KIND_UNSPECIFIED {
+			return nil, fmt.Errorf("routes[%d].kind: %d is not known", i, r.GetKind())
+		}
+		if r.GetPort() > 65535 {
+			return nil, fmt.Errorf("routes[%d].port: %d", i, r.GetPort())
+		}
+	}
+	var err error
+	out.Policies, err = policyNames("policies", b.GetPolicies(), maxRequestPolicies)
+	return out, err
+}
+
+// parseRequestPolicy reads p, which the controller named name. What it says is for
+// who asks it: what cannot be read of it denies.
+func parseRequestPolicy(name string, p *mesh.RequestPolicy) (*mesh.RequestPolicy, error) {
+	if key := p.GetNamespace() + "/" + p.GetName(); key != name || strings.Contains(p.GetName(), "/") {
+		return nil, fmt.Errorf("namespace, name: %q, want the resource's name", key)
+	}
+	return p, nil
+}
