@@ -107,7 +107,7 @@ func TestOneNeverTakesAll(t *testing.T) {
 		others = append(others, s.Join())
 	}
 	n := 0
-	for greedy.Take() {
+	for greedy.Take(1) {
 		n++
 	}
 	if n != 3000 {
@@ -115,7 +115,7 @@ func TestOneNeverTakesAll(t *testing.T) {
 	}
 	for i, other := range others {
 		for k := range 10 {
-			if !other.Take() {
+			if !other.Take(1) {
 				t.Fatalf("party %d got only %d of its 10", i, k)
 			}
 		}
@@ -129,18 +129,18 @@ func TestWhatIsGivenBackIsThereAgain(t *testing.T) {
 	s := NewShares(4)
 	p, other := s.Join(), s.Join()
 	n := 0
-	for p.Take() {
+	for p.Take(1) {
 		n++
 	}
 	for range n {
-		p.Give()
+		p.Give(1)
 	}
 	p.Leave()
 	p.Leave()
 	if s.Held() != 0 || s.parties != 1 {
 		t.Errorf("%d held by %d parties", s.Held(), s.parties)
 	}
-	if !other.Take() {
+	if !other.Take(1) {
 		t.Error("nothing is there again")
 	}
 }

@@ -2,7 +2,7 @@ package quota
 
 import "sync"
 
-// Shares is a capacity that parties share. Three quarters of it are free for
+// Shares is a capacity, of things that are not all of one size, that parties share. Three quarters of it are free for
 // whoever comes first. The rest is divided: a party gets of it only while it
 // holds less than its part. However much one holds, there is something left for
 // every other.
@@ -44,25 +44,25 @@ func (p *Share) Leave() {
 	}
 }
 
-// Take one, until Give. It tells whether there is enough left for others.
-func (p *Share) Take() bool {
+// Take so much, until Give. It tells whether there is enough left for others.
+func (p *Share) Take(n int) bool {
 	s := p.of
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.held >= s.capacity-s.capacity/4 && p.held >= max(1, s.capacity/4/max(1, s.parties)) {
 		return false
 	}
-	s.held++
-	p.held++
+	s.held += n
+	p.held += n
 	return true
 }
 
-// Give back one that was taken.
-func (p *Share) Give() {
+// Give back so much of what was taken.
+func (p *Share) Give(n int) {
 	p.of.mu.Lock()
 	defer p.of.mu.Unlock()
-	p.of.held--
-	p.held--
+	p.of.held -= n
+	p.held -= n
 }
 
 // Held is what all parties hold, and Capacity what they may.

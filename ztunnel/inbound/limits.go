@@ -31,7 +31,7 @@ func (l *Listener) enter(s seat) error {
 	case !l.unproven.Take(s.client):
 		return accept.Exceeds(l.unproven, s.client, conns.TooManyConnections, "connections")
 	}
-	if !l.cfg.Share.Take() {
+	if !l.cfg.Share.Take(s.files()) {
 		l.leaveQuotas(s)
 		return conns.Fail(conns.Overloaded, errors.New("the node's tunnel carries nearly as much as it can, and the pod has its share of that"))
 	}
@@ -40,7 +40,15 @@ func (l *Listener) enter(s seat) error {
 
 func (l *Listener) leave(s seat) {
 	l.leaveQuotas(s)
-	l.cfg.Share.Give()
+	l.cfg.Share.Give(s.files())
+}
+
+// files that the connection needs: of what comes through a tunnel, the application's end.
+func (s seat) files() int {
+	if s.identity != (spiffe.ID{}) {
+		return conns.FilesOfStream
+	}
+	return conns.FilesAtMost
 }
 
 func (l *Listener) leaveQuotas(s seat) {

@@ -38,6 +38,8 @@ type upstream struct {
 	tunnel *pool.Stream
 	// local is set if the far side is a pod of this node.
 	local LocalConn
+	// files is what it holds of the pod's share.
+	files int
 }
 
 // connect decides and establishes; attempt then says what was decided. No byte

@@ -80,7 +80,7 @@ func (l *Listener) take(held Held) {
 		held.Leave()
 	default:
 		attempt := l.attempt(client, dst)
-		if !l.cfg.Share.Take() {
+		if !l.cfg.Share.Take(conns.FilesAtMost) {
 			held.Leave() // there may be room by the time that it is tried again
 			go l.cfg.Conns.Fail(*attempt, conns.Overloaded, errOverloaded)
 			return
@@ -96,14 +96,16 @@ func (l *Listener) take(held Held) {
 func (l *Listener) prepare(ctx context.Context, key ends, p *preparation, held Held) {
 	defer p.cancel()
 	p.upstream, p.err = l.connect(ctx, p.attempt.Source.Workload, key.dst, p.attempt)
-	if p.err != nil {
+	if p.err == nil {
+		l.settle(&p.upstream)
+	} else {
 		// First, so that a repeated SYN finds none that has failed.
 		l.preparations.remove(key, p)
 		l.cfg.Conns.Fail(*p.attempt, reasonOf(p.err), p.err)
 	}
 	close(p.done)
 	if p.err != nil {
-		l.cfg.Share.Give()
+		l.cfg.Share.Give(conns.FilesAtMost)
 		l.refuse(held, p.err)
 		return
 	}
@@ -117,7 +119,7 @@ func (l *Listener) prepare(ctx context.Context, key ends, p *preparation, held H
 	}
 	if l.preparations.remove(key, p) {
 		abandon(p.upstream)
-		l.cfg.Share.Give()
+		l.cfg.Share.Give(p.upstream.files)
 		l.cfg.Conns.Fail(*p.attempt, conns.Unclaimed, errUnclaimed)
 	}
 }

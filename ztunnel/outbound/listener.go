@@ -52,7 +52,7 @@ func (l *Listener) serve(_, cut context.Context, app *net.TCPConn, over func()) 
 	}
 	l.carry(cut, attempt, app, up, func() {
 		l.preparations.release(key)
-		l.cfg.Share.Give()
+		l.cfg.Share.Give(up.files)
 		over()
 	})
 }
@@ -68,16 +68,28 @@ func (l *Listener) upstream(cut context.Context, key ends) (*conns.Attempt, upst
 		return prepared.attempt, prepared.upstream, prepared.err
 	}
 	attempt := l.attempt(key.client, key.dst)
-	if !l.cfg.Share.Take() {
+	if !l.cfg.Share.Take(conns.FilesAtMost) {
 		l.cfg.Conns.Fail(*attempt, conns.Overloaded, errOverloaded)
 		return attempt, upstream{}, errOverloaded
 	}
 	up, err := l.connect(cut, attempt.Source.Workload, key.dst, attempt)
 	if err != nil {
-		l.cfg.Share.Give()
+		l.cfg.Share.Give(conns.FilesAtMost)
 		l.cfg.Conns.Fail(*attempt, reasonOf(err), err)
+		return attempt, up, err
 	}
-	return attempt, up, err
+	l.settle(&up)
+	return attempt, up, nil
+}
+
+// settle gives back what a connection does not need of the pod's share, now that it
+// is known which way it goes.
+func (l *Listener) settle(up *upstream) {
+	up.files = conns.FilesAtMost
+	if up.tunnel != nil {
+		up.files = conns.FilesOfStream
+		l.cfg.Share.Give(conns.FilesAtMost - up.files)
+	}
 }
 
 // carry relays an established connection, and ends its records when that is over.

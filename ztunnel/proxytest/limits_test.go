@@ -254,7 +254,7 @@ func TestConnectionsOfOnePeerAreBounded(t *testing.T) {
 // end, held or not, tunnelled or not, does not keep another from opening some.
 func TestGreedyPodLeavesTheOthersTheirShare(t *testing.T) {
 	m := New(t)
-	m.Capacity = 80
+	m.Capacity = 80 * conns.FilesAtMost
 	greedy, modest, server := m.Pod("greedy"), m.Pod("modest"), m.Pod("server", Plain)
 	greedy.StartOutbound()
 	modest.StartOutbound()
@@ -279,7 +279,7 @@ func TestGreedyPodLeavesTheOthersTheirShare(t *testing.T) {
 // TestPlaintextShares: connections that come without a tunnel count as well.
 func TestPlaintextShares(t *testing.T) {
 	m := New(t)
-	m.Capacity = 40
+	m.Capacity = 40 * conns.FilesAtMost
 	client, server, other := m.Pod("client"), m.Pod("server"), m.Pod("other")
 	server.StartInbound()
 	other.StartInbound()

@@ -57,7 +57,7 @@ type Mesh struct {
 	IPv6 bool
 	// DrainTimeout of the proxies.
 	DrainTimeout time.Duration
-	// Limits of what a peer may hold, and how many connections all carry together;
+	// Limits of what a peer may hold, and how many files the connections of all may need;
 	// plenty, if zero.
 	Limits   accept.Limits
 	Capacity int

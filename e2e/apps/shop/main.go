@@ -52,6 +52,7 @@ var tools = map[string]tool{
 	"ask":           ask,
 	"sleep":         sleep,
 	"until-refused": untilRefused,
+	"until-ended":   untilEnded,
 }
 
 func main() {

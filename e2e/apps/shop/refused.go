@@ -77,6 +77,25 @@ func untilRefused(ctx context.Context, args []string) error {
 	return json.NewEncoder(os.Stdout).Encode(seen)
 }
 
+// untilEnded reads a connection to CLOCK until it ends. It says "ready" once there
+// is something to read, and what it saw at the end.
+func untilEnded(ctx context.Context, args []string) error {
+	live, err := net.DialTimeout("tcp", args[0], dialTimeout)
+	if err != nil {
+		return errno(err)
+	}
+	defer live.Close()
+	context.AfterFunc(ctx, func() { live.Close() })
+	lines := bufio.NewReader(live)
+	if _, err := lines.ReadString('\n'); err != nil {
+		return errno(err)
+	}
+	fmt.Println("ready")
+	var seen refused
+	seen.LastByte, seen.Ended = readToTheEnd(lines)
+	return json.NewEncoder(os.Stdout).Encode(seen)
+}
+
 // readToTheEnd returns when the last byte came.
 func readToTheEnd(r io.Reader) (last time.Time, ended string) {
 	last = time.Now()
