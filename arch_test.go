@@ -38,6 +38,10 @@ var rules = []rule{
 		reason: "components meet on the wire: an import would tie their releases together",
 	},
 	{
+		from: []string{"waypoint/upstream"}, to: []string{"waypoint/server", "internal/feed"},
+		reason: "connecting endpoints is below what asks for it",
+	},
+	{
 		from: []string{"waypoint"}, to: []string{"ztunnel", "controller", "cli"},
 		reason: "components meet on the wire: an import would tie their releases together",
 	},

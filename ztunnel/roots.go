@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -16,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/ambit-mesh/ambit/internal/controlplane"
 	"github.com/ambit-mesh/ambit/internal/revocation"
 	"github.com/ambit-mesh/ambit/internal/statefile"
 	"github.com/ambit-mesh/ambit/internal/workload"
@@ -53,7 +53,7 @@ func newRoots(path string, store *workload.Store, logger *slog.Logger) *roots {
 	r := &roots{path: path, store: store, logger: logger}
 	content, err := rootsKind.Read(path)
 	if err == nil {
-		r.bootstrap, err = parseRoots(content)
+		r.bootstrap, err = controlplane.ParseRoots(content)
 	}
 	switch {
 	case err == nil:
@@ -173,9 +173,9 @@ func (r *roots) learn(object any) {
 		return
 	}
 	content := []byte(config.Data[rootKey])
-	parsed, err := parseRoots(content)
+	parsed, err := controlplane.ParseRoots(content)
 	if err != nil {
-		r.logger.Error("root certificates not understood", "configmap", rootConfigMap, "error", err)
+		r.logger.Error("root certificates not understood", "configmap", rootConfigMap, "key", rootKey, "error", err)
 		return
 	}
 	r.mu.Lock()
@@ -187,27 +187,4 @@ func (r *roots) learn(object any) {
 	}
 	r.logger.Info("root certificates learnt", "count", len(parsed))
 	r.save(content)
-}
-
-// parseRoots reads one certificate after the other; at least one.
-func parseRoots(content []byte) ([]*x509.Certificate, error) {
-	var all []*x509.Certificate
-	for rest := content; ; {
-		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil {
-			break
-		}
-		if block.Type != "CERTIFICATE" {
-			return nil, fmt.Errorf("a PEM block of type %q among root certificates", block.Type)
-		}
-		root, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("parse root certificate %d: %w", len(all), err)
-		}
-		all = append(all, root)
-	}
-	if len(all) == 0 {
-		return nil, fmt.Errorf("no root certificate in %s", rootKey)
-	}
-	return all, nil
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -142,24 +141,4 @@ func TestRootsThatCouldNotBeSavedAreTriedAgain(t *testing.T) {
 			t.Error("not saved")
 		}
 	})
-}
-
-func TestControllerIsVerifiedByRootAndName(t *testing.T) {
-	if err := verifyController(tls.ConnectionState{}, "controller", nil, nil); err == nil {
-		t.Error("verified without roots")
-	}
-	pool := x509.NewCertPool()
-	ca := certstest.NewCA(t, "cluster.local")
-	pool.AddCert(ca.Bundle()[0])
-	if err := verifyController(tls.ConnectionState{}, "controller", pool, nil); err == nil {
-		t.Error("verified without a certificate")
-	}
-	// A root, which is nobody's serving certificate, has no name of a host.
-	if err := verifyController(tls.ConnectionState{PeerCertificates: ca.Bundle()}, "controller", pool, nil); err == nil {
-		t.Error("verified under another name")
-	}
-	other := certstest.NewCA(t, "cluster.local")
-	if err := verifyController(tls.ConnectionState{PeerCertificates: other.Bundle()}, "controller", pool, nil); err == nil {
-		t.Error("verified by another root")
-	}
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/atomicfile"
 	"github.com/ambit-mesh/ambit/internal/certs"
 	"github.com/ambit-mesh/ambit/internal/conns"
+	"github.com/ambit-mesh/ambit/internal/controlplane"
 	"github.com/ambit-mesh/ambit/internal/daemon"
 	"github.com/ambit-mesh/ambit/internal/endpoints"
 	"github.com/ambit-mesh/ambit/internal/feed"
@@ -134,7 +135,7 @@ func kubernetesClient() (*kube.Client, error) {
 // composeController: what comes from the controller.
 func (z *ztunnel) composeController() error {
 	s := z.settings
-	token := tokenFile(s.TokenPath)
+	token := controlplane.TokenFile(s.TokenPath)
 	var err error
 	z.feed, err = feed.New(feed.Config{
 		Address: s.Controller,
@@ -147,7 +148,7 @@ func (z *ztunnel) composeController() error {
 	if err != nil {
 		return err
 	}
-	conn, err := dialController(s.Controller, s.ClusterID, z.roots.pool, z.roots.revoked, token)
+	conn, err := controlplane.Dial(s.Controller, s.ClusterID, z.roots.pool, z.roots.revoked, token)
 	if err != nil {
 		return err
 	}

@@ -126,6 +126,47 @@ func TestCRLProblems(t *testing.T) {
 	}
 }
 
+// An issuer that is revoked is not changed to: the one in use goes on.
+func TestARevokedPluginIsNotUsed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		// What is to sign next is below the same authority, whose list names it.
+		h := newHouse(t)
+		client := fake.NewClientset(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: PluginSecretName, Namespace: system}, Data: h.fields()})
+		r := newRegistry(t, client)
+		defer r.resign()
+		template := authorityTemplate("next")
+		template.SerialNumber = big.NewInt(77)
+		template.KeyUsage |= x509.KeyUsageCRLSign
+		next := house{h.root, h.middle, authority(t, template, h.middle)}
+		put := func(data map[string][]byte) {
+			t.Helper()
+			_, err := client.CoreV1().Secrets(system).Update(t.Context(), &corev1.Secret{
+				ObjectMeta: metav1.ObjectMeta{Name: PluginSecretName, Namespace: system}, Data: data,
+			}, metav1.UpdateOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			pass(2 * aStep)
+		}
+		data := h.fields()
+		data[PluginCRLKey] = crl(t, h.middle, func(l *x509.RevocationList) {
+			l.RevokedCertificateEntries = []x509.RevocationListEntry{{SerialNumber: next.last.cert.SerialNumber, RevocationTime: start}}
+		})
+		put(data)
+		if p := r.revoker.Problem(); p != nil {
+			t.Fatal(p)
+		}
+		put(next.fields())
+		p, ok := r.keeper.Problem().(*Problem)
+		if !ok || p.Code != PluginInvalid || p.Field != PluginCertKey || !strings.Contains(p.Detail, "revoked") {
+			t.Errorf("problem %v", r.keeper.Problem())
+		}
+		if chain := r.issue(t, webID)[0]; !chain[1].Equal(h.last.cert) {
+			t.Errorf("signed by %s", chain[1].Subject)
+		}
+	})
+}
+
 // FuzzCRLs: whatever is in the field, nothing is read but lists of an authority's.
 func FuzzCRLs(f *testing.F) {
 	f.Add([]byte("-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n"))
@@ -173,7 +214,7 @@ func TestThePluginsListIsFollowed(t *testing.T) {
 		}
 		expect := func(title string, revoked bool, code Code) {
 			t.Helper()
-			if got := r.isRevoked(leaf); got != revoked {
+			if got := r.isRevoked(t, leaf); got != revoked {
 				t.Errorf("%s: revoked %v", title, got)
 			}
 			problem, _ := r.revoker.Problem().(*Problem)

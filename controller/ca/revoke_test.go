@@ -22,6 +22,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/internal/revocation"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
+	"github.com/ambit-mesh/ambit/internal/workload/workloadtest"
 )
 
 var webID = spiffe.ID{TrustDomain: trustDomain, Namespace: "shop", ServiceAccount: "web"}
@@ -119,9 +120,16 @@ func (r *registry) issue(t *testing.T, id spiffe.ID) [][]*x509.Certificate {
 	return [][]*x509.Certificate{way}
 }
 
-// isRevoked asks the list that is in force at the authority, and the one that is sent.
-func (r *registry) isRevoked(chains [][]*x509.Certificate) bool {
-	return r.authority.revocations().Check(chains) != nil
+// isRevoked asks the list that is in force at the authority; a data plane that has
+// what is sent must say the same.
+func (r *registry) isRevoked(t *testing.T, chains [][]*x509.Certificate) bool {
+	t.Helper()
+	store := workloadtest.Store(t, r.revoker.Message())
+	here, there := r.authority.revocations().Check(chains), store.Snapshot().Revoked().Check(chains)
+	if (here == nil) != (there == nil) {
+		t.Errorf("the authority says %v, a data plane %v", here, there)
+	}
+	return here != nil
 }
 
 // An identity is revoked: all that was issued before is, and what is issued from
@@ -137,8 +145,8 @@ func TestAnIdentityIsRevokedUpToNow(t *testing.T) {
 				t.Fatal(refused)
 			}
 			after := r.issue(t, webID)
-			if !r.isRevoked(before) || r.isRevoked(after) || r.isRevoked(others) {
-				t.Fatalf("%s: before %v, after %v, another's %v", name, r.isRevoked(before), r.isRevoked(after), r.isRevoked(others))
+			if !r.isRevoked(t, before) || r.isRevoked(t, after) || r.isRevoked(t, others) {
+				t.Fatalf("%s: before %v, after %v, another's %v", name, r.isRevoked(t, before), r.isRevoked(t, after), r.isRevoked(t, others))
 			}
 			before = after
 		}
@@ -207,7 +215,7 @@ func TestASerialNumberIsRevoked(t *testing.T) {
 		if refused := r.revoke(t, "leaf", RevokeRequest{Serial: "0x" + serial}); refused != "" {
 			t.Fatal(refused)
 		}
-		if !r.isRevoked(leaked) || r.isRevoked(kept) {
+		if !r.isRevoked(t, leaked) || r.isRevoked(t, kept) {
 			t.Error("not that one, or others as well")
 		}
 		signing := kept[0][1]
@@ -240,7 +248,7 @@ func TestASerialNumberIsRevoked(t *testing.T) {
 		if refused := r.revoke(t, "former", RevokeRequest{Serial: signing.SerialNumber.Text(16)}); refused != "" {
 			t.Fatal(refused)
 		}
-		if fresh := r.issue(t, webID); !r.isRevoked(kept) || r.isRevoked(fresh) {
+		if fresh := r.issue(t, webID); !r.isRevoked(t, kept) || r.isRevoked(t, fresh) {
 			t.Error("what is below the former intermediate is accepted, or what is not refused")
 		}
 	})
@@ -271,13 +279,13 @@ func TestTheListIsKept(t *testing.T) {
 			harm()
 			pass(revokeInterval + time.Second)
 			list, err := decodeRevoked(r.object(t).Data[RevokedKey])
-			if err != nil || len(list.Entries) != 1 || !r.isRevoked(leaked) {
+			if err != nil || len(list.Entries) != 1 || !r.isRevoked(t, leaked) {
 				t.Errorf("%s: %v, %+v", name, err, list.Entries)
 			}
 		}
 		r.resign()
 		next := newRegistry(t, r.client)
-		if !next.isRevoked(leaked) {
+		if !next.isRevoked(t, leaked) {
 			t.Error("another controller does not know of it")
 		}
 		next.resign()
@@ -291,7 +299,7 @@ func TestTheListIsKept(t *testing.T) {
 		third.isStuck(t, RevokedUnreadable)
 		third.change(t, func(data map[string]string) { data[RevokedKey] = good })
 		pass(revokeInterval + time.Second)
-		if third.revoker.Problem() != nil || !third.isRevoked(leaked) {
+		if third.revoker.Problem() != nil || !third.isRevoked(t, leaked) {
 			t.Errorf("after it was put back: %v", third.revoker.Problem())
 		}
 		third.resign()

@@ -39,7 +39,9 @@ func signed(t *testing.T, template *x509.Certificate, parent *Root) (certPEM, ke
 	if err != nil {
 		t.Fatal(err)
 	}
-	template.SerialNumber = big.NewInt(1)
+	if template.SerialNumber == nil {
+		template.SerialNumber = big.NewInt(1)
+	}
 	signer, signerCert := any(key), template
 	if parent != nil {
 		signer, signerCert = parent.key, parent.cert

@@ -46,6 +46,11 @@ var images = []product{
 		binaries:   []binary{{pkg: "./controller", path: "usr/local/bin/controller"}},
 	},
 	{
+		name:       "waypoint",
+		entrypoint: []string{"/usr/local/bin/waypoint"},
+		binaries:   []binary{{pkg: "./waypoint", path: "usr/local/bin/waypoint"}},
+	},
+	{
 		name:       "shop",
 		entrypoint: []string{"/usr/local/bin/shop"},
 		binaries:   []binary{{pkg: "./e2e/apps/shop", path: "usr/local/bin/shop"}},

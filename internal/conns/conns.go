@@ -35,6 +35,8 @@ type Direction string
 const (
 	Outbound Direction = "outbound"
 	Inbound  Direction = "inbound"
+	// Waypoint: of the waypoint that stands between the two pods.
+	Waypoint Direction = "waypoint"
 )
 
 // Transport is what carried a connection between the two pods.

@@ -150,8 +150,11 @@ func (m *metrics) sweepLocked(now time.Time) {
 
 func labelsOf(a *Attempt, flags string) labelValues {
 	reporter := "source"
-	if a.Direction == Inbound {
+	switch a.Direction {
+	case Inbound:
 		reporter = "destination"
+	case Waypoint:
+		reporter = "waypoint"
 	}
 	// Both peers of a local connection are known for certain and nothing of it
 	// is readable on a wire: who looks for unprotected traffic must not find it.

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -45,6 +46,13 @@ type moved struct{}
 
 func (moved) Moved(int64, int64) {}
 
+// trust judges tunnels as ztunnel does.
+type trust struct{ *certs.Store }
+
+func (t trust) Trusts(conn net.Conn, since time.Time) error {
+	return t.Store.Trusts(conn.(*tls.Conn).ConnectionState(), since)
+}
+
 // runBareClient is proxy A: each connection becomes a stream.
 func runBareClient() error {
 	to, app, err := addresses()
@@ -79,6 +87,7 @@ func runBareClient() error {
 			}
 			return conn, nil
 		},
+		Trust:   trust{store},
 		Metrics: pool.NewMetrics(prometheus.NewRegistry()),
 		Logger:  slog.New(slog.DiscardHandler),
 	})

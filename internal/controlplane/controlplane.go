@@ -1,9 +1,17 @@
-package main
+// Package controlplane connects to the controller for what is asked of it by call:
+// certificates and reports.
+//
+// Invariants: nothing is said to who is not proven to be the controller, by the
+// roots and by what is revoked at that moment; a token is read anew for every call.
+//
+// Following the configuration is feed's job, which has a connection of its own.
+package controlplane
 
 import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net"
@@ -19,9 +27,9 @@ import (
 	"github.com/ambit-mesh/ambit/internal/revocation"
 )
 
-// dialController prepares the connection for certificates and reports. The
+// Dial prepares the connection for certificates and reports. The
 // roots are those of the moment at which it connects.
-func dialController(address, clusterID string, roots func() *x509.CertPool, revoked func() *revocation.List, token func() (string, error)) (*grpc.ClientConn, error) {
+func Dial(address, clusterID string, roots func() *x509.CertPool, revoked func() *revocation.List, token func() (string, error)) (*grpc.ClientConn, error) {
 	name, _, err := net.SplitHostPort(address)
 	if err != nil {
 		return nil, fmt.Errorf("read controller address: %w", err)
@@ -32,7 +40,7 @@ func dialController(address, clusterID string, roots func() *x509.CertPool, revo
 			ServerName: name,
 			// Verified below, against roots that may change between connections.
 			InsecureSkipVerify: true,
-			VerifyConnection:   func(state tls.ConnectionState) error { return verifyController(state, name, roots(), revoked()) },
+			VerifyConnection:   func(state tls.ConnectionState) error { return verify(state, name, roots(), revoked()) },
 		})),
 		grpc.WithPerRPCCredentials(bearer{token: token, clusterID: clusterID}),
 		// A controller that comes back is noticed within seconds: certificates wait for it.
@@ -49,7 +57,7 @@ func dialController(address, clusterID string, roots func() *x509.CertPool, revo
 	return conn, nil
 }
 
-func verifyController(state tls.ConnectionState, name string, roots *x509.CertPool, revoked *revocation.List) error {
+func verify(state tls.ConnectionState, name string, roots *x509.CertPool, revoked *revocation.List) error {
 	if roots == nil {
 		return errors.New("verify controller: no root certificates known yet")
 	}
@@ -86,8 +94,8 @@ func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]strin
 
 func (bearer) RequireTransportSecurity() bool { return true }
 
-// tokenFile reads a token that Kubernetes renews, anew each time.
-func tokenFile(path string) func() (string, error) {
+// TokenFile reads a token that Kubernetes renews, anew each time.
+func TokenFile(path string) func() (string, error) {
 	return func() (string, error) {
 		content, err := os.ReadFile(path)
 		if err != nil {
@@ -95,4 +103,27 @@ func tokenFile(path string) func() (string, error) {
 		}
 		return strings.TrimSpace(string(content)), nil
 	}
+}
+
+// ParseRoots reads root certificates in PEM, one after the other; at least one.
+func ParseRoots(content []byte) ([]*x509.Certificate, error) {
+	var all []*x509.Certificate
+	for rest := content; ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		if block.Type != "CERTIFICATE" {
+			return nil, fmt.Errorf("a PEM block of type %q among root certificates", block.Type)
+		}
+		root, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("parse root certificate %d: %w", len(all), err)
+		}
+		all = append(all, root)
+	}
+	if len(all) == 0 {
+		return nil, errors.New("no root certificate")
+	}
+	return all, nil
 }

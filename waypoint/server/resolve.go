@@ -1,0 +1,143 @@
+package server
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/ambit-mesh/ambit/api/mesh"
+	"github.com/ambit-mesh/ambit/internal/conns"
+	"github.com/ambit-mesh/ambit/internal/workload"
+)
+
+const (
+	// NotBound: what is asked for is not bound to this waypoint.
+	NotBound conns.Reason = "NotBound"
+	// UnknownPort: the service has no such port.
+	UnknownPort conns.Reason = "UnknownPort"
+)
+
+// Target is what a connection is for.
+type Target struct {
+	Binding *workload.Binding
+	// Service that was addressed, and its port; nil and 0 of a workload.
+	Service *workload.Service
+	Port    workload.Port
+	// Endpoint, if not nil, is the only one: the workload that was addressed.
+	Endpoint *workload.Workload
+	// Address of it, as it was asked for.
+	Address netip.AddrPort
+}
+
+// meshPorts are ours in every captured pod: behind them is no application.
+var meshPorts = []uint16{15001, 15006, 15008}
+
+// Resolve finds what an address stands for. Its error is always a *conns.Failure.
+func Resolve(s *workload.Snapshot, self *workload.Workload, dst netip.AddrPort) (*Target, error) {
+	if slices.Contains(self.Addresses, dst.Addr()) {
+		return nil, conns.Fail(conns.Loop, fmt.Errorf("%s is the waypoint itself", dst))
+	}
+	if services := s.ServicesByAddr(dst.Addr()); len(services) > 0 {
+		return resolveService(s, services, dst)
+	}
+	if rejection, ok := s.RejectedByAddr(dst.Addr()); ok {
+		return nil, conns.Fail(NotBound, fmt.Errorf("what %s stands for could not be read: %v", dst.Addr(), rejection))
+	}
+	w, ok := s.WorkloadByAddr(dst.Addr())
+	if !ok {
+		return nil, conns.Fail(NotBound, fmt.Errorf("nobody is known at %s", dst.Addr()))
+	}
+	if w.Protocol == workload.HBONE && slices.Contains(meshPorts, dst.Port()) {
+		return nil, conns.Fail(conns.Loop, fmt.Errorf("port %d of %s is the mesh's own", dst.Port(), w.UID))
+	}
+	return resolveWorkload(s, w, dst)
+}
+
+func resolveService(s *workload.Snapshot, services []*workload.Service, dst netip.AddrPort) (*Target, error) {
+	for _, service := range services {
+		port, ok := service.Port(dst.Port())
+		if !ok {
+			continue
+		}
+		binding, ok := s.Binding(service.Key)
+		if !ok {
+			return nil, conns.Fail(NotBound, fmt.Errorf("service %s is not bound to this waypoint", service.Key))
+		}
+		return &Target{Binding: binding, Service: service, Port: port, Address: dst}, nil
+	}
+	return nil, conns.Fail(UnknownPort, fmt.Errorf("service %s has no port %d", services[0].Key, dst.Port()))
+}
+
+// resolveWorkload takes a pod's address for the bound service that the pod serves
+// there, with that one endpoint, unless the pod is bound itself.
+func resolveWorkload(s *workload.Snapshot, w *workload.Workload, dst netip.AddrPort) (*Target, error) {
+	if binding, ok := s.Binding(w.UID); ok {
+		return &Target{Binding: binding, Endpoint: w, Address: dst}, nil
+	}
+	for _, key := range slices.Sorted(maps.Keys(w.Services)) {
+		binding, bound := s.Binding(key)
+		service, known := s.Service(key)
+		if !bound || !known {
+			continue
+		}
+		for _, p := range w.Services[key] {
+			if p.Target != dst.Port() {
+				continue
+			}
+			if port, ok := service.Port(p.Service); ok {
+				return &Target{Binding: binding, Service: service, Port: port, Endpoint: w, Address: dst}, nil
+			}
+		}
+	}
+	return nil, conns.Fail(NotBound, fmt.Errorf("port %d of %s is not bound to this waypoint", dst.Port(), w.UID))
+}
+
+// want is the port by which an endpoint is found.
+func (t *Target) want() uint16 {
+	if t.Service == nil {
+		return t.Address.Port()
+	}
+	return t.Port.Service
+}
+
+// protocol is what a client speaks.
+type protocol uint8
+
+const (
+	// unsaid: it is to be found out.
+	unsaid protocol = iota
+	// unsaidHTTP: HTTP of either version.
+	unsaidHTTP
+	http1
+	http2
+	// plain TCP, or what is encrypted for somebody else.
+	plain
+)
+
+// speaks is what the port is said to speak. Where routes for HTTP are attached,
+// nothing else is: it would pass them by.
+func (t *Target) speaks() protocol {
+	switch t.Port.App {
+	case "TCP", "TLS":
+		if !t.routed() {
+			return plain
+		}
+		return unsaidHTTP
+	case "HTTP11", "HTTP2", "GRPC":
+		// A client may speak either version all the same.
+		return unsaidHTTP
+	}
+	if t.routed() {
+		return unsaidHTTP
+	}
+	return unsaid
+}
+
+// routed tells whether routes for requests are attached to the port.
+func (t *Target) routed() bool {
+	return slices.ContainsFunc(t.Binding.Routes, func(r *mesh.Route) bool {
+		http := r.GetKind() == mesh.Route_HTTP || r.GetKind() == mesh.Route_GRPC
+		return http && (r.GetPort() == 0 || r.GetPort() == uint32(t.Port.Service))
+	})
+}

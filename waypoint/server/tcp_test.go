@@ -1,0 +1,246 @@
+package server_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ambit-mesh/ambit/api/mesh"
+	api "github.com/ambit-mesh/ambit/api/workload"
+	"github.com/ambit-mesh/ambit/internal/conns"
+	"github.com/ambit-mesh/ambit/internal/hbone"
+	"github.com/ambit-mesh/ambit/internal/spiffe"
+	"github.com/ambit-mesh/ambit/internal/workload"
+	"github.com/ambit-mesh/ambit/waypoint/server"
+	"github.com/ambit-mesh/ambit/waypoint/waypointtest"
+)
+
+func TestMain(m *testing.M) { waypointtest.Main(m) }
+
+const vip = "10.9.100.1:80"
+
+// policies are the test's word.
+type policies func(*workload.Snapshot, *server.Target, server.Client, *workload.Workload) error
+
+func (p policies) Connection(s *workload.Snapshot, t *server.Target, c server.Client, w *workload.Workload, _ netip.AddrPort) error {
+	return p(s, t, c, w)
+}
+
+func everybody(*workload.Snapshot, *server.Target, server.Client, *workload.Workload) error {
+	return nil
+}
+
+// start runs a waypoint before a service of one endpoint, which speaks first.
+func start(t *testing.T, app api.AppProtocol, decide policies) (m *waypointtest.Mesh, client, endpoint *waypointtest.Pod, s *workload.Service) {
+	m = waypointtest.New(t)
+	client, endpoint = m.Pod("web", "10.9.0.2"), m.Pod("db", "10.9.0.3")
+	s = m.Service("db", "10.9.100.1", app, endpoint)
+	m.Start(func(c *server.Config) { c.Policies = decide })
+	return m, client, endpoint, s
+}
+
+func greet(c net.Conn) {
+	fmt.Fprint(c, "220 hello\r\n")
+	all, _ := io.ReadAll(c)
+	fmt.Fprintf(c, "you said %s", all)
+	c.(hbone.Stream).CloseWrite()
+}
+
+// talk says hello once it was greeted.
+func talk(t *testing.T, c hbone.Stream) string {
+	t.Helper()
+	greeting := make([]byte, len("220 hello\r\n"))
+	if _, err := io.ReadFull(c, greeting); err != nil {
+		t.Fatalf("no greeting: %v", err)
+	}
+	fmt.Fprint(c, "EHLO web")
+	c.CloseWrite()
+	rest, err := io.ReadAll(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(rest)
+}
+
+// Declared or not, a server that speaks first is heard, by the client of its own
+// address, through a tunnel of the waypoint's own identity.
+func TestTCPThroughTheWaypoint(t *testing.T) {
+	for name, app := range map[string]api.AppProtocol{"declared": api.AppProtocol_TCP, "undeclared": api.AppProtocol_UNKNOWN} {
+		t.Run(name, func(t *testing.T) {
+			m, client, endpoint, s := start(t, app, everybody)
+			m.Bind(s)
+			endpoint.Serve(endpoint.ID, greet)
+			if got := talk(t, client.Dial(vip)); got != "you said EHLO web" {
+				t.Errorf("got %q", got)
+			}
+			asked := endpoint.Asked()
+			if len(asked) != 1 || asked[0].Peer.ServiceAccount != "way" || asked[0].Authority != "10.9.0.3:8080" {
+				t.Fatalf("the endpoint was asked for %v", asked)
+			}
+			forwarded := asked[0].Header.Values("Forwarded")
+			if len(forwarded) != 1 || !strings.HasPrefix(forwarded[0], `for="10.9.0.2:`) {
+				t.Errorf("on behalf of %q", forwarded)
+			}
+			line := m.Lines("connection", 1)[0]
+			for key, want := range map[string]any{
+				"direction": "waypoint", "reason": "Closed", "src.identity": client.ID.String(), "dst.identity": endpoint.ID.String(),
+				"dst.hbone_addr": vip, "dst.service": "db.shop.svc.cluster.local", "dst.workload": "db", "bytes_sent": 8.0,
+			} {
+				if line[key] != want {
+					t.Errorf("%s is %v, want %v", key, line[key], want)
+				}
+			}
+		})
+	}
+}
+
+// A pod's own address stands for the bound service that it serves there.
+func TestAPodAddressIsTheServicesWithOneEndpoint(t *testing.T) {
+	m, client, endpoint, s := start(t, api.AppProtocol_TCP, everybody)
+	other := m.Pod("other", "10.9.0.4")
+	m.Service("db", "10.9.100.1", api.AppProtocol_TCP, endpoint, other)
+	m.Bind(s)
+	endpoint.Serve(endpoint.ID, greet)
+	other.Serve(other.ID, greet)
+	for range 5 {
+		talk(t, client.Dial("10.9.0.3:8080"))
+	}
+	if n := len(other.Asked()); n != 0 {
+		t.Errorf("another endpoint was asked %d times", n)
+	}
+}
+
+func TestAnotherEndpointIsTried(t *testing.T) {
+	m, client, endpoint, s := start(t, api.AppProtocol_TCP, everybody)
+	dead := m.Pod("dead", "10.9.0.4")
+	m.Service("db", "10.9.100.1", api.AppProtocol_TCP, endpoint, dead)
+	m.Bind(s)
+	endpoint.Serve(endpoint.ID, greet)
+	for range 8 {
+		talk(t, client.Dial(vip))
+	}
+}
+
+// Plain TCP is for who is published as taking no tunnels, and for nobody else.
+func TestPlaintextIsForWhoTakesNoTunnels(t *testing.T) {
+	m := waypointtest.New(t)
+	client, endpoint := m.Pod("web", "10.9.0.2"), m.Pod("db", "10.9.0.3", waypointtest.Plain)
+	m.Bind(m.Service("db", "10.9.100.1", api.AppProtocol_TCP, endpoint))
+	m.Start(func(c *server.Config) { c.Policies = policies(everybody) })
+	listener, err := net.Listen("tcp", "10.9.0.3:8080")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	go func() {
+		c, err := listener.Accept()
+		if err == nil {
+			fmt.Fprint(c, "plain")
+			c.Close()
+		}
+	}()
+	if got, err := io.ReadAll(client.Dial(vip)); string(got) != "plain" {
+		t.Errorf("got %q, %v", got, err)
+	}
+}
+
+// Each of these is broken in one way, and nothing passes.
+func TestNothingPasses(t *testing.T) {
+	bound := func(m *waypointtest.Mesh, s *workload.Service) { m.Bind(s) }
+	deny := func(*workload.Snapshot, *server.Target, server.Client, *workload.Workload) error {
+		return conns.Fail(conns.PolicyDenied, errors.New("denied by the test"))
+	}
+	for name, test := range map[string]struct {
+		to      string
+		bind    func(*waypointtest.Mesh, *workload.Service)
+		decide  policies
+		as      func(*waypointtest.Pod) spiffe.ID
+		refused conns.Reason
+		status  int
+	}{
+		"no binding":                     {vip, func(*waypointtest.Mesh, *workload.Service) {}, everybody, nil, server.NotBound, 503},
+		"no such port":                   {"10.9.100.1:81", bound, everybody, nil, server.UnknownPort, 503},
+		"nobody's address":               {"10.9.77.7:80", bound, everybody, nil, server.NotBound, 503},
+		"outside the mesh":               {"192.0.2.1:80", bound, everybody, nil, server.NotBound, 503},
+		"another port of an endpoint":    {"10.9.0.3:9090", bound, everybody, nil, server.NotBound, 503},
+		"the mesh's port of an endpoint": {"10.9.0.3:15008", bound, everybody, nil, conns.Loop, 400},
+		"the waypoint itself":            {"10.9.0.10:80", bound, everybody, nil, conns.Loop, 400},
+		"the waypoint's own loopback":    {"127.0.0.1:80", bound, everybody, nil, conns.BadTarget, 400},
+		"policy denies":                  {vip, bound, deny, nil, conns.PolicyDenied, 401},
+		"the endpoint has another identity": {vip, bound, everybody, func(*waypointtest.Pod) spiffe.ID {
+			return spiffe.ID{TrustDomain: "cluster.local", Namespace: "shop", ServiceAccount: "thief"}
+		}, conns.TLSFailed, 503},
+		"HTTP routes, and no HTTP is carried": {vip, func(m *waypointtest.Mesh, s *workload.Service) {
+			m.Bind(s, func(b *mesh.Binding) { b.Routes = []*mesh.Route{{Kind: mesh.Route_HTTP, Namespace: "shop", Name: "r"}} })
+		}, everybody, nil, "", 200},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m, client, endpoint, s := start(t, api.AppProtocol_TCP, test.decide)
+			test.bind(m, s)
+			as := endpoint.ID
+			if test.as != nil {
+				as = test.as(endpoint)
+			}
+			var said []byte
+			endpoint.Serve(as, func(c net.Conn) { said, _ = io.ReadAll(c) })
+			stream, err := client.Open(test.to)
+			if test.status == 200 {
+				if err == nil {
+					fmt.Fprint(stream, "EHLO web\r\n\r\n")
+					stream.SetDeadline(time.Now().Add(2 * time.Second))
+					io.ReadAll(stream)
+				}
+			} else {
+				var status *hbone.StatusError
+				if !errors.As(err, &status) || status.Code != test.status || !strings.HasPrefix(status.Reason, string(test.refused)) {
+					t.Errorf("answered %v, want %d %s", err, test.status, test.refused)
+				}
+				m.Lines("connection", 1)
+			}
+			if asked := endpoint.Asked(); len(asked) != 0 || len(said) != 0 {
+				t.Errorf("the endpoint was asked for %v, and heard %q", asked, said)
+			}
+		})
+	}
+}
+
+// A connection lives only as long as what it was granted by.
+func TestLiveConnectionsAreJudgedAgain(t *testing.T) {
+	for name, change := range map[string]func(*waypointtest.Mesh, *mesh.Binding){
+		"the binding goes": func(m *waypointtest.Mesh, b *mesh.Binding) { m.Remove(b) },
+		"policy changes": func(m *waypointtest.Mesh, b *mesh.Binding) {
+			m.Publish(&mesh.RequestPolicy{Namespace: "shop", Name: "deny", Action: mesh.RequestPolicy_DENY})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m, client, endpoint, s := start(t, api.AppProtocol_TCP, func(s *workload.Snapshot, _ *server.Target, _ server.Client, _ *workload.Workload) error {
+				if _, ok := s.RequestPolicy("shop/deny"); ok {
+					return conns.Fail(conns.PolicyDenied, errors.New("denied by the test"))
+				}
+				return nil
+			})
+			b := m.Bind(s)
+			endpoint.Serve(endpoint.ID, greet)
+			stream := client.Dial(vip)
+			if _, err := io.ReadFull(stream, make([]byte, 5)); err != nil {
+				t.Fatal(err)
+			}
+			// What has nothing to do with it leaves it alone.
+			m.Pod("bystander", "10.9.0.9")
+			time.Sleep(50 * time.Millisecond)
+			if len(m.Conns.Live()) != 1 {
+				t.Fatal("cut for nothing")
+			}
+			change(m, b)
+			if _, err := io.ReadAll(stream); err == nil {
+				t.Error("it lives on, or ended in order")
+			}
+			m.Lines("connection", 1)
+		})
+	}
+}
