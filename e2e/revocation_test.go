@@ -4,9 +4,12 @@ package e2e
 
 import (
 	"bufio"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strings"
 	"testing"
@@ -141,4 +144,52 @@ func TestRevokedCertificatesAreCutAndReplaced(t *testing.T) {
 		}
 		return err
 	})
+}
+
+// A key that is stolen from a node's memory opens the server's door until it is
+// revoked, and not after that: nor while the controller is down and the server's
+// ztunnel has started anew. The pod that it was stolen from connects all the while.
+func TestAStolenKeyIsWorthNothingOnceItIsRevoked(t *testing.T) {
+	p, outside := enrolledPair(t, "e2e-stolen"), newPlace(t, "e2e-thief")
+	outside.apply(pod(podOptions{name: "thief", node: "n3", role: "wires"}))
+	outside.ready("thief")
+	name := sha256.Sum256([]byte("spiffe://cluster.local/ns/" + p.name + "/sa/client"))
+	stolen := p.onNode("n1", "cat", "/run/ambit/certs/"+hex.EncodeToString(name[:])+".secret")
+	door := net.JoinHostPort(p.ip("server"), "15008")
+	try := func() (string, error) {
+		cmd := p.bed.Command(t.Context(), "kubectl", "-n", outside.name, "exec", "-i", "thief", "--", "/usr/local/bin/shop", "tool", "present", door)
+		cmd.Stdin = strings.NewReader(stolen)
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	refused := func(when string) {
+		t.Helper()
+		if out, err := try(); err == nil || !strings.Contains(out, "refused") || !strings.Contains(out, "certificate") {
+			t.Errorf("%s: %v %s", when, err, out)
+		}
+		p.answers("client", "http://server:8080/whoami")
+	}
+	if out, err := try(); err != nil || !strings.Contains(out, "let in") {
+		t.Fatalf("before it is revoked: %v %s", err, out)
+	}
+	p.eventually("the serial number is known", func() error {
+		_, err := p.bed.Run(t.Context(), "ambit", "ca", "revoke", "--yes", "--pod", p.name+"/client")
+		return err
+	})
+	refused("once it is revoked")
+
+	time.Sleep(2 * time.Second) // for what nodes know to be on their disks
+	p.kubectl("-n", "ambit-system", "scale", "deployment/controller", "--replicas=0")
+	defer func() {
+		p.kubectl("-n", "ambit-system", "scale", "deployment/controller", "--replicas=2")
+		p.meshReady()
+	}()
+	p.kubectl("-n", "ambit-system", "wait", "--for=delete", "pod", "-l", "app=controller", "--timeout=60s")
+	refused("without the controller")
+	p.kubectl("-n", "ambit-system", "delete", "pod", p.ztunnel("n2"), "--grace-period=0", "--force")
+	p.eventually("a ztunnel that started without a controller is ready", func() error {
+		_, err := p.bed.Kubectl(t.Context(), "-n", "ambit-system", "rollout", "status", "daemonset/ztunnel", "--timeout=5s")
+		return err
+	})
+	refused("by a ztunnel that started without the controller")
 }

@@ -46,6 +46,9 @@ func (r *Registry) logFailure(a *Attempt, reason Reason, err error) {
 func (r *Registry) write(level slog.Level, a *Attempt, sent, received int64, reason Reason, flags string, err error, more ...slog.Attr) {
 	attrs := make([]slog.Attr, 0, 24)
 	attrs = appendPeer(attrs, "src.", a.Source)
+	if a.Client.IsValid() {
+		attrs = appendAddr(attrs, "client.addr", a.Client)
+	}
 	if a.Tunnel.IsValid() {
 		attrs = appendAddr(attrs, "dst.addr", a.Tunnel)
 		attrs = appendAddr(attrs, "dst.hbone_addr", a.Destination.Addr)

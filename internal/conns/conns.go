@@ -67,6 +67,9 @@ type Attempt struct {
 	// Destination.Addr then is what is asked for through it.
 	Tunnel  netip.AddrPort
 	Service *workload.Service
+	// Client is for whom the source, a waypoint, makes the connection; invalid if it
+	// is the source's own.
+	Client netip.AddrPort
 	// Policy that admitted or refused it, if one did.
 	Policy string
 	// Names by which the source knew a destination outside the mesh when it

@@ -75,7 +75,7 @@ func newMetrics(reg prometheus.Registerer, now func() time.Time) *metrics {
 			[]string{"direction", "reason"}),
 		retries: vec("ambit_connection_retries_total", "Endpoints of services that could not be reached, so that another one was tried, by why.",
 			[]string{"reason"}),
-		refused: vec("ambit_hbone_refused_total", "Tunnels that were not let in, or were ended for what their peers did, by why.",
+		refused: vec("ambit_hbone_refused_total", "Tunnels that were not let in, or were ended for what their peers did or because they are no longer trusted, by why.",
 			[]string{"reason"}),
 		live: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "ambit_connections", Help: "Live connections."},
 			[]string{"direction", "transport"}),

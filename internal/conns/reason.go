@@ -44,6 +44,9 @@ const (
 	UnknownTarget Reason = "UnknownTarget"
 	// BadTarget: the peer asked for a target that is not behind its tunnel.
 	BadTarget Reason = "BadTarget"
+	// BadForwarded: a waypoint did not say for whom it connects, or not so that it
+	// can be read.
+	BadForwarded Reason = "BadForwarded"
 	// Loop: it came from this very tunnel.
 	Loop Reason = "Loop"
 	// ConnectFailed: the target could not be reached.

@@ -43,6 +43,7 @@ func (s *Server) serveTCP(ctx context.Context, session *Session, to *target.Targ
 		return s.cfg.Policies.Connection(now, resolved, session.Client, server.Workload, server.Target)
 	}
 	record := s.cfg.Conns.Open(ctx, session.Attempt)
+	server.OnDistrust(func(err error) { record.Cut(conns.ReasonOf(err), err) })
 	forget := s.register(session)
 	defer forget()
 	reason, err := carry(record.Context(), client, server, record)

@@ -124,6 +124,14 @@ func (c *Conn) Close() error {
 	return err
 }
 
+// OnDistrust has cut called once the far end of the connection's tunnel, if it is in
+// one, is trusted no longer, and before the connection ends of it.
+func (c *Conn) OnDistrust(cut func(error)) {
+	if stream, ok := c.Stream.(*pool.Stream); ok {
+		stream.OnDistrust(cut)
+	}
+}
+
 // Reset ends the connection so that the endpoint sees a failure.
 func (c *Conn) Reset() error {
 	var err error

@@ -3,6 +3,7 @@ package waypointtest
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -23,6 +24,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/conns"
 	"github.com/ambit-mesh/ambit/internal/endpoints"
 	"github.com/ambit-mesh/ambit/internal/pool"
+	"github.com/ambit-mesh/ambit/internal/revocation"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/internal/workload/workloadtest"
@@ -65,7 +67,7 @@ func New(t testing.TB) *Mesh {
 		DrainTimeout: 500 * time.Millisecond, t: t,
 	}
 	m.Logger = slog.New(slog.NewJSONHandler(&m.lines, nil))
-	m.Certs = certs.New(certs.Config{Fetch: m.CA.Fetch, Bundle: m.CA.Bundle, Logger: slog.New(slog.DiscardHandler)})
+	m.Certs = certs.New(certs.Config{Fetch: m.CA.Fetch, Bundle: m.CA.Bundle, Revoked: func() *revocation.List { return m.Store.Snapshot().Revoked() }, Logger: slog.New(slog.DiscardHandler)})
 	m.Run("certificates", m.Certs.Run)
 	m.Conns = conns.New(conns.Config{Logger: m.Logger, Registerer: m.Metrics})
 	m.Endpoints = endpoints.New(endpoints.Config{Logger: m.Logger, Registerer: m.Metrics})
@@ -118,6 +120,16 @@ func (m *Mesh) Start(change func(*server.Config)) (stop func()) {
 func (m *Mesh) Publish(resources ...proto.Message) {
 	m.t.Helper()
 	workloadtest.Apply(m.t, m.Store, resources...)
+}
+
+// Revoke makes a certificate that the mesh's authority has signed the only one that
+// is revoked.
+func (m *Mesh) Revoke(certificate *x509.Certificate) {
+	m.t.Helper()
+	m.Publish(&mesh.RevocationList{TrustDomain: trustDomain, Certificates: []*mesh.RevokedCertificates{{
+		Issuer: revocation.KeyID(m.CA.Certificate()), Serials: []string{revocation.SerialOf(certificate)},
+	}}})
+	m.Certs.BundleChanged()
 }
 
 // Remove takes one back.

@@ -39,7 +39,11 @@ func (l *Listener) admit(ctx context.Context, attempt *conns.Attempt) (*appConn,
 	}
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	tcp, err := l.cfg.App.DialApp(ctx, attempt.Source.Addr.Addr(), dst)
+	client := attempt.Source.Addr
+	if attempt.Client.IsValid() {
+		client = attempt.Client
+	}
+	tcp, err := l.cfg.App.DialApp(ctx, client.Addr(), dst)
 	if err != nil {
 		return nil, conns.Fail(conns.ConnectFailed, fmt.Errorf("connect the application at %s: %w", dst, err))
 	}

@@ -7,6 +7,7 @@
 //	local.go      what a pod of the same node opens, handed over in the process
 //	limits.go     how much one peer may hold, of this pod and of the process
 //	admit.go      is it for this pod, does policy admit it -> the application
+//	forwarded.go  for whom a waypoint connects
 //	loop.go       what comes back to where it came from
 //	relay         both ways, until both halves close
 //
@@ -19,7 +20,8 @@
 // that was proven on it or none, and are followed by policy from before their first
 // byte; a tunnel's 200 means that the application has
 // accepted; the application sees the client's address, taken from the
-// connection and never from what a request says; when Run returns, so has every
+// connection, and from what a request says only if the peer is proven to be the
+// waypoint that stands before the port; when Run returns, so has every
 // goroutine it started.
 //
 // Redirecting is redirect's job, certificates are certs', letting tunnels in accept's.

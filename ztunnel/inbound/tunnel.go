@@ -37,6 +37,14 @@ func (l *Listener) serveRequest(alive, cut context.Context, t accept.Tunnel, in 
 		return
 	}
 	attempt.Destination.Addr = dst
+	client, err := l.clientOf(t, dst, in.Header)
+	if err != nil {
+		refuse(http.StatusBadRequest, err)
+		return
+	}
+	if client != t.Remote {
+		attempt.Client = client
+	}
 	s := seat{client: t.Remote.Addr(), identity: t.Peer}
 	if err := l.enter(s); err != nil {
 		refuse(statusOf(err), err)
@@ -92,7 +100,7 @@ func statusOf(err error) int {
 	switch conns.ReasonOf(err) {
 	case conns.PolicyDenied, conns.WaypointBypassed:
 		return http.StatusUnauthorized
-	case conns.BadTarget:
+	case conns.BadTarget, conns.BadForwarded:
 		return http.StatusBadRequest
 	default:
 		return http.StatusServiceUnavailable

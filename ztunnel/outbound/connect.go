@@ -84,7 +84,7 @@ func (l *Listener) connect(cut context.Context, source *workload.Workload, dst n
 // anotherMay tells whether another endpoint may do better: not where it is our
 // own certificate that is missing, or policy that does not admit us.
 func anotherMay(up route.Upstream, err error) bool {
-	if up.Service == nil || up.Workload == nil {
+	if !up.Chosen() || up.Workload == nil {
 		return false
 	}
 	switch conns.ReasonOf(err) {
@@ -99,7 +99,7 @@ func anotherMay(up route.Upstream, err error) bool {
 
 // establish goes the way that was decided. more: other endpoints may follow.
 func (l *Listener) establish(ctx context.Context, source *workload.Workload, up route.Upstream, attempt *conns.Attempt, more bool) (upstream, error) {
-	if more && up.Service != nil {
+	if more && up.Chosen() {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, endpointTimeout)
 		defer cancel()

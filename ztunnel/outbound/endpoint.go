@@ -21,12 +21,12 @@ func (l *Listener) choose(ctx context.Context, request *route.Request) (route.Up
 			return up, nil, err
 		}
 		// Who addresses a pod itself wants that one and no other.
-		regardless := up.Service == nil || up.Panic || round == maxEndpoints
-		lease, ok := l.cfg.Endpoints.Connect(endpoints.Key{UID: up.Workload.UID, Target: up.Address}, regardless)
+		regardless := !up.Chosen() || up.Panic || round == maxEndpoints
+		lease, ok := l.cfg.Endpoints.Connect(endpoints.Key{UID: up.Workload.UID, Target: up.Endpoint()}, regardless)
 		if !ok {
 			continue // it was ejected in this moment, or somebody is trying it already
 		}
-		if up.Service != nil {
+		if up.Chosen() {
 			l.cfg.Endpoints.Picked(up.Nearness.String(), up.Panic)
 		}
 		return up, lease, nil
@@ -42,7 +42,7 @@ func (l *Listener) failed(ctx context.Context, lease *endpoints.Lease, request r
 		return
 	}
 	lease.Failed(string(conns.ReasonOf(err)), func() (peers []endpoints.Key) {
-		for uid, target := range route.Peers(request, up.Service, l.cfg.Snapshot()) {
+		for uid, target := range route.Peers(request, up, l.cfg.Snapshot()) {
 			peers = append(peers, endpoints.Key{UID: uid, Target: target})
 		}
 		return peers

@@ -256,7 +256,7 @@ func TestPeersAreThoseThatMayBeUsed(t *testing.T) {
 	web, _ := snapshot.WorkloadByUID(uid("web"))
 	s, _ := snapshot.Service(cart)
 	r := route.Request{Source: web, Destination: netip.MustParseAddrPort("10.96.0.10:80"), Avoid: []string{uid("a")}, Endpoints: ejected("b")}
-	got := maps.Collect(route.Peers(r, s, snapshot))
+	got := maps.Collect(route.Peers(r, route.Upstream{Service: s}, snapshot))
 	want := map[string]netip.AddrPort{uid("a"): netip.MustParseAddrPort("10.244.1.2:8080"), uid("b"): netip.MustParseAddrPort("10.244.2.2:8080")}
 	if !maps.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)

@@ -16,9 +16,9 @@ const (
 	NoEndpoint Reason = "NoEndpoint"
 	// NotVisible: the service is not for clients of other namespaces.
 	NotVisible Reason = "NotVisible"
-	// WaypointUnsupported: the destination is behind a waypoint, and going
-	// there without it would leave out its policy.
-	WaypointUnsupported Reason = "WaypointUnsupported"
+	// WaypointUnavailable: the destination is behind a waypoint of which no pod can be
+	// reached, and going there without it would leave out its policy.
+	WaypointUnavailable Reason = "WaypointUnavailable"
 	// StrictUnknown: a strict source addresses what may be a pod, and nobody knows
 	// which: it is not reached in plaintext.
 	StrictUnknown Reason = "StrictUnknown"

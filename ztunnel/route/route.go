@@ -13,6 +13,9 @@
 //  7. an address of the pod ranges that nobody knows, from a strict source: refused
 //  8. anything else is outside the mesh and reached as it is
 //
+// What is bound to a waypoint is reached through it: a tunnel to one of the
+// waypoint's pods, which is asked for what the source addressed (waypoint.go).
+//
 // A workload is reached by a tunnel if it takes tunnels, on the same node by
 // the short way, and by plain TCP only if it takes none.
 //
@@ -105,7 +108,21 @@ type Upstream struct {
 	Nearness balance.Nearness
 	// Panic: the endpoint is ejected, and so are all others.
 	Panic bool
+	// Waypoint is the Service of the waypoint that the tunnel leads to, and Workload
+	// its pod; nil if it leads to the destination itself.
+	Waypoint *workload.Service
 }
+
+// Endpoint is where Workload is reached: what its load and its failures count for.
+func (u Upstream) Endpoint() netip.AddrPort {
+	if u.Waypoint != nil {
+		return u.Via
+	}
+	return u.Address
+}
+
+// Chosen tells that there may be others than Workload, which was one of several.
+func (u Upstream) Chosen() bool { return u.Service != nil || u.Waypoint != nil }
 
 // Decide finds the way for r. Its error is always a *Refusal.
 func Decide(r Request, snapshot *workload.Snapshot, pick balance.Picker) (Upstream, error) {
@@ -123,7 +140,11 @@ func Decide(r Request, snapshot *workload.Snapshot, pick balance.Picker) (Upstre
 		return toService(r, services, dst, snapshot, pick)
 	}
 	if w, ok := snapshot.WorkloadByAddr(dst.Addr()); ok {
-		return toWorkload(r.Source, w, dst, nil)
+		direct := func() (Upstream, error) { return toWorkload(r.Source, w, dst, nil) }
+		if b, ok := behind(w, dst.Port(), snapshot); ok {
+			return toWaypoint(r, b, dst, snapshot, pick, direct)
+		}
+		return direct()
 	}
 	if rejection, ok := snapshot.RejectedByAddr(dst.Addr()); ok {
 		return Upstream{}, refuse(Unreadable, "what %s stands for could not be read: %v", dst.Addr(), rejection)
@@ -164,25 +185,42 @@ func toService(r Request, services []*workload.Service, dst netip.AddrPort, snap
 		return Upstream{}, refuse(UnknownPort, "service %s has no port %d", services[0].Key, dst.Port())
 	}
 	service, source := services[i], r.Source
-	switch {
-	case service.NamespaceOnly && source.Namespace != service.Namespace:
+	if service.NamespaceOnly && source.Namespace != service.Namespace {
 		return Upstream{}, refuse(NotVisible, "service %s is only for its own namespace, not for %s", service.Key, source.Namespace)
-	case service.Waypoint != nil:
-		return Upstream{}, refuse(WaypointUnsupported, "service %s is behind a waypoint", service.Key)
 	}
+	direct := func() (Upstream, error) { return toEndpoint(r, service, dst, snapshot, pick) }
+	if service.Waypoint != nil {
+		return toWaypoint(r, boundService(service), dst, snapshot, pick, direct)
+	}
+	return direct()
+}
+
+// toEndpoint goes to an endpoint of the service, through the endpoint's own waypoint
+// if it has one.
+func toEndpoint(r Request, service *workload.Service, dst netip.AddrPort, snapshot *workload.Snapshot, pick balance.Picker) (Upstream, error) {
+	source := r.Source
 	endpoint, ok := balance.Choose(r.balancing(service), snapshot, pick)
 	if !ok {
 		return Upstream{}, refuse(NoEndpoint, "service %s has no usable endpoint for port %d", service.Key, dst.Port())
 	}
-	up, err := toWorkload(source, endpoint.Workload, endpoint.Target, service)
-	up.Nearness, up.Panic = endpoint.Nearness, endpoint.Panic
-	return up, err
+	direct := func() (Upstream, error) {
+		up, err := toWorkload(source, endpoint.Workload, endpoint.Target, service)
+		up.Nearness, up.Panic = endpoint.Nearness, endpoint.Panic
+		return up, err
+	}
+	if endpoint.Workload.Waypoint != nil && endpoint.Workload.UID != source.UID {
+		return toWaypoint(r, boundWorkload(endpoint.Workload, service), endpoint.Target, snapshot, pick, direct)
+	}
+	return direct()
 }
 
-// Peers yields the endpoints that r might have got, by uid and target: all that
-// may be used, avoided and ejected ones too.
-func Peers(r Request, service *workload.Service, snapshot *workload.Snapshot) iter.Seq2[string, netip.AddrPort] {
-	return balance.Peers(r.balancing(service), snapshot)
+// Peers yields the endpoints that r might have got in place of up's, by uid and
+// target: all that may be used, avoided and ejected ones too.
+func Peers(r Request, up Upstream, snapshot *workload.Snapshot) iter.Seq2[string, netip.AddrPort] {
+	if up.Waypoint == nil {
+		return balance.Peers(r.balancing(up.Service), snapshot)
+	}
+	return balance.Peers(balance.Request{Source: r.Source, Service: up.Waypoint, Destination: up.Via, Avoid: r.Avoid, Endpoints: r.Endpoints}, snapshot)
 }
 
 // balancing is the request for an endpoint of the service.
@@ -199,9 +237,6 @@ func toWorkload(source, w *workload.Workload, target netip.AddrPort, service *wo
 	up := Upstream{Address: target, Service: service, Workload: w}
 	if (self || w.Protocol == workload.HBONE) && meshPort(target.Port()) {
 		return Upstream{}, refuse(Loop, "port %d of %s is the mesh's own", target.Port(), w.UID)
-	}
-	if w.Waypoint != nil && !self {
-		return Upstream{}, refuse(WaypointUnsupported, "workload %s is behind a waypoint", w.UID)
 	}
 	switch {
 	case self:

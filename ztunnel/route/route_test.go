@@ -63,7 +63,7 @@ func in(region, zone string) func(*api.Workload) {
 
 func waypoint() *api.GatewayAddress {
 	return &api.GatewayAddress{
-		Destination:   &api.GatewayAddress_Hostname{Hostname: &api.NamespacedHostname{Namespace: "shop", Hostname: "waypoint.shop"}},
+		Destination:   &api.GatewayAddress_Hostname{Hostname: &api.NamespacedHostname{Namespace: "shop", Hostname: "waypoint.shop.svc.cluster.local"}},
 		HboneMtlsPort: 15008,
 	}
 }
@@ -150,7 +150,7 @@ func TestDecide(t *testing.T) {
 			"Plaintext 10.244.1.7:8080"},
 		{"pod behind a waypoint",
 			[]proto.Message{pod("cart", "n2", "2.7", behindWaypoint)}, "10.244.2.7:8080",
-			"refuse WaypointUnsupported"},
+			"refuse WaypointUnavailable"},
 
 		// The pod itself.
 		{"own address", nil, "10.244.1.1:8080", "Local 10.244.1.1:8080"},
@@ -235,17 +235,17 @@ func TestDecide(t *testing.T) {
 			"refuse NoEndpoint"},
 		{"service behind a waypoint",
 			[]proto.Message{service("cart", clusterIPs, func(s *api.Service) { s.Waypoint = waypoint() }), pod("cart", "n2", "2.7", serves(cart))}, "10.96.0.10:80",
-			"refuse WaypointUnsupported"},
+			"refuse WaypointUnavailable"},
 		{"service behind weighted waypoints",
 			[]proto.Message{
 				service("cart", clusterIPs, func(s *api.Service) {
 					s.WeightedWaypoints = []*api.WeightedWaypoint{{Destination: waypoint(), Weight: 1}}
 				}),
 				pod("cart", "n2", "2.7", serves(cart))}, "10.96.0.10:80",
-			"refuse WaypointUnsupported"},
+			"refuse WaypointUnavailable"},
 		{"service, endpoint behind a waypoint",
 			[]proto.Message{service("cart", clusterIPs), pod("cart", "n2", "2.7", serves(cart), behindWaypoint)}, "10.96.0.10:80",
-			"refuse WaypointUnsupported"},
+			"refuse WaypointUnavailable"},
 		{"service for its own namespace, called from it",
 			[]proto.Message{service("cart", clusterIPs, func(s *api.Service) { s.Visibility = api.Service_NAMESPACE }), pod("cart", "n1", "1.7", serves(cart))}, "10.96.0.10:80",
 			"Local 10.244.1.7:8080"},

@@ -53,6 +53,7 @@ var tools = map[string]tool{
 	"sleep":         sleep,
 	"until-refused": untilRefused,
 	"until-ended":   untilEnded,
+	"present":       present,
 }
 
 func main() {
