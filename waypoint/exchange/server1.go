@@ -172,6 +172,10 @@ func (s *server1) explain(err error) error {
 	return conns.Fail(upstreamGone, fmt.Errorf("read the response: %w", err))
 }
 
+// lateFor is how long the rest of a request may take once its response is over: what
+// is all but sent is, and what the endpoint does not read never would be.
+const lateFor = 50 * time.Millisecond
+
 // over gives the connection back once the response was read, or ends it.
 func (s *server1) over(x *exchange, response *response, stop func() bool, sending chan error) {
 	cut := !stop()
@@ -179,7 +183,7 @@ func (s *server1) over(x *exchange, response *response, stop func() bool, sendin
 		select {
 		case err := <-sending:
 			cut = cut || err != nil
-		default:
+		case <-time.After(lateFor):
 			// The endpoint has answered without having read it all: nobody wants the rest.
 			cut = true
 			s.conn.Reset()

@@ -44,6 +44,11 @@ func (r *Response) statusLine(line string) (minor int, err error) {
 	if len(line) < len("HTTP/1.1 200") || !strings.HasPrefix(line, "HTTP/1.") || line[8] != ' ' || line[7] != '0' && line[7] != '1' || len(line) > 12 && line[12] != ' ' {
 		return 0, fmt.Errorf("status line: %w", ErrMalformed)
 	}
+	for i := range len(line) {
+		if c := line[i]; c < ' ' && c != '\t' || c == 0x7f {
+			return 0, fmt.Errorf("reason phrase: %w", ErrMalformed)
+		}
+	}
 	for _, c := range line[9:12] {
 		if c < '0' || c > '9' {
 			return 0, fmt.Errorf("status: %w", ErrMalformed)
