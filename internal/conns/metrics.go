@@ -1,6 +1,7 @@
 package conns
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -146,6 +147,17 @@ func (m *metrics) sweepLocked(now time.Time) {
 		}
 		delete(m.series, labels)
 	}
+}
+
+// LabelNames are those of the ecosystem's metrics of connections, which those of
+// requests have as well.
+func LabelNames() []string { return labelNames }
+
+// Labels are the values for them: of requests, by their protocol and flags.
+func Labels(a *Attempt, protocol, flags string) []string {
+	l := labelsOf(a, flags)
+	l[slices.Index(labelNames, "request_protocol")] = protocol
+	return l[:]
 }
 
 func labelsOf(a *Attempt, flags string) labelValues {

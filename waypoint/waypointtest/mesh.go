@@ -74,7 +74,7 @@ func New(t testing.TB) *Mesh {
 	id := identity("way")
 	m.Certs.Want(id)
 	m.Upstream = upstream.New(upstream.Config{
-		Self: m.self, Trust: m.Certs, Endpoints: m.Endpoints, PoolMetrics: pool.NewMetrics(m.Metrics), Logger: m.Logger,
+		Self: m.Self, Trust: m.Certs, Endpoints: m.Endpoints, PoolMetrics: pool.NewMetrics(m.Metrics), Logger: m.Logger,
 		TLS: clientTLS(m.Certs, id),
 	})
 	m.Publish(&mesh.Config{TrustDomain: trustDomain, ClusterId: "Kubernetes", PodRanges: []string{"10.9.0.0/16"}})
@@ -85,7 +85,8 @@ func identity(account string) spiffe.ID {
 	return spiffe.ID{TrustDomain: trustDomain, Namespace: "shop", ServiceAccount: account}
 }
 
-func (m *Mesh) self() *workload.Workload {
+// Self is the waypoint's own pod.
+func (m *Mesh) Self() *workload.Workload {
 	return &workload.Workload{
 		UID: workload.PodUID("Kubernetes", "shop", "way-1"), Name: "way-1", Namespace: "shop", Addresses: []netip.Addr{Address},
 		Protocol: workload.HBONE, NativeTunnel: true, Identity: identity("way"), Healthy: true,
@@ -103,7 +104,7 @@ func (m *Mesh) Start(change func(*server.Config)) (stop func()) {
 	m.t.Cleanup(func() { listener.Close() })
 	config := server.Config{
 		Listener: listener, TLS: m.Certs.ServerConfig(identity("way")), Trust: m.Certs, Quotas: accept.NewQuotas(accept.Limits{}),
-		Snapshot: m.Store.Snapshot, Self: m.self, Upstream: m.Upstream, Conns: m.Conns, Logger: m.Logger, DrainTimeout: m.DrainTimeout,
+		Snapshot: m.Store.Snapshot, Self: m.Self, Upstream: m.Upstream, Conns: m.Conns, Logger: m.Logger, DrainTimeout: m.DrainTimeout,
 	}
 	change(&config)
 	end := m.Run("waypoint", server.New(config).Run)
