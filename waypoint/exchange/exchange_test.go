@@ -57,6 +57,7 @@ func start(t *testing.T, app api.AppProtocol) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.Mesh.Run("requests", engine.Run)
 	r.stop = r.Start(func(c *server.Config) { c.Policies, c.HTTP = r, engine })
 	return r
 }
@@ -491,9 +492,41 @@ func TestTimeoutsAndRetries(t *testing.T) {
 	if got := body(t, response, err); response.StatusCode != 200 || got != "whole" {
 		t.Errorf("answered %d, %q", response.StatusCode, got)
 	}
-	if line := r.Lines("request", 2)[1]; line["attempts"] != 2.0 {
-		t.Errorf("the log says %v", line)
+	for _, line := range r.Lines("request", 2) {
+		if line["path"] == "/second" && line["attempts"] != 2.0 {
+			t.Errorf("the log says %v", line)
+		}
 	}
+}
+
+// A stream lives through changes, but not through the one that denies it.
+func TestStreamsAreJudgedAgain(t *testing.T) {
+	each(t, func(t *testing.T, r *rig, c *http.Client) {
+		r.serve(func(w http.ResponseWriter, q *http.Request) {
+			fmt.Fprint(w, "begun")
+			w.(http.Flusher).Flush()
+			<-q.Context().Done()
+		})
+		response, err := c.Get("http://cart/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(response.Body, make([]byte, len("begun"))); err != nil {
+			t.Fatal(err)
+		}
+		r.mu.Lock()
+		r.deny = func(_ *exchange.Request, w *workload.Workload) error {
+			return conns.Fail(conns.PolicyDenied, errors.New("denied by the test"))
+		}
+		r.mu.Unlock()
+		r.Pod("bystander", "10.9.0.9") // whatever changes
+		if rest, err := io.ReadAll(response.Body); err == nil {
+			t.Errorf("it ended in order, after %q", rest)
+		}
+		if line := r.Lines("request", 1)[0]; line["response_flags"] != "RBAC" {
+			t.Errorf("the log says %v", line)
+		}
+	})
 }
 
 // Once the waypoint ends, a client that is between two requests loses nothing, and one

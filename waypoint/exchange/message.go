@@ -127,8 +127,8 @@ type response struct {
 	length   int64     // -1 if it is not known
 	body     io.Reader // nil for none
 	trailers func() []http1.Field
-	// buffered is how much of the body can be read at once.
-	buffered func() int
+	// ready tells whether more of the body can be read at once.
+	ready func() bool
 	// switched carries what follows 101.
 	switched func(*exchange)
 	// complete: it was read to its end.

@@ -119,6 +119,12 @@ func (s *server1) roundTrip(ctx context.Context, x *exchange) (*response, error)
 	if ctx != x.client.cut {
 		stop = context.AfterFunc(ctx, func() { s.conn.Reset() })
 	}
+	forget := x.follow(func() { s.conn.Reset() })
+	ended := stop
+	stop = func() bool {
+		forget()
+		return ended()
+	}
 	r := x.request
 	pooled := heads.Get().(*[]byte)
 	head := appendRequest((*pooled)[:0], r)
@@ -309,7 +315,7 @@ func (s *server1) readHead(x *exchange) (*response, error) {
 }
 
 func (s *server1) response(parsed *http1.Response) *response {
-	r := &response{status: parsed.Status, fields: strip(parsed.Fields), length: parsed.Length, buffered: s.reader.Buffered, trailers: noTrailers}
+	r := &response{status: parsed.Status, fields: strip(parsed.Fields), length: parsed.Length, ready: never, trailers: noTrailers}
 	if parsed.Close {
 		r.onClose = append(r.onClose, func() { r.complete = false })
 	}
@@ -324,9 +330,11 @@ func (s *server1) response(parsed *http1.Response) *response {
 		r.length = -1
 	}
 	body := http1.NewBody(s.reader, parsed.Framing, parsed.Length)
-	r.body = body
+	r.body, r.ready = body, body.Ready
 	r.trailers = func() []http1.Field { return body.Trailers }
 	return r
 }
 
 func noTrailers() []http1.Field { return nil }
+
+func never() bool { return false }

@@ -82,7 +82,12 @@ func (x *exchange) send2(ctx context.Context, want upstream.Want) (*response, er
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, end := context.WithCancel(ctx)
+	forget := x.follow(end)
+	cancel := func() {
+		forget()
+		end()
+	}
 	answer, err := s.h2.RoundTrip(x.request.http(ctx))
 	if err != nil {
 		defer cancel()
@@ -102,7 +107,7 @@ func (x *exchange) send2(ctx context.Context, want upstream.Want) (*response, er
 	}
 	r := &response{
 		status: answer.StatusCode, fields: strip(fieldsOf(answer.Header)), length: answer.ContentLength, body: answer.Body,
-		buffered: func() int { return 0 },
+		ready:    never,
 		trailers: func() []http1.Field { return fieldsOf(answer.Trailer) },
 	}
 	r.onClose = append(r.onClose, func() {
