@@ -7,6 +7,7 @@
 //	server1.go   an endpoint that speaks HTTP/1.1
 //	server2.go   an endpoint that speaks HTTP/2
 //	follow.go    requests under way, which are judged again when what they rest on changes
+//	mirror.go    copies of requests, for whose responses nobody waits
 //	upgrade.go   after 101: bytes both ways
 //	flags.go     what became of a request, in the field's words
 //	telemetry.go one line and the metrics of each request
@@ -109,6 +110,10 @@ type Engine struct {
 	h2Base *http.Server // by which h2 is told to end in order
 	budget budget
 
+	// mirrored has an element for each copy under way.
+	mirrored  chan struct{}
+	mirroring sync.WaitGroup
+
 	mu sync.Mutex
 	// Guarded by mu: the connections of clients.
 	clients map[*client]struct{}
@@ -116,7 +121,7 @@ type Engine struct {
 
 // New makes an Engine.
 func New(cfg Config) (*Engine, error) {
-	e := &Engine{cfg: cfg, clients: map[*client]struct{}{}, h2Base: &http.Server{ErrorLog: slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug)}}
+	e := &Engine{cfg: cfg, clients: map[*client]struct{}{}, mirrored: make(chan struct{}, maxMirrored), h2Base: &http.Server{ErrorLog: slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug)}}
 	e.h2 = &http2.Server{MaxConcurrentStreams: maxStreams, IdleTimeout: idleTimeout}
 	if err := http2.ConfigureServer(e.h2Base, e.h2); err != nil {
 		return nil, fmt.Errorf("configure HTTP/2: %w", err)
@@ -269,6 +274,7 @@ func (x *exchange) run() {
 		ctx, cancel = context.WithTimeoutCause(ctx, x.plan.Timeout, errTimeout)
 		defer cancel()
 	}
+	x.mirror()
 	x.attempt(ctx)
 }
 

@@ -45,7 +45,7 @@ type rig struct {
 	deny func(*exchange.Request, *workload.Workload) error
 }
 
-func start(t *testing.T, app api.AppProtocol) *rig {
+func start(t testing.TB, app api.AppProtocol) *rig {
 	r := &rig{Mesh: waypointtest.New(t)}
 	r.client, r.endpoint = r.Pod("web", "10.9.0.2"), r.Pod("cart", "10.9.0.3")
 	r.service = r.Service("cart", "10.9.100.1", app, r.endpoint)
@@ -498,6 +498,45 @@ func TestTimeoutsAndRetries(t *testing.T) {
 	for _, line := range r.Lines("request", 2) {
 		if line["path"] == "/second" && line["attempts"] != 2.0 {
 			t.Errorf("the log says %v", line)
+		}
+	}
+}
+
+func TestMirror(t *testing.T) {
+	r := start(t, api.AppProtocol_HTTP11)
+	r.serve(func(w http.ResponseWriter, q *http.Request) {
+		all, _ := io.ReadAll(q.Body)
+		w.Write(all)
+	})
+	shadow := r.Pod("shadow", "10.9.0.4")
+	got := make(chan string, 10)
+	shadow.Serve(shadow.ID, func(c net.Conn) {
+		q, err := http.ReadRequest(bufio.NewReader(c))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		all, _ := io.ReadAll(q.Body)
+		got <- q.Method + " " + q.Host + q.URL.Path + " " + string(all)
+		c.(interface{ Reset() error }).Reset() // what becomes of it is nobody's business
+	})
+	s := r.Service("shadow", "10.9.100.2", api.AppProtocol_HTTP11, shadow)
+	r.plan = func(t *target.Target, q *exchange.Request) exchange.Plan {
+		return exchange.Plan{Service: t.Service, Port: t.Port, Mirrors: []exchange.Mirror{{Service: s, Port: s.Ports[0]}}}
+	}
+	c := r.http1(t)
+	for _, sent := range []string{"", "x", strings.Repeat("x", 10_000)} {
+		response, err := c.Post("http://cart/a", "text/plain", strings.NewReader(sent))
+		if back := body(t, response, err); back != sent {
+			t.Errorf("%d bytes came back of %d", len(back), len(sent))
+		}
+		select {
+		case copied := <-got:
+			if copied != "POST cart/a "+sent {
+				t.Errorf("copied %.50q", copied)
+			}
+		case <-time.After(5 * time.Second):
+			t.Error("not copied")
 		}
 	}
 }

@@ -20,6 +20,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		select {
 		case <-now.Changed():
 		case <-ctx.Done():
+			e.mirroring.Wait()
 			return nil
 		}
 	}
