@@ -83,7 +83,7 @@ func unescape(path string) (string, error) {
 		return "", bad("path: not UTF-8")
 	}
 	for i, c := range meant {
-		if _, again := hexByte(string(meant[i+1:min(len(meant), i+3)])); c == '%' && again {
+		if _, again := hexByte(string(meant[i+1 : min(len(meant), i+3)])); c == '%' && again {
 			return "", bad("path: encoded twice")
 		}
 	}
