@@ -19,7 +19,7 @@ func (c *client) serve2(conn net.Conn) {
 	defer conn.Close()
 	stop := context.AfterFunc(c.cut, func() { conn.Close() })
 	defer stop()
-	c.engine.h2.ServeConn(conn, &http2.ServeConnOpts{Context: c.cut, BaseConfig: c.engine.h2Base, Handler: http.HandlerFunc(c.serveRequest2)})
+	c.engine.h2.ServeConn(conn, &http2.ServeConnOpts{Context: c.cut, Handler: http.HandlerFunc(c.serveRequest2)})
 }
 
 func (c *client) serveRequest2(w http.ResponseWriter, in *http.Request) {

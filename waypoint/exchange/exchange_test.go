@@ -38,6 +38,7 @@ type rig struct {
 	client, endpoint *waypointtest.Pod
 	service          *workload.Service
 	stop             func()
+	engine           *exchange.Engine
 
 	mu sync.Mutex
 	// Guarded by mu: what the test wants.
@@ -57,6 +58,7 @@ func start(t testing.TB, app api.AppProtocol) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.engine = engine
 	r.Mesh.Run("requests", engine.Run)
 	r.stop = r.Start(func(c *server.Config) { c.Policies, c.HTTP = r, engine })
 	return r
@@ -305,12 +307,61 @@ func TestUpgrade(t *testing.T) {
 }
 
 func TestContinue(t *testing.T) {
-	r := start(t, api.AppProtocol_HTTP11)
-	r.serve(func(w http.ResponseWriter, q *http.Request) { io.Copy(w, q.Body) })
-	q, _ := http.NewRequest("POST", "http://cart/", strings.NewReader("wanted"))
-	q.Header.Set("Expect", "100-continue")
-	response, err := r.http1(t).Do(q)
-	if got := body(t, response, err); got != "wanted" {
+	each(t, func(t *testing.T, r *rig, c *http.Client) {
+		r.serve(func(w http.ResponseWriter, q *http.Request) {
+			all, _ := io.ReadAll(q.Body)
+			w.Write(all)
+		})
+		q, _ := http.NewRequest("POST", "http://cart/", strings.NewReader("wanted"))
+		q.Header.Set("Expect", "100-continue")
+		began := time.Now()
+		response, err := c.Do(q)
+		if got := body(t, response, err); got != "wanted" {
+			t.Errorf("got %q", got)
+		}
+		if took := time.Since(began); took > 2*time.Second {
+			t.Errorf("it took %s: the client was not told to go on", took)
+		}
+	})
+}
+
+// A client that speaks HTTP/2 is told by GOAWAY, and what it has under way ends in order.
+func TestDrainOfHTTP2(t *testing.T) {
+	r := start(t, api.AppProtocol_HTTP2)
+	release := make(chan struct{})
+	r.serve(func(w http.ResponseWriter, q *http.Request) {
+		<-release
+		fmt.Fprint(w, "done")
+	})
+	conn := r.client.Dial(vip)
+	c, err := (&http2.Transport{AllowHTTP: true}).NewClientConn(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q, _ := http.NewRequest("GET", "http://cart/", nil)
+	answered := make(chan string, 1)
+	go func() {
+		response, err := c.RoundTrip(q)
+		if err != nil {
+			answered <- err.Error()
+			return
+		}
+		all, _ := io.ReadAll(response.Body)
+		answered <- string(all)
+	}()
+	for len(r.endpoint.Asked()) == 0 {
+		time.Sleep(5 * time.Millisecond)
+	}
+	over, cancel := context.WithCancel(context.Background())
+	cancel()
+	r.engine.Drain(over)
+	for deadline := time.Now().Add(5 * time.Second); c.CanTakeNewRequest(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the client was not told")
+		}
+	}
+	close(release)
+	if got := <-answered; got != "done" {
 		t.Errorf("got %q", got)
 	}
 }
