@@ -38,8 +38,12 @@ var rules = []rule{
 		reason: "components meet on the wire: an import would tie their releases together",
 	},
 	{
-		from: []string{"waypoint/upstream"}, to: []string{"waypoint/server", "internal/feed"},
+		from: []string{"waypoint/upstream"}, to: []string{"waypoint/server", "waypoint/exchange", "internal/feed"},
 		reason: "connecting endpoints is below what asks for it",
+	},
+	{
+		from: []string{"waypoint/target"}, to: []string{"net", "os", "time", "sync", "internal/feed", "internal/hbone", "internal/certs"},
+		reason: "what an address stands for is found in a snapshot: no I/O, no clock, no lock",
 	},
 	{
 		from: []string{"waypoint"}, to: []string{"ztunnel", "controller", "cli"},

@@ -193,3 +193,57 @@ func TestAStolenKeyIsWorthNothingOnceItIsRevoked(t *testing.T) {
 	})
 	refused("by a ztunnel that started without the controller")
 }
+
+// An intermediate whose key has leaked is revoked once another one signs: what it
+// signed is replaced everywhere, the controller's own certificate included.
+func TestARevokedIntermediateTakesItsCertificatesAlong(t *testing.T) {
+	p := enrolledPair(t, "e2e-intermediate")
+	signing := func() string {
+		out, err := p.bed.Run(t.Context(), "ambit", "ca", "status", "-o", "json")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var status struct{ Issuer struct{ Serial string } }
+		if err := json.Unmarshal([]byte(out), &status); err != nil {
+			t.Fatal(err)
+		}
+		return status.Issuer.Serial
+	}
+	leaked := signing()
+	if _, err := p.bed.Run(t.Context(), "ambit", "ca", "revoke", "--yes", leaked); err == nil || !strings.Contains(err.Error(), "ambit ca rotate") {
+		t.Fatalf("what signs is revoked: %v", err)
+	}
+	if _, err := p.bed.Run(t.Context(), "ambit", "ca", "rotate", "--intermediate"); err != nil {
+		t.Fatal(err)
+	}
+	p.eventually("another intermediate signs", func() error {
+		if signing() == leaked {
+			return errors.New("it is the one of before")
+		}
+		return nil
+	})
+	p.eventually("the serial number is known", func() error {
+		if p.serial("client") == "" {
+			return errors.New("it is empty")
+		}
+		return nil
+	})
+	before, connection := p.serial("client"), p.hold("client", "server")
+	if _, err := p.bed.Run(t.Context(), "ambit", "ca", "revoke", "--yes", leaked); err != nil {
+		t.Fatal(err)
+	}
+	if _, how := connection.ended(); !strings.Contains(how, "ECONNRESET") {
+		t.Errorf("the connection ended with %q, want a reset", how)
+	}
+	p.answers("client", "http://server:8080/whoami")
+	p.within(time.Minute, "another certificate", func() error {
+		if now := p.serial("client"); now == before || now == "" {
+			return fmt.Errorf("it is %q", now)
+		}
+		return nil
+	})
+	p.kubectl("-n", "ambit-system", "delete", "pod", p.ztunnel("n2"))
+	p.meshReady()
+	p.answers("client", "http://server:8080/whoami")
+	p.checkPasses()
+}

@@ -2,7 +2,8 @@ package main
 
 import (
 	"context"
-	"errors"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"net"
@@ -21,6 +22,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/pool"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/workload"
+	"github.com/ambit-mesh/ambit/waypoint/exchange"
 	"github.com/ambit-mesh/ambit/waypoint/server"
 	"github.com/ambit-mesh/ambit/waypoint/upstream"
 )
@@ -64,6 +66,7 @@ type waypoint struct {
 	conns     *conns.Registry
 	endpoints *endpoints.Registry
 	upstream  *upstream.Opener
+	engine    *exchange.Engine
 	server    *server.Server
 }
 
@@ -88,7 +91,9 @@ func run(running, force context.Context, s settings, logger *slog.Logger, level 
 		return fmt.Errorf("listen for tunnels: %w", err)
 	}
 	defer listener.Close()
-	w.composeTraffic(listener)
+	if err := w.composeTraffic(listener); err != nil {
+		return err
+	}
 	w.dumps()
 	logger.Info("waypoint starts", "version", daemon.Version, "gateway", s.PodNamespace+"/"+s.Gateway, "identity", w.identity, "controller", s.Controller)
 	return w.run(running, force)
@@ -124,17 +129,26 @@ func (w *waypoint) composeController() error {
 }
 
 // composeTraffic: what happens to connections.
-func (w *waypoint) composeTraffic(listener *net.TCPListener) {
+func (w *waypoint) composeTraffic(listener *net.TCPListener) error {
 	w.conns = conns.New(conns.Config{Logger: w.logger, Registerer: w.metrics.Registry})
 	w.endpoints = endpoints.New(endpoints.Config{Logger: w.logger, Registerer: w.metrics.Registry})
 	w.upstream = upstream.New(upstream.Config{
 		Self: w.self, TLS: w.clientTLS, Trust: w.certs, Endpoints: w.endpoints, PoolMetrics: pool.NewMetrics(w.metrics.Registry), Logger: w.logger,
 	})
+	var err error
+	w.engine, err = exchange.New(exchange.Config{
+		Snapshot: w.store.Snapshot, Self: w.self, Policies: policies{}, Router: router{}, Upstream: w.upstream,
+		Telemetry: exchange.NewTelemetry(w.logger, w.metrics.Registry), Logger: w.logger,
+	})
+	if err != nil {
+		return err
+	}
 	w.server = server.New(server.Config{
 		Listener: listener, TLS: w.certs.ServerConfig(w.identity), Trust: w.certs, Quotas: accept.NewQuotas(w.settings.Limits),
-		Snapshot: w.store.Snapshot, Self: w.self, Policies: policies{}, Upstream: w.upstream, Conns: w.conns, Logger: w.logger,
+		Snapshot: w.store.Snapshot, Self: w.self, Policies: policies{}, Upstream: w.upstream, HTTP: w.engine, Conns: w.conns, Logger: w.logger,
 		DrainTimeout: max(time.Second, w.settings.Grace-killMargin-farewell),
 	})
+	return nil
 }
 
 // run starts what was composed, waits for the end, and drains.
@@ -158,6 +172,7 @@ func (w *waypoint) run(running, force context.Context) error {
 	part(&group, ctx, "feed", w.feed.Run)
 	part(&group, ctx, "certificates", w.certs.Run)
 	group.Go(func() { w.followBundle(ctx) })
+	part(&group, ctx, "requests", w.engine.Run)
 	part(&traffic, serving, "server", w.server.Run)
 
 	select {
@@ -166,6 +181,7 @@ func (w *waypoint) run(running, force context.Context) error {
 	case <-ctx.Done():
 	}
 	drain()
+	w.engine.Drain(ctx)
 	stop := context.AfterFunc(force, w.server.Cut)
 	defer stop()
 	traffic.Wait()
@@ -228,7 +244,7 @@ func (w *waypoint) followBundle(ctx context.Context) {
 		case <-before.Changed():
 		}
 		now := w.store.Snapshot()
-		same := slices.EqualFunc(before.TrustBundle(), now.TrustBundle(), func(x, y *certificate) bool { return x.Equal(y) })
+		same := slices.EqualFunc(before.TrustBundle(), now.TrustBundle(), func(x, y *x509.Certificate) bool { return x.Equal(y) })
 		if !same || !slices.Equal(before.RetiringRoots(), now.RetiringRoots()) || before.Revoked() != now.Revoked() {
 			w.certs.BundleChanged()
 		}
@@ -249,4 +265,6 @@ func (w *waypoint) self() *workload.Workload {
 	}
 }
 
-var errNoPolicies = errors.New("policies for requests are not judged by this version")
+func (w *waypoint) clientTLS(expected ...spiffe.ID) *tls.Config {
+	return w.certs.ClientConfig(w.identity, expected...)
+}

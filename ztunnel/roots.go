@@ -105,6 +105,11 @@ func (r *roots) problems() []string {
 	if len(r.bundle()) == 0 {
 		all = append(all, "RootsUnknown: ConfigMap "+rootConfigMap+" with the mesh's root certificate is not there yet")
 	}
+	for _, rejection := range r.store.Snapshot().Rejected() {
+		if rejection.Type == workload.RevocationListType {
+			all = append(all, "RevocationsUnreadable: "+rejection.Error()+"; the last good list stays in force")
+		}
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.saveError != nil {

@@ -74,6 +74,26 @@ func TestRootsComeFromTheConfigMapThenTheController(t *testing.T) {
 	}
 }
 
+// A list of what is revoked that cannot be read is told, for as long as there is no
+// better one.
+func TestUnreadableRevocationsAreTold(t *testing.T) {
+	ca, store := certstest.NewCA(t, "cluster.local"), workload.NewStore()
+	path := filepath.Join(t.TempDir(), "root-cert.pem")
+	if err := rootsKind.Write(path, []byte(pemOf(ca))); err != nil {
+		t.Fatal(err)
+	}
+	r := newRoots(path, store, slog.New(slog.DiscardHandler))
+	unreadable := workloadtest.Resource(t, &mesh.RevocationList{TrustDomain: "cluster.local", Identities: []*mesh.RevokedIdentity{{Identity: "web"}}})
+	store.Apply(workload.Delta{Type: workload.RevocationListType, Upserts: []workload.Resource{unreadable}})
+	if p := r.problems(); len(p) != 1 || !strings.HasPrefix(p[0], "RevocationsUnreadable: ") || !strings.Contains(p[0], "identities[0]") {
+		t.Errorf("problems %q", p)
+	}
+	workloadtest.Apply(t, store, &mesh.RevocationList{TrustDomain: "cluster.local"})
+	if p := r.problems(); len(p) != 0 {
+		t.Errorf("problems %q", p)
+	}
+}
+
 func TestRootsThatMakeNoSenseChangeNothing(t *testing.T) {
 	ca := certstest.NewCA(t, "cluster.local")
 	path := filepath.Join(t.TempDir(), "root-cert.pem")

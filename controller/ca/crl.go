@@ -155,8 +155,8 @@ func (r Revoked) takeCRLs(lists []AcceptedCRL, signing *Issuer) (Revoked, error)
 	}
 	taken := r
 	taken.CRLs = next
-	if n := taken.count(); n > maxRevoked {
-		return r, fmt.Errorf("%d certificates would be revoked, %d are possible: leave out those that have ended", n, maxRevoked)
+	if err := taken.fits(); err != nil {
+		return r, fmt.Errorf("%w: leave out of the list what has ended", err)
 	}
 	list, err := taken.list()
 	if err != nil {

@@ -432,7 +432,7 @@ func (r *Revoker) unreadable(err error) *Problem {
 // write has the ConfigMap hold the list and what people see of it, and the
 // requests no more that were answered.
 func (r *Revoker) write(ctx context.Context, found foundRevoked, next Revoked, problem error) error {
-	list, err := json.MarshalIndent(next, "", " ")
+	list, err := next.encode()
 	if err != nil {
 		return err
 	}
@@ -440,7 +440,7 @@ func (r *Revoker) write(ctx context.Context, found foundRevoked, next Revoked, p
 	if err != nil {
 		return err
 	}
-	data := map[string]string{RevokedKey: string(list), RevokedStatusKey: string(status)}
+	data := map[string]string{RevokedKey: list, RevokedStatusKey: string(status)}
 	if found.object == nil {
 		_, err = r.configMaps().Create(ctx, &corev1.ConfigMap{
 			ObjectMeta: metav1.ObjectMeta{Name: RevokedConfigMapName, Namespace: r.cfg.Namespace, Labels: map[string]string{"app.kubernetes.io/part-of": "ambit"}},

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
 	"net/url"
 	"slices"
 	"strings"
@@ -252,6 +253,36 @@ func TestASerialNumberIsRevoked(t *testing.T) {
 			t.Error("what is below the former intermediate is accepted, or what is not refused")
 		}
 	})
+}
+
+// A list that would not fit into its ConfigMap is refused before it is tried, and
+// what is in it already stays.
+func TestTheListIsBounded(t *testing.T) {
+	root := testRoot(t)
+	issuer, err := newIssuer(root, trustDomain, start)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := Revoked{Version: 1}.know(issuer)
+	list.CRLs = []AcceptedCRL{{Issuer: revocation.KeyID(issuer.cert), Expires: issuer.cert.NotAfter}}
+	const line = len("\n    \"10000000000\",") // of a serial number in the text
+	for bytes := 0; bytes < maxListBytes-4096; bytes += line {
+		list.CRLs[0].Serials = append(list.CRLs[0].Serials, fmt.Sprintf("%x", 1<<40+len(list.CRLs[0].Serials)))
+	}
+	if err := list.fits(); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 100 {
+		next, err := list.revoke(RevokeRequest{Serial: fmt.Sprintf("%x", 1<<50+i)}, trustDomain, issuer, start)
+		if err != nil {
+			if !strings.Contains(err.Error(), "revoke an identity instead") || len(next.Entries) != i {
+				t.Errorf("after %d: %v, %d entries", i, err, len(next.Entries))
+			}
+			return
+		}
+		list = next
+	}
+	t.Error("it grows without an end")
 }
 
 // The list outlives the controller; what somebody else does to it does not.

@@ -87,8 +87,9 @@ type RevokeOutcome struct {
 const (
 	// maxOutcomes are remembered for those who asked.
 	maxOutcomes = 32
-	// maxRevoked certificates and identities fit into a ConfigMap.
-	maxRevoked = 12 << 10
+	// maxListBytes of a list, some 3,000 entries or 15,000 certificates in CRLs: a
+	// ConfigMap holds 1 MiB, of which requests and their outcomes need some.
+	maxListBytes = 900 << 10
 	// maxNoteBytes of somebody's words on a revocation.
 	maxNoteBytes = 256
 )
@@ -295,11 +296,30 @@ func (r Revoked) add(entry RevokedEntry) (Revoked, error) {
 		}
 		return r, nil
 	}
-	if r.count() >= maxRevoked {
-		return r, fmt.Errorf("%d are revoked already, which is all that there may be at a time: have another issuer sign (`ambit ca rotate --root`)", maxRevoked)
+	next := r
+	next.Entries = append(slices.Clone(r.Entries), entry)
+	if err := next.fits(); err != nil {
+		return r, fmt.Errorf("%w: revoke an identity instead of its certificates, or have another issuer sign and revoke the one of before (`ambit ca rotate --intermediate`)", err)
 	}
-	r.Entries = append(slices.Clone(r.Entries), entry)
-	return r, nil
+	return next, nil
+}
+
+// encode makes the text that is kept.
+func (r Revoked) encode() (string, error) {
+	text, err := json.MarshalIndent(r, "", " ")
+	return string(text), err
+}
+
+// fits says why a list is too large.
+func (r Revoked) fits() error {
+	text, err := r.encode()
+	if err != nil {
+		return err
+	}
+	if len(text) > maxListBytes {
+		return fmt.Errorf("the list of what is revoked would have %d bytes, %d are possible", len(text), maxListBytes)
+	}
+	return nil
 }
 
 // answer notes what became of a request.

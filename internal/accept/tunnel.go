@@ -77,13 +77,16 @@ func (s *Server) Serve(draining, cut context.Context, raw *net.TCPConn, h Handle
 		return
 	}
 	defer byIdentity.Give(t.Peer)
-	forget := s.peers.follow(conn.ConnectionState(), started, distrust)
+	forget := s.peers.follow(conn.ConnectionState(), time.Now(), distrust)
 	defer forget()
 	err = hbone.Serve(draining, conn, hbone.Options{DrainTimeout: s.cfg.DrainTimeout}, func(ctx context.Context, in *hbone.Incoming) {
 		h(ctx, cut, t, in)
 	})
-	if fault := hbone.FaultOf(err); fault != "" {
-		s.cfg.Conns.EndTunnel(conns.Attempt{Source: conns.Peer{Addr: t.Remote, Identity: t.Peer}, Tunnel: t.Local}, conns.Reason(fault), err)
+	ended := conns.Attempt{Source: conns.Peer{Addr: t.Remote, Identity: t.Peer}, Tunnel: t.Local}
+	if failed, ok := errors.AsType[*conns.Failure](context.Cause(cut)); ok { // trusted no longer
+		s.cfg.Conns.EndTunnel(ended, failed.Reason, failed.Err)
+	} else if fault := hbone.FaultOf(err); fault != "" {
+		s.cfg.Conns.EndTunnel(ended, conns.Reason(fault), err)
 	} else if err != nil {
 		s.cfg.Logger.Debug("tunnel ended", "peer", t.Remote, "identity", t.Peer, "error", err)
 	}

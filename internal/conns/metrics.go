@@ -1,6 +1,7 @@
 package conns
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -74,7 +75,7 @@ func newMetrics(reg prometheus.Registerer, now func() time.Time) *metrics {
 			[]string{"direction", "reason"}),
 		retries: vec("ambit_connection_retries_total", "Endpoints of services that could not be reached, so that another one was tried, by why.",
 			[]string{"reason"}),
-		refused: vec("ambit_hbone_refused_total", "Tunnels that were not let in, or were ended for what their peers did, by why.",
+		refused: vec("ambit_hbone_refused_total", "Tunnels that were not let in, or were ended for what their peers did or because they are no longer trusted, by why.",
 			[]string{"reason"}),
 		live: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "ambit_connections", Help: "Live connections."},
 			[]string{"direction", "transport"}),
@@ -146,6 +147,17 @@ func (m *metrics) sweepLocked(now time.Time) {
 		}
 		delete(m.series, labels)
 	}
+}
+
+// LabelNames are those of the ecosystem's metrics of connections, which those of
+// requests have as well.
+func LabelNames() []string { return labelNames }
+
+// Labels are the values for them: of requests, by their protocol and flags.
+func Labels(a *Attempt, protocol, flags string) []string {
+	l := labelsOf(a, flags)
+	l[slices.Index(labelNames, "request_protocol")] = protocol
+	return l[:]
 }
 
 func labelsOf(a *Attempt, flags string) labelValues {

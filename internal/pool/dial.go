@@ -49,7 +49,7 @@ func (p *Pool) dialLocked(g *group, target Target, waiting int) *dial {
 
 // dial belongs to no one who waits: it goes on if they give up.
 func (p *Pool) dial(g *group, d *dial, target Target) {
-	client, conn, since, err := p.connect(target)
+	client, conn, err := p.connect(target)
 
 	p.mu.Lock()
 	g.dials = slices.DeleteFunc(g.dials, func(other *dial) bool { return other == d })
@@ -57,7 +57,7 @@ func (p *Pool) dial(g *group, d *dial, target Target) {
 		err = ErrClosed
 	}
 	if err == nil {
-		t := &tunnel{group: g, client: client, conn: conn, leases: d.waiting, since: since}
+		t := &tunnel{group: g, client: client, conn: conn, leases: d.waiting, since: time.Now()}
 		if t.leases == 0 {
 			p.idleLocked(t)
 		}
@@ -79,27 +79,27 @@ func (p *Pool) dial(g *group, d *dial, target Target) {
 	}
 }
 
-// connect returns a tunnel, what it is over, and when its making began.
-func (p *Pool) connect(target Target) (client *hbone.Client, conn net.Conn, start time.Time, err error) {
+// connect returns a tunnel, and what it is over.
+func (p *Pool) connect(target Target) (client *hbone.Client, conn net.Conn, err error) {
 	ctx, cancel := context.WithTimeout(p.ctx, dialTimeout)
 	defer cancel()
-	start = time.Now()
+	start := time.Now()
 	conn, err = p.cfg.Dial(ctx, target)
 	if err != nil {
 		p.cfg.Metrics.dials.WithLabelValues("failed").Inc()
 		p.cfg.Logger.Debug("tunnel not established", "peer", target.Address, "error", err)
-		return nil, nil, start, err
+		return nil, nil, err
 	}
 	client, err = hbone.NewClient(conn, hbone.Options{})
 	if err != nil {
 		conn.Close()
 		p.cfg.Metrics.dials.WithLabelValues("failed").Inc()
-		return nil, nil, start, err
+		return nil, nil, err
 	}
 	p.cfg.Metrics.dials.WithLabelValues("established").Inc()
 	p.cfg.Metrics.dialSeconds.Observe(time.Since(start).Seconds())
 	p.cfg.Logger.Debug("tunnel established", "peer", target.Address)
-	return client, conn, start, nil
+	return client, conn, nil
 }
 
 // await returns the tunnel that d established, on which the caller has a lease.

@@ -19,13 +19,15 @@ type trust struct {
 	mu      sync.Mutex
 	not     map[string]bool // by the local address of the connection
 	changed chan struct{}
+	since   time.Time // as of the last question
 }
 
 var errNotTrusted = errors.New("not trusted")
 
-func (t *trust) Trusts(conn net.Conn, _ time.Time) error {
+func (t *trust) Trusts(conn net.Conn, since time.Time) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.since = since
 	if t.not[conn.LocalAddr().String()] {
 		return errNotTrusted
 	}
@@ -113,6 +115,35 @@ func TestTrustThatEndsDuringTheDial(t *testing.T) {
 		t.Fatal("not cut")
 	}
 	stream.Close()
+}
+
+// A far end that had its certificate made while it was dialed is judged as of when
+// it had proven itself: before, the certificate was not valid yet.
+func TestFarEndsAreJudgedAsOfTheEndOfTheDial(t *testing.T) {
+	r := start(t)
+	r.hold.Lock()
+	opened := make(chan *Stream)
+	go func() { opened <- r.open() }()
+	for r.dials.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	made := time.Now()
+	r.hold.Unlock()
+	r.echo(<-opened)
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		r.trust.mu.Lock()
+		since := r.trust.since
+		r.trust.mu.Unlock()
+		if !since.IsZero() {
+			if since.Before(made) {
+				t.Errorf("judged as of %s before the dial ended", made.Sub(since))
+			}
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("not judged")
+		}
+	}
 }
 
 // open2 opens a stream to another peer.

@@ -16,7 +16,7 @@ type tunnel struct {
 	group  *group
 	client *hbone.Client
 	conn   net.Conn  // what it is over
-	since  time.Time // when it was dialed
+	since  time.Time // when its far end had proven itself
 
 	leases int
 	// idle runs while there are no leases.

@@ -1,7 +1,6 @@
 // Package server ends the tunnels of clients, and sees to what they ask for.
 //
 //	server.go   accept tunnels; a request for a connection -> what it is for -> serve
-//	resolve.go  (snapshot, address) -> a binding's service or workload, or a refusal
 //	sniff.go    HTTP/1.1, HTTP/2 or neither, where the port does not say
 //	tcp.go      neither: policy -> endpoint -> both ways, until both halves close
 //	follow.go   connections that live are judged again when what they rest on changes
@@ -15,7 +14,7 @@
 // passes where routes for HTTP are attached; when Run returns, so has every goroutine
 // it started.
 //
-// HTTP is exchange's job, choosing and connecting endpoints upstream's.
+// What an address stands for is target's to find, HTTP exchange's job, choosing and connecting endpoints upstream's.
 package server
 
 import (
@@ -35,6 +34,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/hbone"
 	"github.com/ambit-mesh/ambit/internal/listen"
 	"github.com/ambit-mesh/ambit/internal/workload"
+	"github.com/ambit-mesh/ambit/waypoint/target"
 	"github.com/ambit-mesh/ambit/waypoint/upstream"
 )
 
@@ -42,7 +42,7 @@ import (
 type Policies interface {
 	// Connection judges one without requests, for what is bound and, once it is
 	// chosen, for its endpoint. Its error is always a *conns.Failure.
-	Connection(s *workload.Snapshot, t *Target, c Client, endpoint *workload.Workload, target netip.AddrPort) error
+	Connection(s *workload.Snapshot, t *target.Target, c target.Client, endpoint *workload.Workload, at netip.AddrPort) error
 }
 
 // HTTP serves connections that carry requests.
@@ -125,14 +125,9 @@ func (s *Server) Run(ctx context.Context) error {
 // Cut ends everything now.
 func (s *Server) Cut() { s.listen.Cut() }
 
-// Client is who opened a connection.
-type Client struct {
-	conns.Peer
-}
-
 // Session is one connection that a client was granted.
 type Session struct {
-	Client Client
+	Client target.Client
 	// Destination as the client asked for it.
 	Destination netip.AddrPort
 	// Attempt describes it, for records.
@@ -169,29 +164,29 @@ func (s *Server) serve(draining, alive, cut context.Context, t accept.Tunnel, in
 		return
 	}
 	defer s.cfg.Quotas.Leave(t.Remote.Addr(), t.Peer)
-	target, err := Resolve(snapshot, s.cfg.Self(), dst)
+	to, err := target.Resolve(snapshot, s.cfg.Self(), dst)
 	if err != nil {
 		refuse(err)
 		return
 	}
-	attempt.Service = target.Service
-	if target.Endpoint != nil {
-		attempt.Destination.Workload, attempt.Destination.Identity = target.Endpoint, target.Endpoint.Identity
+	attempt.Service = to.Service
+	if to.Endpoint != nil {
+		attempt.Destination.Workload, attempt.Destination.Identity = to.Endpoint, to.Endpoint.Identity
 	}
 	ctx, cancel := context.WithCancelCause(cut)
 	defer cancel(nil)
 	stop := context.AfterFunc(alive, func() { cancel(conns.Fail(conns.TunnelLost, errors.New("the client's tunnel is gone"))) })
 	defer stop()
-	session := &Session{Client: Client{attempt.Source}, Destination: dst, Attempt: attempt, cut: cancel}
-	s.grant(draining, ctx, session, target, in, refuse)
+	session := &Session{Client: target.Client{Peer: attempt.Source}, Destination: dst, Attempt: attempt, cut: cancel}
+	s.grant(draining, ctx, session, to, in, refuse)
 }
 
 // grant lets the client begin, by what the port speaks.
-func (s *Server) grant(draining, ctx context.Context, session *Session, target *Target, in *hbone.Incoming, refuse func(error)) {
-	speaks := target.speaks()
+func (s *Server) grant(draining, ctx context.Context, session *Session, to *target.Target, in *hbone.Incoming, refuse func(error)) {
+	speaks := speaks(to)
 	if speaks == plain {
 		// The client hears whether there is an endpoint: nothing is to be read first.
-		s.serveTCP(ctx, session, target, nil, in, refuse)
+		s.serveTCP(ctx, session, to, nil, in, refuse)
 		return
 	}
 	stream, err := in.Accept()
@@ -209,20 +204,15 @@ func (s *Server) grant(draining, ctx context.Context, session *Session, target *
 		return
 	}
 	if speaks == plain {
-		s.serveTCP(ctx, session, target, conn, nil, func(err error) {
+		s.serveTCP(ctx, session, to, conn, nil, func(err error) {
 			stream.Reset()
 			s.cfg.Conns.Fail(session.Attempt, conns.ReasonOf(err), err)
 		})
 		return
 	}
-	if s.cfg.HTTP == nil {
-		stream.Reset()
-		s.cfg.Conns.Fail(session.Attempt, NotBound, errors.New("nothing here carries requests"))
-		return
-	}
 	// Requests are judged one by one; what they rest on is the binding.
 	session.judge = func(now *workload.Snapshot) error {
-		_, err := Resolve(now, s.cfg.Self(), session.Destination)
+		_, err := target.Resolve(now, s.cfg.Self(), session.Destination)
 		return err
 	}
 	forget := s.register(session)

@@ -8,7 +8,41 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/internal/hbone"
+	"github.com/ambit-mesh/ambit/waypoint/target"
 )
+
+// protocol is what a client speaks.
+type protocol uint8
+
+const (
+	// unsaid: it is to be found out.
+	unsaid protocol = iota
+	// unsaidHTTP: HTTP of either version.
+	unsaidHTTP
+	http1
+	http2
+	// plain TCP, or what is encrypted for somebody else.
+	plain
+)
+
+// speaks is what the port is said to speak. Where routes for HTTP are attached,
+// nothing else is: it would pass them by.
+func speaks(t *target.Target) protocol {
+	switch t.Port.App {
+	case "TCP", "TLS":
+		if !t.Routed() {
+			return plain
+		}
+		return unsaidHTTP
+	case "HTTP11", "HTTP2", "GRPC":
+		// A client may speak either version all the same.
+		return unsaidHTTP
+	}
+	if t.Routed() {
+		return unsaidHTTP
+	}
+	return unsaid
+}
 
 // sniffTimeout is how long a client that says nothing is waited for: many times
 // what one needs that speaks first, and little to one that waits for its server.

@@ -10,16 +10,17 @@ import (
 	"github.com/ambit-mesh/ambit/internal/conns"
 	"github.com/ambit-mesh/ambit/internal/hbone"
 	"github.com/ambit-mesh/ambit/internal/workload"
+	"github.com/ambit-mesh/ambit/waypoint/target"
 	"github.com/ambit-mesh/ambit/waypoint/upstream"
 )
 
 // serveTCP carries a connection whose contents are nobody's business. Either client
 // is set, or in, which is then answered once the endpoint has accepted.
-func (s *Server) serveTCP(ctx context.Context, session *Session, target *Target, client upstream.Stream, in *hbone.Incoming, refuse func(error)) {
+func (s *Server) serveTCP(ctx context.Context, session *Session, to *target.Target, client upstream.Stream, in *hbone.Incoming, refuse func(error)) {
 	server, err := s.cfg.Upstream.Open(ctx, upstream.Want{
-		Snapshot: s.cfg.Snapshot(), Service: target.Service, Port: target.want(), Endpoint: target.Endpoint, Client: session.Client.Addr,
+		Snapshot: s.cfg.Snapshot(), Service: to.Service, Port: to.EndpointPort(), Endpoint: to.Endpoint, Client: session.Client.Addr,
 		Admit: func(w *workload.Workload, at netip.AddrPort) error {
-			return s.cfg.Policies.Connection(s.cfg.Snapshot(), target, session.Client, w, at)
+			return s.cfg.Policies.Connection(s.cfg.Snapshot(), to, session.Client, w, at)
 		},
 	})
 	if err != nil {
@@ -35,13 +36,14 @@ func (s *Server) serveTCP(ctx context.Context, session *Session, target *Target,
 	}
 	session.Attempt.Destination.Workload, session.Attempt.Destination.Identity = server.Workload, server.Workload.Identity
 	session.judge = func(now *workload.Snapshot) error {
-		resolved, err := Resolve(now, s.cfg.Self(), session.Destination)
+		resolved, err := target.Resolve(now, s.cfg.Self(), session.Destination)
 		if err != nil {
 			return err
 		}
 		return s.cfg.Policies.Connection(now, resolved, session.Client, server.Workload, server.Target)
 	}
 	record := s.cfg.Conns.Open(ctx, session.Attempt)
+	server.OnDistrust(func(err error) { record.Cut(conns.ReasonOf(err), err) })
 	forget := s.register(session)
 	defer forget()
 	reason, err := carry(record.Context(), client, server, record)

@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +18,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/waypoint/server"
+	"github.com/ambit-mesh/ambit/waypoint/target"
 	"github.com/ambit-mesh/ambit/waypoint/waypointtest"
 )
 
@@ -25,13 +27,22 @@ func TestMain(m *testing.M) { waypointtest.Main(m) }
 const vip = "10.9.100.1:80"
 
 // policies are the test's word.
-type policies func(*workload.Snapshot, *server.Target, server.Client, *workload.Workload) error
+type policies func(*workload.Snapshot, *target.Target, target.Client, *workload.Workload) error
 
-func (p policies) Connection(s *workload.Snapshot, t *server.Target, c server.Client, w *workload.Workload, _ netip.AddrPort) error {
+func (p policies) Connection(s *workload.Snapshot, t *target.Target, c target.Client, w *workload.Workload, _ netip.AddrPort) error {
 	return p(s, t, c, w)
 }
 
-func everybody(*workload.Snapshot, *server.Target, server.Client, *workload.Workload) error {
+// requests is where HTTP goes, none of which is sent here.
+type requests struct{ t *testing.T }
+
+func (r requests) Serve(_, _ context.Context, conn net.Conn, _ *server.Session, _ bool) {
+	all, _ := io.ReadAll(conn)
+	fmt.Fprintf(conn, "taken for HTTP: %q", all)
+	conn.Close()
+}
+
+func everybody(*workload.Snapshot, *target.Target, target.Client, *workload.Workload) error {
 	return nil
 }
 
@@ -40,7 +51,7 @@ func start(t *testing.T, app api.AppProtocol, decide policies) (m *waypointtest.
 	m = waypointtest.New(t)
 	client, endpoint = m.Pod("web", "10.9.0.2"), m.Pod("db", "10.9.0.3")
 	s = m.Service("db", "10.9.100.1", app, endpoint)
-	m.Start(func(c *server.Config) { c.Policies = decide })
+	m.Start(func(c *server.Config) { c.Policies, c.HTTP = decide, requests{t} })
 	return m, client, endpoint, s
 }
 
@@ -152,7 +163,7 @@ func TestPlaintextIsForWhoTakesNoTunnels(t *testing.T) {
 // Each of these is broken in one way, and nothing passes.
 func TestNothingPasses(t *testing.T) {
 	bound := func(m *waypointtest.Mesh, s *workload.Service) { m.Bind(s) }
-	deny := func(*workload.Snapshot, *server.Target, server.Client, *workload.Workload) error {
+	deny := func(*workload.Snapshot, *target.Target, target.Client, *workload.Workload) error {
 		return conns.Fail(conns.PolicyDenied, errors.New("denied by the test"))
 	}
 	for name, test := range map[string]struct {
@@ -163,11 +174,11 @@ func TestNothingPasses(t *testing.T) {
 		refused conns.Reason
 		status  int
 	}{
-		"no binding":                     {vip, func(*waypointtest.Mesh, *workload.Service) {}, everybody, nil, server.NotBound, 503},
-		"no such port":                   {"10.9.100.1:81", bound, everybody, nil, server.UnknownPort, 503},
-		"nobody's address":               {"10.9.77.7:80", bound, everybody, nil, server.NotBound, 503},
-		"outside the mesh":               {"192.0.2.1:80", bound, everybody, nil, server.NotBound, 503},
-		"another port of an endpoint":    {"10.9.0.3:9090", bound, everybody, nil, server.NotBound, 503},
+		"no binding":                     {vip, func(*waypointtest.Mesh, *workload.Service) {}, everybody, nil, target.NotBound, 503},
+		"no such port":                   {"10.9.100.1:81", bound, everybody, nil, target.UnknownPort, 503},
+		"nobody's address":               {"10.9.77.7:80", bound, everybody, nil, target.NotBound, 503},
+		"outside the mesh":               {"192.0.2.1:80", bound, everybody, nil, target.NotBound, 503},
+		"another port of an endpoint":    {"10.9.0.3:9090", bound, everybody, nil, target.NotBound, 503},
 		"the mesh's port of an endpoint": {"10.9.0.3:15008", bound, everybody, nil, conns.Loop, 400},
 		"the waypoint itself":            {"10.9.0.10:80", bound, everybody, nil, conns.Loop, 400},
 		"the waypoint's own loopback":    {"127.0.0.1:80", bound, everybody, nil, conns.BadTarget, 400},
@@ -175,7 +186,7 @@ func TestNothingPasses(t *testing.T) {
 		"the endpoint has another identity": {vip, bound, everybody, func(*waypointtest.Pod) spiffe.ID {
 			return spiffe.ID{TrustDomain: "cluster.local", Namespace: "shop", ServiceAccount: "thief"}
 		}, conns.TLSFailed, 503},
-		"HTTP routes, and no HTTP is carried": {vip, func(m *waypointtest.Mesh, s *workload.Service) {
+		"not HTTP, where routes for HTTP are attached": {vip, func(m *waypointtest.Mesh, s *workload.Service) {
 			m.Bind(s, func(b *mesh.Binding) { b.Routes = []*mesh.Route{{Kind: mesh.Route_HTTP, Namespace: "shop", Name: "r"}} })
 		}, everybody, nil, "", 200},
 	} {
@@ -218,7 +229,7 @@ func TestLiveConnectionsAreJudgedAgain(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m, client, endpoint, s := start(t, api.AppProtocol_TCP, func(s *workload.Snapshot, _ *server.Target, _ server.Client, _ *workload.Workload) error {
+			m, client, endpoint, s := start(t, api.AppProtocol_TCP, func(s *workload.Snapshot, _ *target.Target, _ target.Client, _ *workload.Workload) error {
 				if _, ok := s.RequestPolicy("shop/deny"); ok {
 					return conns.Fail(conns.PolicyDenied, errors.New("denied by the test"))
 				}

@@ -91,6 +91,9 @@ type Want struct {
 	// Admit judges an endpoint before it is connected to; an error, always a
 	// *conns.Failure, ends the search.
 	Admit func(w *workload.Workload, target netip.AddrPort) error
+	// Reuse, if set, is asked for an endpoint that was chosen and admitted: if it
+	// returns true, Open returns neither a connection nor an error.
+	Reuse func(w *workload.Workload, target netip.AddrPort) bool
 	// Avoid are the UIDs of endpoints that were tried before.
 	Avoid []string
 }
@@ -121,6 +124,14 @@ func (c *Conn) Close() error {
 	return err
 }
 
+// OnDistrust has cut called once the far end of the connection's tunnel, if it is in
+// one, is trusted no longer, and before the connection ends of it.
+func (c *Conn) OnDistrust(cut func(error)) {
+	if stream, ok := c.Stream.(*pool.Stream); ok {
+		stream.OnDistrust(cut)
+	}
+}
+
 // Reset ends the connection so that the endpoint sees a failure.
 func (c *Conn) Reset() error {
 	var err error
@@ -144,6 +155,9 @@ func (o *Opener) Open(ctx context.Context, want Want) (*Conn, error) {
 	var failed error
 	for tried := 1; ; tried++ {
 		choice, lease, err := o.choose(want)
+		if err == nil && lease == nil {
+			return nil, nil // what the caller has will do
+		}
 		if err != nil {
 			if failed != nil {
 				err = failed // without another endpoint, the first one's failure counts
@@ -180,7 +194,8 @@ func mayLieWithEndpoint(err error) bool {
 	return false
 }
 
-// choose finds an endpoint that may be connected to, and counts the connection.
+// choose finds an endpoint that may be connected to, and counts the connection; no
+// lease means that the caller has one.
 func (o *Opener) choose(want Want) (balance.Choice, *endpoints.Lease, error) {
 	for range ejectedMeanwhile {
 		choice, err := o.pick(want)
@@ -189,6 +204,9 @@ func (o *Opener) choose(want Want) (balance.Choice, *endpoints.Lease, error) {
 		}
 		if err := want.Admit(choice.Workload, choice.Target); err != nil {
 			return choice, nil, err
+		}
+		if want.Reuse != nil && want.Reuse(choice.Workload, choice.Target) {
+			return choice, nil, nil
 		}
 		lease, ok := o.cfg.Endpoints.Connect(endpoints.Key{UID: choice.Workload.UID, Target: choice.Target}, choice.Panic || want.Endpoint != nil)
 		if ok {

@@ -3,6 +3,7 @@ package waypointtest
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -23,6 +24,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/conns"
 	"github.com/ambit-mesh/ambit/internal/endpoints"
 	"github.com/ambit-mesh/ambit/internal/pool"
+	"github.com/ambit-mesh/ambit/internal/revocation"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/internal/workload/workloadtest"
@@ -65,14 +67,14 @@ func New(t testing.TB) *Mesh {
 		DrainTimeout: 500 * time.Millisecond, t: t,
 	}
 	m.Logger = slog.New(slog.NewJSONHandler(&m.lines, nil))
-	m.Certs = certs.New(certs.Config{Fetch: m.CA.Fetch, Bundle: m.CA.Bundle, Logger: slog.New(slog.DiscardHandler)})
+	m.Certs = certs.New(certs.Config{Fetch: m.CA.Fetch, Bundle: m.CA.Bundle, Revoked: func() *revocation.List { return m.Store.Snapshot().Revoked() }, Logger: slog.New(slog.DiscardHandler)})
 	m.Run("certificates", m.Certs.Run)
 	m.Conns = conns.New(conns.Config{Logger: m.Logger, Registerer: m.Metrics})
 	m.Endpoints = endpoints.New(endpoints.Config{Logger: m.Logger, Registerer: m.Metrics})
 	id := identity("way")
 	m.Certs.Want(id)
 	m.Upstream = upstream.New(upstream.Config{
-		Self: m.self, Trust: m.Certs, Endpoints: m.Endpoints, PoolMetrics: pool.NewMetrics(m.Metrics), Logger: m.Logger,
+		Self: m.Self, Trust: m.Certs, Endpoints: m.Endpoints, PoolMetrics: pool.NewMetrics(m.Metrics), Logger: m.Logger,
 		TLS: clientTLS(m.Certs, id),
 	})
 	m.Publish(&mesh.Config{TrustDomain: trustDomain, ClusterId: "Kubernetes", PodRanges: []string{"10.9.0.0/16"}})
@@ -83,7 +85,8 @@ func identity(account string) spiffe.ID {
 	return spiffe.ID{TrustDomain: trustDomain, Namespace: "shop", ServiceAccount: account}
 }
 
-func (m *Mesh) self() *workload.Workload {
+// Self is the waypoint's own pod.
+func (m *Mesh) Self() *workload.Workload {
 	return &workload.Workload{
 		UID: workload.PodUID("Kubernetes", "shop", "way-1"), Name: "way-1", Namespace: "shop", Addresses: []netip.Addr{Address},
 		Protocol: workload.HBONE, NativeTunnel: true, Identity: identity("way"), Healthy: true,
@@ -101,7 +104,7 @@ func (m *Mesh) Start(change func(*server.Config)) (stop func()) {
 	m.t.Cleanup(func() { listener.Close() })
 	config := server.Config{
 		Listener: listener, TLS: m.Certs.ServerConfig(identity("way")), Trust: m.Certs, Quotas: accept.NewQuotas(accept.Limits{}),
-		Snapshot: m.Store.Snapshot, Self: m.self, Upstream: m.Upstream, Conns: m.Conns, Logger: m.Logger, DrainTimeout: m.DrainTimeout,
+		Snapshot: m.Store.Snapshot, Self: m.Self, Upstream: m.Upstream, Conns: m.Conns, Logger: m.Logger, DrainTimeout: m.DrainTimeout,
 	}
 	change(&config)
 	end := m.Run("waypoint", server.New(config).Run)
@@ -117,6 +120,16 @@ func (m *Mesh) Start(change func(*server.Config)) (stop func()) {
 func (m *Mesh) Publish(resources ...proto.Message) {
 	m.t.Helper()
 	workloadtest.Apply(m.t, m.Store, resources...)
+}
+
+// Revoke makes a certificate that the mesh's authority has signed the only one that
+// is revoked.
+func (m *Mesh) Revoke(certificate *x509.Certificate) {
+	m.t.Helper()
+	m.Publish(&mesh.RevocationList{TrustDomain: trustDomain, Certificates: []*mesh.RevokedCertificates{{
+		Issuer: revocation.KeyID(m.CA.Certificate()), Serials: []string{revocation.SerialOf(certificate)},
+	}}})
+	m.Certs.BundleChanged()
 }
 
 // Remove takes one back.

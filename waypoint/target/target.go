@@ -1,4 +1,11 @@
-package server
+// Package target finds what a connection through a waypoint is for.
+//
+// A service's address stands for the service, if that is bound to this waypoint; a
+// pod's for the pod, if that is bound itself, or for the bound service that the pod
+// serves there, with that one endpoint. Whatever else is asked for is refused.
+//
+// Invariants: Resolve is pure; what it finds has a binding.
+package target
 
 import (
 	"fmt"
@@ -17,6 +24,11 @@ const (
 	// UnknownPort: the service has no such port.
 	UnknownPort conns.Reason = "UnknownPort"
 )
+
+// Client is who opened a connection: the peer of its tunnel.
+type Client struct {
+	conns.Peer
+}
 
 // Target is what a connection is for.
 type Target struct {
@@ -93,49 +105,16 @@ func resolveWorkload(s *workload.Snapshot, w *workload.Workload, dst netip.AddrP
 	return nil, conns.Fail(NotBound, fmt.Errorf("port %d of %s is not bound to this waypoint", dst.Port(), w.UID))
 }
 
-// want is the port by which an endpoint is found.
-func (t *Target) want() uint16 {
+// EndpointPort is the port by which an endpoint is found: the service's, or its own.
+func (t *Target) EndpointPort() uint16 {
 	if t.Service == nil {
 		return t.Address.Port()
 	}
 	return t.Port.Service
 }
 
-// protocol is what a client speaks.
-type protocol uint8
-
-const (
-	// unsaid: it is to be found out.
-	unsaid protocol = iota
-	// unsaidHTTP: HTTP of either version.
-	unsaidHTTP
-	http1
-	http2
-	// plain TCP, or what is encrypted for somebody else.
-	plain
-)
-
-// speaks is what the port is said to speak. Where routes for HTTP are attached,
-// nothing else is: it would pass them by.
-func (t *Target) speaks() protocol {
-	switch t.Port.App {
-	case "TCP", "TLS":
-		if !t.routed() {
-			return plain
-		}
-		return unsaidHTTP
-	case "HTTP11", "HTTP2", "GRPC":
-		// A client may speak either version all the same.
-		return unsaidHTTP
-	}
-	if t.routed() {
-		return unsaidHTTP
-	}
-	return unsaid
-}
-
-// routed tells whether routes for requests are attached to the port.
-func (t *Target) routed() bool {
+// Routed tells whether routes for requests are attached to the port.
+func (t *Target) Routed() bool {
 	return slices.ContainsFunc(t.Binding.Routes, func(r *mesh.Route) bool {
 		http := r.GetKind() == mesh.Route_HTTP || r.GetKind() == mesh.Route_GRPC
 		return http && (r.GetPort() == 0 || r.GetPort() == uint32(t.Port.Service))

@@ -1,0 +1,62 @@
+package exchange
+
+import (
+	"net/http"
+
+	"github.com/ambit-mesh/ambit/internal/conns"
+	"github.com/ambit-mesh/ambit/waypoint/target"
+	"github.com/ambit-mesh/ambit/waypoint/upstream"
+)
+
+// Flag is what became of a request, as the field's operators search for it.
+type Flag string
+
+// The flags: Envoy's, where it has them.
+const (
+	NoFlag Flag = "-"
+	// NoRoute: no rule matches.
+	NoRoute          Flag = "NR"
+	flagNoEndpoint   Flag = "UH"
+	flagUnreachable  Flag = "UF"
+	flagUpstreamGone Flag = "UC"
+	flagProtocol     Flag = "UPE"
+	flagTimeout      Flag = "UT"
+	flagClientGone   Flag = "DC"
+	flagMalformed    Flag = "DPE"
+	flagDenied       Flag = "RBAC"
+	flagNotKnown     Flag = "NC"
+	// Invalid: what the route says cannot be carried out.
+	Invalid Flag = "INV"
+)
+
+const (
+	timedOut         conns.Reason = "Timeout"
+	clientGone       conns.Reason = "ClientGone"
+	upstreamGone     conns.Reason = "UpstreamGone"
+	upstreamProtocol conns.Reason = "UpstreamProtocol"
+	badRequest       conns.Reason = "BadRequest"
+)
+
+// verdictOf is the answer to a request that does not go on. A status of 0 means that
+// nobody is left to answer.
+func verdictOf(reason conns.Reason) (status int, flag Flag) {
+	switch reason {
+	case conns.PolicyDenied:
+		return http.StatusForbidden, flagDenied
+	case conns.PolicyMissing, target.NotBound, target.UnknownPort, conns.Loop:
+		return http.StatusServiceUnavailable, flagNotKnown
+	case upstream.NoEndpoint:
+		return http.StatusServiceUnavailable, flagNoEndpoint
+	case timedOut:
+		return http.StatusGatewayTimeout, flagTimeout
+	case clientGone:
+		return 0, flagClientGone
+	case upstreamGone:
+		return http.StatusServiceUnavailable, flagUpstreamGone
+	case upstreamProtocol:
+		return http.StatusBadGateway, flagProtocol
+	case badRequest:
+		return http.StatusBadRequest, flagMalformed
+	}
+	return http.StatusServiceUnavailable, flagUnreachable
+}

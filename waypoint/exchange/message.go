@@ -1,0 +1,152 @@
+package exchange
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strings"
+
+	"github.com/ambit-mesh/ambit/waypoint/http1"
+)
+
+// Request is one, without what is the connection's alone.
+type Request struct {
+	Method, Scheme, Authority string
+	// Path with its query, as it goes on.
+	Path   string
+	Fields []http1.Field
+	// Upgrade is the protocol that the client wants to switch to; empty for none.
+	Upgrade string
+	// Version of HTTP that the client speaks: 1 or 2.
+	Version int
+
+	// body, its length or -1, and what is said after it; nil for none.
+	body     io.Reader
+	length   int64
+	trailers func() []http1.Field
+	// inline: the body can be read at once. stop ends a Read that waits; nothing can
+	// be read afterwards.
+	inline bool
+	stop   func()
+	// ctx ends with the request; nil if it does with the connection.
+	ctx context.Context
+	// kept is what of the body was read, as long as it may have to be read again;
+	// lost: it cannot be any more.
+	kept []byte
+	at   int
+	lost bool
+
+	received int64
+}
+
+// Field is the first value of a field; its name is in lower case.
+func (r *Request) Field(name string) (string, bool) {
+	for i := range r.Fields {
+		if r.Fields[i].Name == name {
+			return r.Fields[i].Value, true
+		}
+	}
+	return "", false
+}
+
+// rewind has the body sent from its beginning once more, if that can be.
+func (r *Request) rewind() bool {
+	if r.body == nil {
+		return true
+	}
+	if r.lost {
+		return false
+	}
+	r.at = 0
+	return true
+}
+
+// Read gives the body, and keeps it while it is small.
+func (r *Request) Read(p []byte) (int, error) {
+	if r.at < len(r.kept) {
+		n := copy(p, r.kept[r.at:])
+		r.at += n
+		return n, nil
+	}
+	n, err := r.body.Read(p)
+	r.received += int64(n)
+	if n > 0 && !r.lost {
+		if len(r.kept)+n > replayable {
+			r.lost, r.kept, r.at = true, nil, 0
+		} else {
+			r.kept = append(r.kept, p[:n]...)
+			r.at = len(r.kept)
+		}
+	}
+	return n, err
+}
+
+// connectionFields are about one connection: RFC 9110 section 7.6.1.
+func connectionField(name string) bool {
+	switch name {
+	case "connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade", "te", "content-length", "host", "http2-settings":
+		return true
+	}
+	return false
+}
+
+// strip removes what is about the connection, and what its field Connection names.
+func strip(fields []http1.Field) []http1.Field {
+	var named []string
+	for _, f := range fields {
+		if f.Name == "connection" {
+			for name := range strings.SplitSeq(f.Value, ",") {
+				named = append(named, strings.ToLower(strings.Trim(name, " \t")))
+			}
+		}
+	}
+	kept := fields[:0]
+next:
+	for _, f := range fields {
+		if f.Name == "te" && http1.HasToken(f.Value, "trailers") {
+			kept = append(kept, http1.Field{Name: "te", Value: "trailers"})
+			continue
+		}
+		if connectionField(f.Name) {
+			continue
+		}
+		for _, name := range named {
+			if f.Name == name {
+				continue next
+			}
+		}
+		kept = append(kept, f)
+	}
+	return kept
+}
+
+// response of an endpoint.
+type response struct {
+	status   int
+	fields   []http1.Field
+	length   int64     // -1 if it is not known
+	body     io.Reader // nil for none
+	trailers func() []http1.Field
+	// ready tells whether more of the body can be read at once.
+	ready func() bool
+	// switched carries what follows 101.
+	switched func(*exchange)
+	// complete: it was read to its end.
+	complete bool
+	onClose  []func()
+}
+
+// close gives back what the response holds.
+func (r *response) close() {
+	for _, f := range r.onClose {
+		f()
+	}
+	r.onClose = nil
+}
+
+func isEnd(err error) bool { return errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) }
+
+func isGRPC(r *Request) bool {
+	value, _ := r.Field("content-type")
+	return value == "application/grpc" || strings.HasPrefix(value, "application/grpc+") || strings.HasPrefix(value, "application/grpc;")
+}

@@ -1,0 +1,170 @@
+package exchange
+
+import (
+	"context"
+	"log/slog"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ambit-mesh/ambit/internal/conns"
+)
+
+// Telemetry tells of each request once: in the access log and in the metrics.
+type Telemetry struct {
+	log *slog.Logger
+
+	requests                               *prometheus.CounterVec
+	durations, requestBytes, responseBytes *prometheus.HistogramVec
+
+	mu sync.Mutex
+	// Guarded by mu: the series of labels that were used, until there are too many.
+	series map[seriesKey]*series
+}
+
+type seriesKey struct {
+	source, destination string // uids
+	service             string
+	code                int
+	flag                Flag
+	version             int
+	grpc                bool
+	principal           string
+}
+
+type series struct {
+	requests                               prometheus.Counter
+	durations, requestBytes, responseBytes prometheus.Observer
+}
+
+// maxSeries bounds what is remembered of the labels of peers that come and go; past it
+// all are looked up anew.
+const maxSeries = 10_000
+
+// NewTelemetry registers the metrics.
+func NewTelemetry(log *slog.Logger, reg prometheus.Registerer) *Telemetry {
+	labels := append(append([]string(nil), conns.LabelNames()...), "response_code", "grpc_response_status")
+	histogram := func(name, help string, buckets []float64) *prometheus.HistogramVec {
+		h := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets}, labels)
+		reg.MustRegister(h)
+		return h
+	}
+	bytes := prometheus.ExponentialBuckets(64, 8, 8)
+	t := &Telemetry{
+		log: log, series: map[seriesKey]*series{},
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "istio_requests_total", Help: "Requests."}, labels),
+		durations: histogram("istio_request_duration_milliseconds", "How long requests took, to the end of their responses.",
+			[]float64{0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000}),
+		requestBytes:  histogram("istio_request_bytes", "Bodies of requests.", bytes),
+		responseBytes: histogram("istio_response_bytes", "Bodies of responses.", bytes),
+	}
+	reg.MustRegister(t.requests)
+	return t
+}
+
+// record tells of a request that is over.
+func (t *Telemetry) record(x *exchange) {
+	took := time.Since(x.started)
+	if x.flag == "" {
+		x.flag = NoFlag
+	}
+	s := t.seriesOf(x)
+	s.requests.Inc()
+	s.durations.Observe(float64(took) / float64(time.Millisecond))
+	s.requestBytes.Observe(float64(x.request.received))
+	s.responseBytes.Observe(float64(x.sent))
+	t.write(x, took)
+}
+
+func (t *Telemetry) seriesOf(x *exchange) *series {
+	client := x.client.session.Client
+	key := seriesKey{code: x.status, flag: x.flag, version: x.request.Version, grpc: isGRPC(x.request), principal: client.Identity.String()}
+	if client.Workload != nil {
+		key.source = client.Workload.UID
+	}
+	if x.endpoint != nil {
+		key.destination = x.endpoint.UID
+	}
+	if x.plan.Service != nil {
+		key.service = x.plan.Service.Key
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s, ok := t.series[key]; ok {
+		return s
+	}
+	if len(t.series) >= maxSeries {
+		clear(t.series)
+	}
+	attempt := conns.Attempt{Direction: conns.Waypoint, Transport: conns.HBONE, Source: client.Peer, Service: x.plan.Service}
+	attempt.Destination.Addr, attempt.Destination.Workload = x.at, x.endpoint
+	if x.endpoint != nil {
+		attempt.Destination.Identity = x.endpoint.Identity
+	}
+	protocol := "http"
+	if key.grpc {
+		protocol = "grpc"
+	}
+	labels := append(conns.Labels(&attempt, protocol, string(x.flag)), strconv.Itoa(x.status), "")
+	s := &series{
+		requests: t.requests.WithLabelValues(labels...), durations: t.durations.WithLabelValues(labels...),
+		requestBytes: t.requestBytes.WithLabelValues(labels...), responseBytes: t.responseBytes.WithLabelValues(labels...),
+	}
+	t.series[key] = s
+	return s
+}
+
+// write is the line of the access log.
+func (t *Telemetry) write(x *exchange, took time.Duration) {
+	if !t.log.Enabled(context.Background(), slog.LevelInfo) {
+		return
+	}
+	s, r := x.client.session, x.request
+	attrs := make([]slog.Attr, 0, 28)
+	text := func(key, value string) {
+		if value != "" {
+			attrs = append(attrs, slog.String(key, value))
+		}
+	}
+	text("src.addr", s.Client.Addr.String())
+	if w := s.Client.Workload; w != nil {
+		text("src.workload", w.Name)
+		text("src.namespace", w.Namespace)
+	}
+	text("src.identity", s.Client.Identity.String())
+	text("dst.addr", s.Destination.String())
+	if x.plan.Service != nil {
+		text("dst.service", x.plan.Service.Hostname)
+	}
+	if w := x.endpoint; w != nil {
+		text("dst.workload", w.Name)
+		text("dst.namespace", w.Namespace)
+		text("dst.identity", w.Identity.String())
+		text("upstream", x.at.String())
+	}
+	text("direction", string(conns.Waypoint))
+	text("protocol", "HTTP/"+strconv.Itoa(r.Version))
+	text("method", r.Method)
+	text("authority", r.Authority)
+	text("path", r.Path)
+	attrs = append(attrs, slog.Int("status", x.status))
+	text("response_flags", string(x.flag))
+	text("route", x.plan.Route)
+	text("rule", x.plan.Rule)
+	attrs = append(attrs, slog.Int64("bytes_recv", r.received), slog.Int64("bytes_sent", x.sent))
+	if x.attempts > 1 {
+		attrs = append(attrs, slog.Int("attempts", x.attempts))
+	}
+	text("duration", strconv.FormatFloat(float64(took)/float64(time.Millisecond), 'f', 3, 64)+"ms")
+	for _, name := range []string{"traceparent", "x-request-id", "user-agent"} {
+		if value, ok := r.Field(name); ok {
+			text(name, value)
+		}
+	}
+	text("error", x.detail)
+	t.log.LogAttrs(context.Background(), slog.LevelInfo, "request", attrs...)
+}
+
+func itoa(n int64) string { return strconv.FormatInt(n, 10) }
