@@ -121,7 +121,7 @@ type Engine struct {
 
 // New makes an Engine.
 func New(cfg Config) (*Engine, error) {
-	e := &Engine{cfg: cfg, clients: map[*client]struct{}{}, mirrored: make(chan struct{}, maxMirrored), h2Base: &http.Server{ErrorLog: slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug)}}
+	e := &Engine{cfg: cfg, clients: map[*client]struct{}{}, mirrored: make(chan struct{}, maxMirrored), h2Base: &http.Server{MaxHeaderBytes: http1.MaxHead, ErrorLog: slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug)}}
 	e.h2 = &http2.Server{MaxConcurrentStreams: maxStreams, IdleTimeout: idleTimeout}
 	if err := http2.ConfigureServer(e.h2Base, e.h2); err != nil {
 		return nil, fmt.Errorf("configure HTTP/2: %w", err)

@@ -38,6 +38,7 @@ type rig struct {
 	client, endpoint *waypointtest.Pod
 	service          *workload.Service
 	stop             func()
+	engine           *exchange.Engine
 
 	mu sync.Mutex
 	// Guarded by mu: what the test wants.
@@ -57,6 +58,7 @@ func start(t testing.TB, app api.AppProtocol) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.engine = engine
 	r.Mesh.Run("requests", engine.Run)
 	r.stop = r.Start(func(c *server.Config) { c.Policies, c.HTTP = r, engine })
 	return r
@@ -194,13 +196,13 @@ func TestRequestsAndResponsesComeWhole(t *testing.T) {
 			w.Header().Set("X-Sum", fmt.Sprint(len(all)))
 		})
 		for i, size := range []int{0, 1, 100, 16 << 10, 300 << 10} {
-			q, _ := http.NewRequest("POST", fmt.Sprintf("http://cart.shop/a%%2Fb?n=%d", i), bytes.NewReader(bytes.Repeat([]byte("x"), size)))
+			q, _ := http.NewRequest("POST", fmt.Sprintf("http://cart.shop/a%%3Fb?n=%d", i), bytes.NewReader(bytes.Repeat([]byte("x"), size)))
 			q.Header.Set("X-Asked", "yes")
 			response, err := c.Do(q)
 			if got := body(t, response, err); len(got) != size {
 				t.Errorf("%d bytes came back of %d", len(got), size)
 			}
-			if got, want := response.Header.Get("X-Seen"), fmt.Sprintf("POST cart.shop/a%%2Fb?n=%d yes", i); got != want {
+			if got, want := response.Header.Get("X-Seen"), fmt.Sprintf("POST cart.shop/a%%3Fb?n=%d yes", i); got != want {
 				t.Errorf("the endpoint saw %q, want %q", got, want)
 			}
 			if got := response.Trailer.Get("X-Sum"); size > 2048 && got != fmt.Sprint(size) {
@@ -213,7 +215,7 @@ func TestRequestsAndResponsesComeWhole(t *testing.T) {
 		}
 		line := r.Lines("request", 5)[4]
 		for key, want := range map[string]any{
-			"status": 200.0, "response_flags": "-", "bytes_recv": 300.0 * 1024, "bytes_sent": 300.0 * 1024, "method": "POST", "path": "/a%2Fb?n=4",
+			"status": 200.0, "response_flags": "-", "bytes_recv": 300.0 * 1024, "bytes_sent": 300.0 * 1024, "method": "POST", "path": "/a%3Fb?n=4",
 			"dst.workload": "cart", "src.identity": r.client.ID.String(),
 		} {
 			if line[key] != want {
@@ -305,12 +307,61 @@ func TestUpgrade(t *testing.T) {
 }
 
 func TestContinue(t *testing.T) {
-	r := start(t, api.AppProtocol_HTTP11)
-	r.serve(func(w http.ResponseWriter, q *http.Request) { io.Copy(w, q.Body) })
-	q, _ := http.NewRequest("POST", "http://cart/", strings.NewReader("wanted"))
-	q.Header.Set("Expect", "100-continue")
-	response, err := r.http1(t).Do(q)
-	if got := body(t, response, err); got != "wanted" {
+	each(t, func(t *testing.T, r *rig, c *http.Client) {
+		r.serve(func(w http.ResponseWriter, q *http.Request) {
+			all, _ := io.ReadAll(q.Body)
+			w.Write(all)
+		})
+		q, _ := http.NewRequest("POST", "http://cart/", strings.NewReader("wanted"))
+		q.Header.Set("Expect", "100-continue")
+		began := time.Now()
+		response, err := c.Do(q)
+		if got := body(t, response, err); got != "wanted" {
+			t.Errorf("got %q", got)
+		}
+		if took := time.Since(began); took > 2*time.Second {
+			t.Errorf("it took %s: the client was not told to go on", took)
+		}
+	})
+}
+
+// A client that speaks HTTP/2 is told by GOAWAY, and what it has under way ends in order.
+func TestDrainOfHTTP2(t *testing.T) {
+	r := start(t, api.AppProtocol_HTTP2)
+	release := make(chan struct{})
+	r.serve(func(w http.ResponseWriter, q *http.Request) {
+		<-release
+		fmt.Fprint(w, "done")
+	})
+	conn := r.client.Dial(vip)
+	c, err := (&http2.Transport{AllowHTTP: true}).NewClientConn(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q, _ := http.NewRequest("GET", "http://cart/", nil)
+	answered := make(chan string, 1)
+	go func() {
+		response, err := c.RoundTrip(q)
+		if err != nil {
+			answered <- err.Error()
+			return
+		}
+		all, _ := io.ReadAll(response.Body)
+		answered <- string(all)
+	}()
+	for len(r.endpoint.Asked()) == 0 {
+		time.Sleep(5 * time.Millisecond)
+	}
+	over, cancel := context.WithCancel(context.Background())
+	cancel()
+	r.engine.Drain(over)
+	for deadline := time.Now().Add(5 * time.Second); c.CanTakeNewRequest(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the client was not told")
+		}
+	}
+	close(release)
+	if got := <-answered; got != "done" {
 		t.Errorf("got %q", got)
 	}
 }
@@ -353,6 +404,9 @@ func TestMalformedRequests(t *testing.T) {
 		"a space in the path":     "GET /a b HTTP/1.1\r\nHost: a\r\n\r\n",
 		"another version":         "GET / HTTP/1.2\r\nHost: a\r\n\r\n",
 		"a backslash in the path": "GET /a\\b HTTP/1.1\r\nHost: a\r\n\r\n",
+		"an encoded separator":    "GET /a%2Fb HTTP/1.1\r\nHost: a\r\n\r\n",
+		"parameters of a segment": "GET /admin;x HTTP/1.1\r\nHost: a\r\n\r\n",
+		"another host":            "GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n",
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := r.raw(t, request)

@@ -270,6 +270,9 @@ func appendRequest(b []byte, r *Request) []byte {
 	b = append(b, r.Authority...)
 	b = append(b, "\r\n"...)
 	for i := range r.Fields {
+		if r.Fields[i].Name == "te" {
+			continue // of this connection, which has its own
+		}
 		b = http1.AppendField(b, r.Fields[i].Name, r.Fields[i].Value)
 	}
 	if r.Upgrade != "" {

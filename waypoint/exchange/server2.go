@@ -82,6 +82,12 @@ func (x *exchange) send2(ctx context.Context, want upstream.Want) (*response, er
 	if err != nil {
 		return nil, err
 	}
+	if _, waits := x.request.Field("expect"); waits && x.request.body != nil {
+		// The endpoint would say so once it reads; the library has no word for it.
+		if err := x.responder.Inform(http.StatusContinue, nil); err != nil {
+			return nil, conns.Fail(clientGone, err)
+		}
+	}
 	ctx, end := context.WithCancel(ctx)
 	forget := x.follow(end)
 	cancel := func() {
