@@ -197,13 +197,13 @@ func TestRequestsAndResponsesComeWhole(t *testing.T) {
 			w.Header().Set("X-Sum", fmt.Sprint(len(all)))
 		})
 		for i, size := range []int{0, 1, 100, 16 << 10, 300 << 10} {
-			q, _ := http.NewRequest("POST", fmt.Sprintf("http://cart.shop/a%%2Fb?n=%d", i), bytes.NewReader(bytes.Repeat([]byte("x"), size)))
+			q, _ := http.NewRequest("POST", fmt.Sprintf("http://cart.shop/a%%3Fb?n=%d", i), bytes.NewReader(bytes.Repeat([]byte("x"), size)))
 			q.Header.Set("X-Asked", "yes")
 			response, err := c.Do(q)
 			if got := body(t, response, err); len(got) != size {
 				t.Errorf("%d bytes came back of %d", len(got), size)
 			}
-			if got, want := response.Header.Get("X-Seen"), fmt.Sprintf("POST cart.shop/a%%2Fb?n=%d yes", i); got != want {
+			if got, want := response.Header.Get("X-Seen"), fmt.Sprintf("POST cart.shop/a%%3Fb?n=%d yes", i); got != want {
 				t.Errorf("the endpoint saw %q, want %q", got, want)
 			}
 			if got := response.Trailer.Get("X-Sum"); size > 2048 && got != fmt.Sprint(size) {
@@ -216,7 +216,7 @@ func TestRequestsAndResponsesComeWhole(t *testing.T) {
 		}
 		line := r.Lines("request", 5)[4]
 		for key, want := range map[string]any{
-			"status": 200.0, "response_flags": "-", "bytes_recv": 300.0 * 1024, "bytes_sent": 300.0 * 1024, "method": "POST", "path": "/a%2Fb?n=4",
+			"status": 200.0, "response_flags": "-", "bytes_recv": 300.0 * 1024, "bytes_sent": 300.0 * 1024, "method": "POST", "path": "/a%3Fb?n=4",
 			"dst.workload": "cart", "src.identity": r.client.ID.String(),
 		} {
 			if line[key] != want {
@@ -405,6 +405,9 @@ func TestMalformedRequests(t *testing.T) {
 		"a space in the path":     "GET /a b HTTP/1.1\r\nHost: a\r\n\r\n",
 		"another version":         "GET / HTTP/1.2\r\nHost: a\r\n\r\n",
 		"a backslash in the path": "GET /a\\b HTTP/1.1\r\nHost: a\r\n\r\n",
+		"an encoded separator":    "GET /a%2Fb HTTP/1.1\r\nHost: a\r\n\r\n",
+		"parameters of a segment": "GET /admin;x HTTP/1.1\r\nHost: a\r\n\r\n",
+		"another host":            "GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n",
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := r.raw(t, request)
