@@ -172,6 +172,7 @@ func (w *waypoint) run(running, force context.Context) error {
 	part(&group, ctx, "feed", w.feed.Run)
 	part(&group, ctx, "certificates", w.certs.Run)
 	group.Go(func() { w.followBundle(ctx) })
+	part(&group, ctx, "requests", w.engine.Run)
 	part(&traffic, serving, "server", w.server.Run)
 
 	select {

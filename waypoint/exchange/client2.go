@@ -2,10 +2,10 @@ package exchange
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"strings"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -19,28 +19,44 @@ func (c *client) serve2(conn net.Conn) {
 	defer conn.Close()
 	stop := context.AfterFunc(c.cut, func() { conn.Close() })
 	defer stop()
-	c.engine.h2.ServeConn(conn, &http2.ServeConnOpts{Context: c.cut, BaseConfig: c.engine.h2Base, Handler: http.HandlerFunc(c.serveRequest2)})
+	c.engine.h2.ServeConn(conn, &http2.ServeConnOpts{Context: c.cut, Handler: http.HandlerFunc(c.serveRequest2)})
 }
 
 func (c *client) serveRequest2(w http.ResponseWriter, in *http.Request) {
 	responder := &responder2{w: w}
 	r := &Request{
 		Method: in.Method, Scheme: "http", Authority: in.Host, Path: in.RequestURI, Version: 2,
-		Fields: strip(fieldsOf(in.Header)), ctx: in.Context(), length: max(0, in.ContentLength),
+		Fields: fieldsOf(in.Header), ctx: in.Context(), length: max(0, in.ContentLength),
 	}
 	if in.ContentLength != 0 && in.Body != nil && in.Body != http.NoBody {
 		r.body, r.length = in.Body, in.ContentLength
 		r.trailers = func() []http1.Field { return fieldsOf(in.Trailer) }
 		r.stop = func() { in.Body.Close() }
 	}
-	if r.Authority == "" || strings.ContainsAny(r.Authority, " /?#@,") || r.Method == http.MethodConnect ||
-		!validPath(r.Path) && !(r.Path == "*" && r.Method == http.MethodOptions) {
+	err := r.see()
+	if err == nil && !sameHosts(in) {
+		err = errHosts
+	}
+	if err != nil {
 		x := &exchange{client: c, request: r, responder: responder, started: time.Now()}
-		x.answer(http.StatusBadRequest, flagMalformed, "the request is malformed", nil)
+		x.answer(http.StatusBadRequest, flagMalformed, err.Error(), nil)
 		c.engine.cfg.Telemetry.record(x)
 		return
 	}
 	c.handle(r, responder)
+}
+
+var errHosts = fmt.Errorf("host and :authority differ: %w", http1.ErrMalformed)
+
+// sameHosts tells whether the field host, where there is one, is what :authority says:
+// RFC 9113 section 8.3.1.
+func sameHosts(in *http.Request) bool {
+	for _, host := range in.Header["Host"] {
+		if host != in.Host {
+			return false
+		}
+	}
+	return true
 }
 
 // responder2 answers by HTTP/2.

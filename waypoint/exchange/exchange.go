@@ -1,11 +1,14 @@
 // Package exchange carries requests and their responses.
 //
 //	exchange.go  Engine: one request -> decision -> endpoint -> response, again if it may be
+//	outgoing.go  what of a request goes on, as its route changes it
 //	message.go   what both versions of HTTP have in common: requests, responses, fields
 //	client1.go   a client that speaks HTTP/1.1: one request after the other
 //	client2.go   a client that speaks HTTP/2
 //	server1.go   an endpoint that speaks HTTP/1.1
 //	server2.go   an endpoint that speaks HTTP/2
+//	follow.go    requests under way, which are judged again when what they rest on changes
+//	mirror.go    copies of requests, for whose responses nobody waits
 //	upgrade.go   after 101: bytes both ways
 //	flags.go     what became of a request, in the field's words
 //	telemetry.go one line and the metrics of each request
@@ -64,6 +67,8 @@ type Plan struct {
 	// Service and Port of the backend; nil for the workload that was addressed.
 	Service *workload.Service
 	Port    workload.Port
+	// Request, if not nil, changes what goes on to the endpoint; the fields are its own.
+	Request func(*Outgoing)
 	// Response, if not nil, changes the head of the response.
 	Response func(status int, fields []http1.Field) []http1.Field
 	// Timeout of the whole request, AttemptTimeout of each attempt; 0 for none.
@@ -107,11 +112,19 @@ type Engine struct {
 	h2     *http2.Server
 	h2Base *http.Server // by which h2 is told to end in order
 	budget budget
+
+	// mirrored has an element for each copy under way.
+	mirrored  chan struct{}
+	mirroring sync.WaitGroup
+
+	mu sync.Mutex
+	// Guarded by mu: the connections of clients.
+	clients map[*client]struct{}
 }
 
 // New makes an Engine.
 func New(cfg Config) (*Engine, error) {
-	e := &Engine{cfg: cfg, h2Base: &http.Server{ErrorLog: slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug)}}
+	e := &Engine{cfg: cfg, clients: map[*client]struct{}{}, mirrored: make(chan struct{}, maxMirrored), h2Base: &http.Server{MaxHeaderBytes: http1.MaxHead, ErrorLog: slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug)}}
 	e.h2 = &http2.Server{MaxConcurrentStreams: maxStreams, IdleTimeout: idleTimeout}
 	if err := http2.ConfigureServer(e.h2Base, e.h2); err != nil {
 		return nil, fmt.Errorf("configure HTTP/2: %w", err)
@@ -133,7 +146,10 @@ const (
 
 // Serve is server.HTTP's.
 func (e *Engine) Serve(draining, cut context.Context, conn net.Conn, s *server.Session, isHTTP2 bool) {
-	c := &client{engine: e, session: s, cut: cut, draining: draining, idle: map[netip.AddrPort][]*server1{}, multiplexed: map[netip.AddrPort]*server2{}}
+	c := &client{engine: e, session: s, cut: cut, draining: draining, idle: map[netip.AddrPort][]*server1{}, multiplexed: map[netip.AddrPort]*server2{}, running: map[*exchange]struct{}{}}
+	e.mu.Lock()
+	e.clients[c] = struct{}{}
+	e.mu.Unlock()
 	defer c.close()
 	if isHTTP2 {
 		c.serve2(conn)
@@ -159,10 +175,15 @@ type client struct {
 	idle        map[netip.AddrPort][]*server1
 	multiplexed map[netip.AddrPort]*server2
 	closed      bool
+	// running are the requests that have come to an endpoint.
+	running map[*exchange]struct{}
 }
 
 // close ends what was opened for the client.
 func (c *client) close() {
+	c.engine.mu.Lock()
+	delete(c.engine.clients, c)
+	c.engine.mu.Unlock()
 	c.mu.Lock()
 	c.closed = true
 	idle, multiplexed := c.idle, c.multiplexed
@@ -211,8 +232,9 @@ type exchange struct {
 	started   time.Time
 	snapshot  *workload.Snapshot
 
-	target *target.Target
-	plan   Plan
+	target   *target.Target
+	plan     Plan
+	outgoing Outgoing
 	// attempts that were made at endpoints.
 	attempts int
 	endpoint *workload.Workload
@@ -222,6 +244,9 @@ type exchange struct {
 	flag   Flag
 	detail string
 	sent   int64 // of the response's body
+	// Guarded by client.mu: see follow.
+	cut     func()
+	revoked *conns.Failure
 	// headed: the head of the response is on its way; ended: it ended in order.
 	headed, ended bool
 }
@@ -253,6 +278,8 @@ func (x *exchange) run() {
 		ctx, cancel = context.WithTimeoutCause(ctx, x.plan.Timeout, errTimeout)
 		defer cancel()
 	}
+	x.depart()
+	x.mirror()
 	x.attempt(ctx)
 }
 
@@ -279,8 +306,11 @@ func (x *exchange) attempt(ctx context.Context) {
 			if x.endpoint != nil {
 				avoid = append(avoid, x.endpoint.UID)
 			}
-		case errors.Is(err, errStale) && x.request.rewind() && x.attempts <= maxStale:
+		case errors.Is(err, errStale) && x.revocation() == nil && x.request.rewind() && x.attempts <= maxStale:
 		default:
+			if revoked := x.revocation(); revoked != nil {
+				err = revoked
+			}
 			if cause := context.Cause(ctx); cause != nil && errors.Is(cause, errTimeout) {
 				err = cause
 			}
@@ -310,7 +340,7 @@ func (x *exchange) mayRepeat(err error) bool {
 	case conns.PolicyDenied, conns.PolicyMissing, clientGone, upstream.NoEndpoint:
 		return false
 	}
-	return x.plan.Retries > 0
+	return x.plan.Retries > 0 && x.revocation() == nil
 }
 
 // again waits for the next attempt, if there may be one.
@@ -435,7 +465,11 @@ func (x *exchange) respond(ctx context.Context, r *response) {
 		fields = x.plan.Response(r.status, fields)
 	}
 	fail := func(flag Flag, err error) {
-		if errors.Is(context.Cause(ctx), errTimeout) {
+		switch revoked := x.revocation(); {
+		case revoked != nil:
+			_, flag = verdictOf(revoked.Reason)
+			err = revoked
+		case errors.Is(context.Cause(ctx), errTimeout):
 			flag = flagTimeout
 		}
 		x.flag, x.detail = flag, err.Error()
@@ -450,7 +484,7 @@ func (x *exchange) respond(ctx context.Context, r *response) {
 		r.switched(x)
 		return
 	}
-	if r.body != nil && r.buffered() == 0 {
+	if r.body != nil && !r.ready() {
 		if err := x.responder.Flush(); err != nil { // its body may be long in coming
 			fail(flagClientGone, err)
 			return
@@ -466,7 +500,7 @@ func (x *exchange) respond(ctx context.Context, r *response) {
 				return
 			}
 			x.sent += int64(n)
-			if r.buffered() == 0 && err == nil {
+			if err == nil && !r.ready() {
 				if err := x.responder.Flush(); err != nil {
 					fail(flagClientGone, err)
 					return

@@ -23,6 +23,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/conns"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/waypoint/exchange"
+	"github.com/ambit-mesh/ambit/waypoint/http1"
 	"github.com/ambit-mesh/ambit/waypoint/server"
 	"github.com/ambit-mesh/ambit/waypoint/target"
 	"github.com/ambit-mesh/ambit/waypoint/waypointtest"
@@ -38,6 +39,7 @@ type rig struct {
 	client, endpoint *waypointtest.Pod
 	service          *workload.Service
 	stop             func()
+	engine           *exchange.Engine
 
 	mu sync.Mutex
 	// Guarded by mu: what the test wants.
@@ -45,7 +47,7 @@ type rig struct {
 	deny func(*exchange.Request, *workload.Workload) error
 }
 
-func start(t *testing.T, app api.AppProtocol) *rig {
+func start(t testing.TB, app api.AppProtocol) *rig {
 	r := &rig{Mesh: waypointtest.New(t)}
 	r.client, r.endpoint = r.Pod("web", "10.9.0.2"), r.Pod("cart", "10.9.0.3")
 	r.service = r.Service("cart", "10.9.100.1", app, r.endpoint)
@@ -57,6 +59,8 @@ func start(t *testing.T, app api.AppProtocol) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.engine = engine
+	r.Mesh.Run("requests", engine.Run)
 	r.stop = r.Start(func(c *server.Config) { c.Policies, c.HTTP = r, engine })
 	return r
 }
@@ -193,13 +197,13 @@ func TestRequestsAndResponsesComeWhole(t *testing.T) {
 			w.Header().Set("X-Sum", fmt.Sprint(len(all)))
 		})
 		for i, size := range []int{0, 1, 100, 16 << 10, 300 << 10} {
-			q, _ := http.NewRequest("POST", fmt.Sprintf("http://cart.shop/a%%2Fb?n=%d", i), bytes.NewReader(bytes.Repeat([]byte("x"), size)))
+			q, _ := http.NewRequest("POST", fmt.Sprintf("http://cart.shop/a%%3Fb?n=%d", i), bytes.NewReader(bytes.Repeat([]byte("x"), size)))
 			q.Header.Set("X-Asked", "yes")
 			response, err := c.Do(q)
 			if got := body(t, response, err); len(got) != size {
 				t.Errorf("%d bytes came back of %d", len(got), size)
 			}
-			if got, want := response.Header.Get("X-Seen"), fmt.Sprintf("POST cart.shop/a%%2Fb?n=%d yes", i); got != want {
+			if got, want := response.Header.Get("X-Seen"), fmt.Sprintf("POST cart.shop/a%%3Fb?n=%d yes", i); got != want {
 				t.Errorf("the endpoint saw %q, want %q", got, want)
 			}
 			if got := response.Trailer.Get("X-Sum"); size > 2048 && got != fmt.Sprint(size) {
@@ -212,7 +216,7 @@ func TestRequestsAndResponsesComeWhole(t *testing.T) {
 		}
 		line := r.Lines("request", 5)[4]
 		for key, want := range map[string]any{
-			"status": 200.0, "response_flags": "-", "bytes_recv": 300.0 * 1024, "bytes_sent": 300.0 * 1024, "method": "POST", "path": "/a%2Fb?n=4",
+			"status": 200.0, "response_flags": "-", "bytes_recv": 300.0 * 1024, "bytes_sent": 300.0 * 1024, "method": "POST", "path": "/a%3Fb?n=4",
 			"dst.workload": "cart", "src.identity": r.client.ID.String(),
 		} {
 			if line[key] != want {
@@ -304,12 +308,61 @@ func TestUpgrade(t *testing.T) {
 }
 
 func TestContinue(t *testing.T) {
-	r := start(t, api.AppProtocol_HTTP11)
-	r.serve(func(w http.ResponseWriter, q *http.Request) { io.Copy(w, q.Body) })
-	q, _ := http.NewRequest("POST", "http://cart/", strings.NewReader("wanted"))
-	q.Header.Set("Expect", "100-continue")
-	response, err := r.http1(t).Do(q)
-	if got := body(t, response, err); got != "wanted" {
+	each(t, func(t *testing.T, r *rig, c *http.Client) {
+		r.serve(func(w http.ResponseWriter, q *http.Request) {
+			all, _ := io.ReadAll(q.Body)
+			w.Write(all)
+		})
+		q, _ := http.NewRequest("POST", "http://cart/", strings.NewReader("wanted"))
+		q.Header.Set("Expect", "100-continue")
+		began := time.Now()
+		response, err := c.Do(q)
+		if got := body(t, response, err); got != "wanted" {
+			t.Errorf("got %q", got)
+		}
+		if took := time.Since(began); took > 2*time.Second {
+			t.Errorf("it took %s: the client was not told to go on", took)
+		}
+	})
+}
+
+// A client that speaks HTTP/2 is told by GOAWAY, and what it has under way ends in order.
+func TestDrainOfHTTP2(t *testing.T) {
+	r := start(t, api.AppProtocol_HTTP2)
+	release := make(chan struct{})
+	r.serve(func(w http.ResponseWriter, q *http.Request) {
+		<-release
+		fmt.Fprint(w, "done")
+	})
+	conn := r.client.Dial(vip)
+	c, err := (&http2.Transport{AllowHTTP: true}).NewClientConn(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q, _ := http.NewRequest("GET", "http://cart/", nil)
+	answered := make(chan string, 1)
+	go func() {
+		response, err := c.RoundTrip(q)
+		if err != nil {
+			answered <- err.Error()
+			return
+		}
+		all, _ := io.ReadAll(response.Body)
+		answered <- string(all)
+	}()
+	for len(r.endpoint.Asked()) == 0 {
+		time.Sleep(5 * time.Millisecond)
+	}
+	over, cancel := context.WithCancel(context.Background())
+	cancel()
+	r.engine.Drain(over)
+	for deadline := time.Now().Add(5 * time.Second); c.CanTakeNewRequest(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the client was not told")
+		}
+	}
+	close(release)
+	if got := <-answered; got != "done" {
 		t.Errorf("got %q", got)
 	}
 }
@@ -352,6 +405,9 @@ func TestMalformedRequests(t *testing.T) {
 		"a space in the path":     "GET /a b HTTP/1.1\r\nHost: a\r\n\r\n",
 		"another version":         "GET / HTTP/1.2\r\nHost: a\r\n\r\n",
 		"a backslash in the path": "GET /a\\b HTTP/1.1\r\nHost: a\r\n\r\n",
+		"an encoded separator":    "GET /a%2Fb HTTP/1.1\r\nHost: a\r\n\r\n",
+		"parameters of a segment": "GET /admin;x HTTP/1.1\r\nHost: a\r\n\r\n",
+		"another host":            "GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n",
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := r.raw(t, request)
@@ -491,9 +547,116 @@ func TestTimeoutsAndRetries(t *testing.T) {
 	if got := body(t, response, err); response.StatusCode != 200 || got != "whole" {
 		t.Errorf("answered %d, %q", response.StatusCode, got)
 	}
-	if line := r.Lines("request", 2)[1]; line["attempts"] != 2.0 {
-		t.Errorf("the log says %v", line)
+	for _, line := range r.Lines("request", 2) {
+		if line["path"] == "/second" && line["attempts"] != 2.0 {
+			t.Errorf("the log says %v", line)
+		}
 	}
+}
+
+func TestRoutesChangeWhatGoesOn(t *testing.T) {
+	each(t, func(t *testing.T, r *rig, c *http.Client) {
+		r.serve(func(w http.ResponseWriter, q *http.Request) {
+			fmt.Fprintf(w, "%s%s %s %s", q.Host, q.RequestURI, q.Header.Get("X-Added"), q.Header.Get("X-Removed"))
+		})
+		r.plan = func(t *target.Target, q *exchange.Request) exchange.Plan {
+			return exchange.Plan{
+				Service: t.Service, Port: t.Port,
+				Request: func(o *exchange.Outgoing) {
+					o.Authority, o.Path = "other", "/new?x=1"
+					for i := range o.Fields {
+						if o.Fields[i].Name == "x-removed" {
+							o.Fields[i] = http1.Field{Name: "x-added", Value: "yes"}
+						}
+					}
+				},
+				Response: func(status int, fields []http1.Field) []http1.Field {
+					return append(fields, http1.Field{Name: "x-route", Value: fmt.Sprint(status)})
+				},
+			}
+		}
+		q, _ := http.NewRequest("GET", "http://cart/old", nil)
+		q.Header.Set("X-Removed", "no")
+		response, err := c.Do(q)
+		if got := body(t, response, err); got != "other/new?x=1 yes " {
+			t.Errorf("the endpoint saw %q", got)
+		}
+		if response.Header.Get("X-Route") != "200" {
+			t.Errorf("the client got %v", response.Header)
+		}
+		if line := r.Lines("request", 1)[0]; line["path"] != "/old" || line["authority"] != "cart" {
+			t.Errorf("the log says %v", line)
+		}
+	})
+}
+
+func TestMirror(t *testing.T) {
+	r := start(t, api.AppProtocol_HTTP11)
+	r.serve(func(w http.ResponseWriter, q *http.Request) {
+		all, _ := io.ReadAll(q.Body)
+		w.Write(all)
+	})
+	shadow := r.Pod("shadow", "10.9.0.4")
+	got := make(chan string, 10)
+	shadow.Serve(shadow.ID, func(c net.Conn) {
+		q, err := http.ReadRequest(bufio.NewReader(c))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		all, _ := io.ReadAll(q.Body)
+		got <- q.Method + " " + q.Host + q.URL.Path + " " + string(all)
+		c.(interface{ Reset() error }).Reset() // what becomes of it is nobody's business
+	})
+	s := r.Service("shadow", "10.9.100.2", api.AppProtocol_HTTP11, shadow)
+	r.plan = func(t *target.Target, q *exchange.Request) exchange.Plan {
+		return exchange.Plan{Service: t.Service, Port: t.Port, Mirrors: []exchange.Mirror{{Service: s, Port: s.Ports[0]}}}
+	}
+	c := r.http1(t)
+	for _, sent := range []string{"", "x", strings.Repeat("x", 10_000)} {
+		response, err := c.Post("http://cart/a", "text/plain", strings.NewReader(sent))
+		if back := body(t, response, err); back != sent {
+			t.Errorf("%d bytes came back of %d", len(back), len(sent))
+		}
+		select {
+		case copied := <-got:
+			if copied != "POST cart/a "+sent {
+				t.Errorf("copied %.50q", copied)
+			}
+		case <-time.After(5 * time.Second):
+			t.Error("not copied")
+		}
+	}
+}
+
+// A stream lives through changes, but not through the one that denies it.
+func TestStreamsAreJudgedAgain(t *testing.T) {
+	each(t, func(t *testing.T, r *rig, c *http.Client) {
+		r.serve(func(w http.ResponseWriter, q *http.Request) {
+			fmt.Fprint(w, "begun")
+			w.(http.Flusher).Flush()
+			<-q.Context().Done()
+		})
+		response, err := c.Get("http://cart/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(response.Body, make([]byte, len("begun"))); err != nil {
+			t.Fatal(err)
+		}
+		r.mu.Lock()
+		r.deny = func(_ *exchange.Request, w *workload.Workload) error {
+			return conns.Fail(conns.PolicyDenied, errors.New("denied by the test"))
+		}
+		r.mu.Unlock()
+		r.Pod("bystander", "10.9.0.9") // whatever changes
+		if rest, err := io.ReadAll(response.Body); err == nil {
+			t.Errorf("it ended in order, after %q", rest)
+		}
+		if line := r.Lines("request", 1)[0]; line["response_flags"] != "RBAC" {
+			t.Errorf("the log says %v", line)
+		}
+	})
 }
 
 // Once the waypoint ends, a client that is between two requests loses nothing, and one

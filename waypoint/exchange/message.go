@@ -3,14 +3,19 @@ package exchange
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 
 	"github.com/ambit-mesh/ambit/waypoint/http1"
+	"github.com/ambit-mesh/ambit/waypoint/request"
 )
 
 // Request is one, without what is the connection's alone.
 type Request struct {
+	// Seen is the request as it came, in the form that is decided on.
+	Seen request.Request
+	// What goes on: as it was seen, until a route changes it.
 	Method, Scheme, Authority string
 	// Path with its query, as it goes on.
 	Path   string
@@ -37,6 +42,18 @@ type Request struct {
 	lost bool
 
 	received int64
+}
+
+// see makes the canonical form of a request whose fields are complete. From there on
+// everything else is made from it.
+func (r *Request) see() error {
+	seen, err := request.Read(r.Method, r.Authority, r.Path, strip(r.Fields))
+	if err != nil {
+		return fmt.Errorf("%w: %w", http1.ErrMalformed, err)
+	}
+	r.Seen = seen
+	r.Authority, r.Path, r.Fields = seen.Authority(), seen.Target(), seen.Fields
+	return nil
 }
 
 // Field is the first value of a field; its name is in lower case.
@@ -127,8 +144,8 @@ type response struct {
 	length   int64     // -1 if it is not known
 	body     io.Reader // nil for none
 	trailers func() []http1.Field
-	// buffered is how much of the body can be read at once.
-	buffered func() int
+	// ready tells whether more of the body can be read at once.
+	ready func() bool
 	// switched carries what follows 101.
 	switched func(*exchange)
 	// complete: it was read to its end.

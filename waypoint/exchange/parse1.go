@@ -65,14 +65,10 @@ func (r *Request) frame(w *responder1) error {
 		}
 	}
 	switch {
-	case hosts != 1 || r.Authority == "" || strings.ContainsAny(r.Authority, " /?#@,"):
+	case hosts != 1:
 		return bad("host")
 	case lengths > 1 || codings > 1 || lengths+codings > 1:
 		return bad("content-length, transfer-encoding")
-	case !http1.IsToken(r.Method) || r.Method == "CONNECT":
-		return bad("method")
-	case !validPath(r.Path) && !(r.Path == "*" && r.Method == "OPTIONS"):
-		return bad("target")
 	case codings == 1:
 		w.framing, r.length = http1.Chunked, -1
 	case r.length > 0:
@@ -81,20 +77,5 @@ func (r *Request) frame(w *responder1) error {
 	if wants && w.framing == http1.None && w.chunks && !strings.EqualFold(upgrade, "h2c") {
 		r.Upgrade = upgrade
 	}
-	r.Fields = strip(r.Fields)
-	return nil
-}
-
-// validPath tells whether a target is a path and a query, of bytes that mean the same
-// to everybody.
-func validPath(path string) bool {
-	if path == "" || path[0] != '/' {
-		return false
-	}
-	for i := range len(path) {
-		if c := path[i]; c <= ' ' || c >= 0x7f || c == '#' || c == '\\' || c == '"' || c == '<' || c == '>' {
-			return false
-		}
-	}
-	return true
+	return r.see()
 }

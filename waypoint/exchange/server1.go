@@ -119,9 +119,15 @@ func (s *server1) roundTrip(ctx context.Context, x *exchange) (*response, error)
 	if ctx != x.client.cut {
 		stop = context.AfterFunc(ctx, func() { s.conn.Reset() })
 	}
+	forget := x.follow(func() { s.conn.Reset() })
+	ended := stop
+	stop = func() bool {
+		forget()
+		return ended()
+	}
 	r := x.request
 	pooled := heads.Get().(*[]byte)
-	head := appendRequest((*pooled)[:0], r)
+	head := appendRequest((*pooled)[:0], r, &x.outgoing)
 	inline := r.body != nil && (r.inline || r.at < len(r.kept) && int64(len(r.kept)) == r.length)
 	var err error
 	if inline {
@@ -256,15 +262,18 @@ func appendBody(b []byte, r *Request) ([]byte, error) {
 }
 
 // appendRequest adds a head.
-func appendRequest(b []byte, r *Request) []byte {
+func appendRequest(b []byte, r *Request, o *Outgoing) []byte {
 	b = append(b, r.Method...)
 	b = append(b, ' ')
-	b = append(b, r.Path...)
+	b = append(b, o.Path...)
 	b = append(b, " HTTP/1.1\r\nhost: "...)
-	b = append(b, r.Authority...)
+	b = append(b, o.Authority...)
 	b = append(b, "\r\n"...)
-	for i := range r.Fields {
-		b = http1.AppendField(b, r.Fields[i].Name, r.Fields[i].Value)
+	for i := range o.Fields {
+		if o.Fields[i].Name == "te" {
+			continue // of this connection, which has its own
+		}
+		b = http1.AppendField(b, o.Fields[i].Name, o.Fields[i].Value)
 	}
 	if r.Upgrade != "" {
 		b = append(b, "connection: upgrade\r\nupgrade: "...)
@@ -309,7 +318,7 @@ func (s *server1) readHead(x *exchange) (*response, error) {
 }
 
 func (s *server1) response(parsed *http1.Response) *response {
-	r := &response{status: parsed.Status, fields: strip(parsed.Fields), length: parsed.Length, buffered: s.reader.Buffered, trailers: noTrailers}
+	r := &response{status: parsed.Status, fields: strip(parsed.Fields), length: parsed.Length, ready: never, trailers: noTrailers}
 	if parsed.Close {
 		r.onClose = append(r.onClose, func() { r.complete = false })
 	}
@@ -324,9 +333,11 @@ func (s *server1) response(parsed *http1.Response) *response {
 		r.length = -1
 	}
 	body := http1.NewBody(s.reader, parsed.Framing, parsed.Length)
-	r.body = body
+	r.body, r.ready = body, body.Ready
 	r.trailers = func() []http1.Field { return body.Trailers }
 	return r
 }
 
 func noTrailers() []http1.Field { return nil }
+
+func never() bool { return false }

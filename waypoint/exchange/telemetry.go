@@ -147,8 +147,12 @@ func (t *Telemetry) write(x *exchange, took time.Duration) {
 	text("direction", string(conns.Waypoint))
 	text("protocol", "HTTP/"+strconv.Itoa(r.Version))
 	text("method", r.Method)
-	text("authority", r.Authority)
-	text("path", r.Path)
+	authority, path := r.Authority, r.Path
+	if r.Seen.Path != "" { // a route may have changed the others
+		authority, path = r.Seen.Authority(), r.Seen.Target()
+	}
+	text("authority", authority)
+	text("path", path)
 	attrs = append(attrs, slog.Int("status", x.status))
 	text("response_flags", string(x.flag))
 	text("route", x.plan.Route)

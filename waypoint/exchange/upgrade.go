@@ -13,7 +13,7 @@ import (
 
 // switching is the response after which both sides speak something else.
 func (s *server1) switching(parsed *http1.Response) *response {
-	r := &response{status: parsed.Status, length: 0, buffered: s.reader.Buffered, trailers: noTrailers}
+	r := &response{status: parsed.Status, length: 0, ready: never, trailers: noTrailers}
 	var upgrade string
 	for _, f := range parsed.Fields {
 		if f.Name == "upgrade" {
@@ -78,7 +78,11 @@ func (x *exchange) carry(client net.Conn, fromClient io.Reader, server net.Conn,
 	both.Go(func() { half(server, fromClient, &x.request.received) })
 	half(client, fromServer, &x.sent)
 	both.Wait()
-	if failed.Load() {
+	switch revoked := x.revocation(); {
+	case revoked != nil:
+		_, x.flag = verdictOf(revoked.Reason)
+		x.detail = revoked.Error()
+	case failed.Load():
 		x.flag, x.detail = flagUpstreamGone, "an end failed after protocols were switched"
 	}
 }

@@ -1,6 +1,7 @@
 package http1
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"math"
@@ -42,6 +43,19 @@ func NewBody(r *Reader, framing Framing, length int64) *Body {
 
 // Done tells that the body was read to its end, so that another message follows it.
 func (b *Body) Done() bool { return b.done }
+
+// Ready tells whether Read has something to give without waiting for the connection.
+func (b *Body) Ready() bool {
+	buffered := b.reader.buffer[b.reader.r:b.reader.w]
+	if b.framing != Chunked || b.left > 0 {
+		return len(buffered) > 0
+	}
+	if b.begun {
+		buffered = buffered[min(len(buffered), len("\r\n")):]
+	}
+	line := bytes.IndexByte(buffered, '\n')
+	return line >= 0 && len(buffered) > line+1
+}
 
 // Read returns io.EOF at the body's end, and io.ErrUnexpectedEOF where the connection
 // ends before.

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/ambit-mesh/ambit/api/mesh"
@@ -189,3 +190,6 @@ func (p *Pod) serveTunnel(ctx context.Context, conn *tls.Conn, app func(net.Conn
 		app(stream)
 	})
 }
+
+// Published is what the mesh knows of the pod.
+func (p *Pod) Published() *api.Workload { return proto.CloneOf(p.published) }
