@@ -34,8 +34,11 @@ type publisher struct {
 	revoked   func() *meshapi.RevocationList
 	published func()                 // told of every publication
 	outcomes  func(translate.Result) // told what became of the objects in it
-	logger    *slog.Logger
-	seconds   prometheus.Histogram
+	// enforced tells which bindings are, and bound is told of those in a publication.
+	enforced func(translate.Binder) bool
+	bound    func([]*translate.Bound, uint64)
+	logger   *slog.Logger
+	seconds  prometheus.Histogram
 
 	// owned by Run
 	complaint string // what was last logged as impossible to translate
@@ -49,7 +52,7 @@ func newPublisher(sources *watch.Sources, captures captures, server *push.Server
 	config translate.Config, logger *slog.Logger, registerer prometheus.Registerer) *publisher {
 	p := &publisher{
 		sources: sources, captures: captures, server: server, changes: changes, config: config,
-		trust: func() ca.Bundle { return ca.Bundle{} }, revoked: func() *meshapi.RevocationList { return nil }, published: func() {}, outcomes: func(translate.Result) {}, logger: logger, another: make(chan struct{}),
+		trust: func() ca.Bundle { return ca.Bundle{} }, revoked: func() *meshapi.RevocationList { return nil }, published: func() {}, outcomes: func(translate.Result) {}, bound: func([]*translate.Bound, uint64) {}, logger: logger, another: make(chan struct{}),
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "ambit_translate_seconds", Help: "From a look at Kubernetes to a publication.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 4, 8), // 0.5 ms to 8 s
@@ -120,12 +123,14 @@ func (p *publisher) publish() {
 		PeerAuthentications: objects.PeerAuthentications, AuthorizationPolicies: objects.AuthorizationPolicies,
 		EgressPolicies: objects.EgressPolicies,
 		Gateways:       objects.Gateways,
+		Enforced:       p.enforced,
 		Routes:         translate.Routes{HTTP: objects.HTTPRoutes, GRPC: objects.GRPCRoutes, TLS: objects.TLSRoutes, TCP: objects.TCPRoutes},
 		Captured:       captured, Roots: trust.Roots, Retiring: trust.Retiring, Revoked: p.revoked(), Config: p.config,
 	})
 	p.complain(err)
 	publication := p.server.Publish(result.Resources)
 	p.captures.Published(captured.Generation(), publication)
+	p.bound(result.Bound, publication)
 	p.outcomes(result)
 	p.seconds.Observe(time.Since(began).Seconds())
 	p.logger.Debug("published", "publication", publication, "captured_generation", captured.Generation(),

@@ -104,6 +104,7 @@ type parts struct {
 	policies      *policy.Keeper
 	routes        *routes.Keeper
 	gateways      *gateway.Reconciler
+	bindings      *bindings
 	publisher     *publisher
 	leadership    leadership
 }
@@ -143,9 +144,10 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 		Authenticator: pushAuthenticator{p.authenticator},
 		Namespace:     s.namespace, ServiceAccount: ca.TunnelServiceAccount,
 		Waypoint: waypoints{pods: p.pods, objects: p.sources}.of,
-		Answered: func() { p.policies.Changed(); p.keeper.Changed(); p.revoker.Changed() },
+		Answered: func() { p.policies.Changed(); p.keeper.Changed(); p.revoker.Changed(); p.bindings.check() },
 		Logger:   logger, Registerer: registry,
 	})
+	p.bindings = newBindings(func(publication uint64) bool { return len(p.push.AckedBy(publication)) == 0 }, p.changes.Changed)
 	p.policies = policy.New(policy.Config{
 		Client: policies, Objects: p.sources, Proxies: proxies{p.push}, Logger: logger, Registerer: registry,
 	})
@@ -187,6 +189,7 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 	}, logger, registry)
 	p.publisher.outcomes, p.publisher.trust = p.outcomes, p.authority.Bundle
 	p.publisher.revoked = p.revoker.Message
+	p.publisher.enforced, p.publisher.bound = p.bindings.enforced, p.bindings.published
 	return p, nil
 }
 

@@ -18,10 +18,11 @@ const configName = "mesh"
 
 // output collects resources, and what could not be made one.
 type output struct {
-	resources resource.Resources
-	outcomes  []*Policy
-	bound     []*Bound
-	problems  []error
+	trustDomain string
+	resources   resource.Resources
+	outcomes    []*Policy
+	bound       []*Bound
+	problems    []error
 }
 
 func (o *output) add(name string, message proto.Message, relations resource.Relations) {

@@ -21,6 +21,8 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/ambit-mesh/ambit/api/mesh"
+	"github.com/ambit-mesh/ambit/api/workload"
+	"github.com/ambit-mesh/ambit/controller/resource"
 )
 
 // Every file in testdata/routes is a promise: Services and routes in NAME.yaml,
@@ -180,8 +182,45 @@ func TestBound(t *testing.T) {
 		"Service lone/orphan":        "lone/nobody there is no Gateway lone/nobody of class ambit-waypoint: connections are refused",
 		"Service stranger/uninvited": "shop/every Gateway shop/every does not allow namespace stranger in its listener's allowedRoutes: connections are refused",
 		"Pod shop/db-0":              "shop/every",
+		"Service shop/plain":         "shop/waypoint is not bound, but uses port 80 of pods behind it: its clients are refused; bind it too, or give it another port",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// Whoever is not the waypoint is kept away from what is behind it, and from nothing
+// else; and from nothing at all before the binding is enforced, or where the owner
+// does without.
+func TestOnlyTheWaypointGetsToWhatIsBehindIt(t *testing.T) {
+	in := readInput(t, "waypoints")
+	guards := func(enforced func(Binder) bool) map[string][]string {
+		in.Enforced = enforced
+		result, err := Translate(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make(map[string][]string)
+		for name, r := range result.Resources[resource.Address] {
+			if w := r.Message.(*workload.Address).GetWorkload(); w != nil && len(w.AuthorizationPolicies) > 0 {
+				got[strings.TrimPrefix(name, "Kubernetes//Pod/")] = w.AuthorizationPolicies
+				for _, policy := range w.AuthorizationPolicies {
+					if result.Resources[resource.Authorization][policy] == nil {
+						t.Errorf("%s names %s, which is not sent", name, policy)
+					}
+				}
+			}
+		}
+		return got
+	}
+	want := map[string][]string{
+		"shop/db-0":   {"shop/waypoint_only_by_shop.every"},
+		"shop/cart-0": {"shop/waypoint_only_80_by_shop.waypoint"},
+	}
+	if diff := cmp.Diff(want, guards(nil)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if got := guards(func(Binder) bool { return false }); len(got) > 0 {
+		t.Errorf("before anything is enforced: %v", got)
 	}
 }

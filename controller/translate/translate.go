@@ -64,6 +64,9 @@ type Input struct {
 
 	Gateways []*gateway.Gateway
 	Routes   Routes
+	// Enforced tells whether a binding keeps clients away that do not come through
+	// the waypoint; nil stands for all.
+	Enforced func(Binder) bool
 
 	// Captured pods are those to be reached through tunnels.
 	Captured Captured
@@ -111,7 +114,7 @@ type Result struct {
 // Translate returns the mesh model. The error joins what could not be expressed
 // and is missing from the result, which is good to be published all the same.
 func Translate(in Input) (Result, error) {
-	out := &output{resources: make(resource.Resources)}
+	out := &output{resources: make(resource.Resources), trustDomain: in.Config.TrustDomain}
 	nodes := indexNodes(in.Nodes)
 	pods := indexPods(in.Pods)
 	services := indexServices(in.Services, pods, in.Config)
@@ -121,7 +124,12 @@ func Translate(in Input) (Result, error) {
 
 	policies := out.policies(in, pods, services, serving)
 
+	enforced := in.Enforced
+	if enforced == nil {
+		enforced = func(Binder) bool { return true }
+	}
 	for _, p := range pods.all {
+		out.guard(p, waypoints, policies, services, serving.ofPod[p], enforced)
 		w := workloadOfPod(p, serving.ofPod[p], nodes, in)
 		policies.attached[p].to(w)
 		if waypoints.isPod(p.Pod) {

@@ -3,7 +3,9 @@ package translate
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -12,6 +14,7 @@ import (
 	gateway "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/ambit-mesh/ambit/api/mesh"
+	"github.com/ambit-mesh/ambit/api/security"
 	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/controller/resource"
 )
@@ -252,4 +255,110 @@ func (o *output) bind(kind string, object metav1.Object, name types.NamespacedNa
 		o.add(target, binding, resource.Relations{Aliases: []string{WaypointAlias(name)}})
 	}
 	o.bound = append(o.bound, bound)
+}
+
+// waypointOnly begins the names of the authorizations that keep everybody but a
+// waypoint away from what is behind it. No object of Kubernetes can have such a name.
+const waypointOnly = "waypoint_only"
+
+// guard keeps clients away from a pod's ports that are behind a waypoint, and from all
+// of a pod that is bound itself: as soon as the binding is enforced. Only the
+// waypoints of the bound Services that use a port are let in to it; what its owner
+// wants to be reached without its waypoint is not guarded.
+func (o *output) guard(p *pod, w *waypoints, t *targets, services *serviceIndex, serving map[string]*workload.PortList, enforced func(Binder) bool) {
+	if p.Spec.HostNetwork {
+		return
+	}
+	if name, ok := w.ofPod(p); ok && p.Annotations[fallbackAnnotation] != fallbackDirect && enforced(Binder{"Pod", p.Namespace, p.Name, name.String()}) {
+		t.attachGenerated(p, o.onlyThrough(p.Namespace, []types.NamespacedName{name}, nil))
+	}
+	ports := make(map[uint32][]types.NamespacedName)
+	open := make(map[uint32]bool)
+	for _, s := range services.all {
+		name, ok := w.ofService(s)
+		for _, port := range serving[s.key].GetPorts() {
+			switch {
+			case !ok:
+			case s.Annotations[fallbackAnnotation] == fallbackDirect, !enforced(Binder{"Service", s.Namespace, s.Name, name.String()}):
+				open[port.TargetPort] = true
+			case !slices.Contains(ports[port.TargetPort], name):
+				ports[port.TargetPort] = append(ports[port.TargetPort], name)
+			}
+		}
+	}
+	// Ports that are for the same waypoints go together.
+	byWaypoints := make(map[string][]uint32)
+	of := make(map[string][]types.NamespacedName)
+	for port, names := range ports {
+		if open[port] {
+			continue
+		}
+		slices.SortFunc(names, func(a, b types.NamespacedName) int { return strings.Compare(a.String(), b.String()) })
+		key := fmt.Sprint(names)
+		byWaypoints[key], of[key] = append(byWaypoints[key], port), names
+	}
+	for _, s := range services.all {
+		if _, ok := w.ofService(s); ok {
+			continue
+		}
+		for _, port := range serving[s.key].GetPorts() {
+			if names := ports[port.TargetPort]; len(names) > 0 && !open[port.TargetPort] {
+				o.conflict(s, port.TargetPort, names[0])
+			}
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(byWaypoints)) {
+		slices.Sort(byWaypoints[key])
+		t.attachGenerated(p, o.onlyThrough(p.Namespace, of[key], byWaypoints[key]))
+	}
+}
+
+// conflict notes a Service that is not bound, and uses a port that is: its clients are
+// refused, since nobody could tell what they may from what they may not.
+func (o *output) conflict(s *service, port uint32, waypoint types.NamespacedName) {
+	for _, b := range o.bound {
+		if b.Kind == "Service" && b.UID == s.UID && b.Namespace == s.Namespace && b.Name == s.Name {
+			return
+		}
+	}
+	o.bound = append(o.bound, &Bound{
+		Kind: "Service", Namespace: s.Namespace, Name: s.Name, UID: s.UID, Waypoint: waypoint,
+		Problem: fmt.Sprintf("is not bound, but uses port %d of pods behind it: its clients are refused; bind it too, or give it another port", port),
+	})
+}
+
+// onlyThrough publishes the authorization that denies everybody but these waypoints
+// these ports, all if none are given, and returns its name.
+func (o *output) onlyThrough(namespace string, waypoints []types.NamespacedName, ports []uint32) string {
+	name := waypointOnly + joinPorts(ports)
+	match := &security.Match{DestinationPorts: ports}
+	for _, w := range waypoints {
+		name += "_by_" + w.Namespace + "." + w.Name
+		identity := o.trustDomain + "/ns/" + w.Namespace + "/sa/" + w.Name
+		match.NotPrincipals = append(match.NotPrincipals, &security.StringMatch{MatchType: &security.StringMatch_Exact{Exact: identity}})
+	}
+	key := namespace + "/" + name
+	if _, ok := o.resources[resource.Authorization][key]; !ok {
+		o.add(key, &security.Authorization{
+			Name: name, Namespace: namespace, Scope: security.Scope_WORKLOAD_SELECTOR, Action: security.Action_DENY,
+			Rules: []*security.Rule{{Clauses: []*security.Clause{{Matches: []*security.Match{match}}}}},
+		}, resource.Relations{})
+	}
+	return key
+}
+
+// attachGenerated has a pod's workload name an authorization that no object stands for.
+func (t *targets) attachGenerated(p *pod, key string) {
+	a := t.of(p)
+	a.authorizations = append(a.authorizations, key)
+	slices.Sort(a.authorizations)
+}
+
+// Binder is a Service or a pod as it is bound: enforcing that waits until every node
+// sends its clients to the waypoint.
+type Binder struct{ Kind, Namespace, Name, Waypoint string }
+
+// Binder of the binding.
+func (b *Bound) Binder() Binder {
+	return Binder{b.Kind, b.Namespace, b.Name, b.Waypoint.String()}
 }

@@ -11,8 +11,9 @@ import (
 const (
 	tunnelWindow = 16 << 20
 	maxReadFrame = 1 << 20
-	// maxServerStreams bounds the handlers of one tunnel. A handler counts until
-	// it returned, whatever became of its stream: resetting early buys nothing.
+	// maxServerStreams bounds the streams of one tunnel, its handlers, and the
+	// requests that wait for one. A handler counts until it returned, whatever became
+	// of its stream: resetting early buys nothing.
 	maxServerStreams = 200
 	serverHeaderList = 64 << 10
 	clientHeaderList = 16 << 10

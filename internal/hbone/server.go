@@ -189,6 +189,7 @@ func (st *stream) left() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.handlers--
+	s.nextLocked()
 	s.leftLocked()
 }
 
@@ -197,7 +198,7 @@ func (s *session) gotRequestLocked(b *block) error {
 	switch {
 	case s.err != nil:
 		return nil
-	case b.streamID > s.limitID, s.handlers >= maxServerStreams:
+	case b.streamID > s.limitID, len(s.streams) >= maxServerStreams, len(s.queued) >= maxServerStreams:
 		if !b.ended {
 			s.late.add(b.streamID)
 		}
@@ -218,12 +219,39 @@ func (s *session) gotRequestLocked(b *block) error {
 		}
 		return st.answerLocked(http.StatusBadRequest, fault)
 	}
-	s.handlers++
 	if s.unused != nil {
 		s.unused.Stop()
 	}
+	if s.handlers >= maxServerStreams {
+		s.queued = append(s.queued, queued{st, b})
+		return nil
+	}
+	s.handlers++
 	s.incoming(st, b)
 	return nil
+}
+
+// queued is a request that waits for a handler. To the peer the streams of those
+// that have yet to return are closed long since: it may open others.
+type queued struct {
+	st *stream
+	b  *block
+}
+
+// nextLocked begins with what waits, as far as handlers have returned.
+func (s *session) nextLocked() {
+	for len(s.queued) > 0 && s.handlers < maxServerStreams {
+		next := s.queued[0]
+		s.queued[0] = queued{}
+		if s.queued = s.queued[1:]; len(s.queued) == 0 {
+			s.queued = nil
+		}
+		if next.st.err != nil { // given up meanwhile
+			continue
+		}
+		s.handlers++
+		s.incoming(next.st, next.b)
+	}
 }
 
 // connectFault tells what keeps a request from being a CONNECT that is served

@@ -72,6 +72,7 @@ type session struct {
 	lastID    uint32        // server: the highest that the peer opened
 	limitID   uint32        // server: what GOAWAY promised to serve
 	handlers  int           // server: that have not returned
+	queued    []queued      // server: requests without a handler yet
 	draining  bool          // no new streams
 	idle      chan struct{} // closed when draining and no stream is left
 	peerGone  bool          // client: the peer sent GOAWAY

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -291,25 +292,74 @@ func TestLimitOfStreams(t *testing.T) {
 	if _, err := r.Open(t.Context(), hbone.Request{Authority: target}); !errors.Is(err, hbone.ErrNotProcessed) {
 		t.Errorf("one more: %v", err)
 	}
-	// A stream given up still occupies its handler: the server refuses another
-	// in a way that lets it be tried elsewhere.
+	// A stream given up still occupies its handler. To the peer it is closed, and
+	// another may be opened, which waits: it is not refused for what it cannot know.
 	streams[0].Reset()
 	if !r.CanOpen() {
 		t.Error("no room after a stream was given up")
 	}
-	if _, err := r.Open(t.Context(), hbone.Request{Authority: target}); !errors.Is(err, hbone.ErrNotProcessed) {
-		t.Errorf("one more than the server has handlers: %v", err)
+	opened := make(chan error, 1)
+	go func() {
+		st, err := r.Open(t.Context(), hbone.Request{Authority: target})
+		if err == nil {
+			err = st.Close()
+		}
+		opened <- err
+	}()
+	select {
+	case err := <-opened:
+		t.Errorf("one more than the server has handlers: answered, %v", err)
+	case <-time.After(50 * time.Millisecond):
 	}
 	close(release)
-	within(t, 5*time.Second, "room for another stream", func() {
+	within(t, 5*time.Second, "the one that waited is served", func() {
+		if err := <-opened; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A request that is given up while it waits for a handler is never served, and what
+// waits is bounded: who opens and resets, over and over, gets no more than that.
+func TestRequestsThatWait(t *testing.T) {
+	release := make(chan struct{})
+	var served atomic.Int64
+	r := tunnel(t, hbone.Options{}, accepted(t, func(st hbone.Stream) { served.Add(1); <-release; echo(st) }))
+	var streams []hbone.Stream
+	for r.CanOpen() {
+		streams = append(streams, r.open(t))
+	}
+	handlers := served.Load()
+	for _, st := range streams {
+		st.Reset()
+	}
+	refused := 0
+	for range 300 {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
+		_, err := r.Open(ctx, hbone.Request{Authority: target})
+		if errors.Is(err, hbone.ErrNotProcessed) && ctx.Err() == nil {
+			refused++
+		}
+		cancel()
+		if err == nil {
+			t.Fatal("served although no handler has returned")
+		}
+	}
+	if refused == 0 {
+		t.Error("three hundred requests wait, of the two hundred that may")
+	}
+	close(release)
+	within(t, 5*time.Second, "the next one is served", func() {
 		for {
-			st, err := r.Open(t.Context(), hbone.Request{Authority: target})
-			if err == nil {
+			if st, err := r.Open(t.Context(), hbone.Request{Authority: target}); err == nil {
 				st.Close()
 				return
 			}
 		}
 	})
+	if n := served.Load(); n > handlers+10 {
+		t.Errorf("%d of the requests that were given up were served", n-handlers)
+	}
 }
 
 func TestOpenRefusesNonsense(t *testing.T) {

@@ -1,6 +1,7 @@
 // Package exchange carries requests and their responses.
 //
 //	exchange.go  Engine: one request -> decision -> endpoint -> response, again if it may be
+//	outgoing.go  what of a request goes on, as its route changes it
 //	message.go   what both versions of HTTP have in common: requests, responses, fields
 //	client1.go   a client that speaks HTTP/1.1: one request after the other
 //	client2.go   a client that speaks HTTP/2
@@ -66,6 +67,8 @@ type Plan struct {
 	// Service and Port of the backend; nil for the workload that was addressed.
 	Service *workload.Service
 	Port    workload.Port
+	// Request, if not nil, changes what goes on to the endpoint; the fields are its own.
+	Request func(*Outgoing)
 	// Response, if not nil, changes the head of the response.
 	Response func(status int, fields []http1.Field) []http1.Field
 	// Timeout of the whole request, AttemptTimeout of each attempt; 0 for none.
@@ -229,8 +232,9 @@ type exchange struct {
 	started   time.Time
 	snapshot  *workload.Snapshot
 
-	target *target.Target
-	plan   Plan
+	target   *target.Target
+	plan     Plan
+	outgoing Outgoing
 	// attempts that were made at endpoints.
 	attempts int
 	endpoint *workload.Workload
@@ -274,6 +278,7 @@ func (x *exchange) run() {
 		ctx, cancel = context.WithTimeoutCause(ctx, x.plan.Timeout, errTimeout)
 		defer cancel()
 	}
+	x.depart()
 	x.mirror()
 	x.attempt(ctx)
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/conns"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/waypoint/exchange"
+	"github.com/ambit-mesh/ambit/waypoint/http1"
 	"github.com/ambit-mesh/ambit/waypoint/server"
 	"github.com/ambit-mesh/ambit/waypoint/target"
 	"github.com/ambit-mesh/ambit/waypoint/waypointtest"
@@ -383,6 +384,22 @@ func TestPipelinedRequestsAreAnsweredInOrder(t *testing.T) {
 	}
 }
 
+// A request that is answered before its body was read leaves the connection usable.
+func TestABodyThatNobodyReads(t *testing.T) {
+	r := start(t, api.AppProtocol_HTTP11)
+	r.serve(func(w http.ResponseWriter, q *http.Request) { fmt.Fprint(w, "read") })
+	r.plan = func(t *target.Target, q *exchange.Request) exchange.Plan {
+		if strings.HasPrefix(q.Path, "/no") {
+			return exchange.Plan{Answer: &exchange.Answer{Status: 404, Flag: exchange.NoRoute}}
+		}
+		return exchange.Plan{Service: t.Service, Port: t.Port}
+	}
+	got := r.raw(t, "POST /no HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nGET /GET /yes HTTP/1.1\r\nHost: a\r\n\r\n")
+	if !strings.HasPrefix(got, "HTTP/1.1 404 ") || !strings.HasSuffix(got, "read") || strings.Count(got, "HTTP/1.1") != 2 {
+		t.Errorf("answered %q", got)
+	}
+}
+
 // What could be read in two ways goes nowhere.
 func TestMalformedRequests(t *testing.T) {
 	r := start(t, api.AppProtocol_HTTP11)
@@ -551,6 +568,42 @@ func TestTimeoutsAndRetries(t *testing.T) {
 			t.Errorf("the log says %v", line)
 		}
 	}
+}
+
+func TestRoutesChangeWhatGoesOn(t *testing.T) {
+	each(t, func(t *testing.T, r *rig, c *http.Client) {
+		r.serve(func(w http.ResponseWriter, q *http.Request) {
+			fmt.Fprintf(w, "%s%s %s %s", q.Host, q.RequestURI, q.Header.Get("X-Added"), q.Header.Get("X-Removed"))
+		})
+		r.plan = func(t *target.Target, q *exchange.Request) exchange.Plan {
+			return exchange.Plan{
+				Service: t.Service, Port: t.Port,
+				Request: func(o *exchange.Outgoing) {
+					o.Authority, o.Path = "other", "/new?x=1"
+					for i := range o.Fields {
+						if o.Fields[i].Name == "x-removed" {
+							o.Fields[i] = http1.Field{Name: "x-added", Value: "yes"}
+						}
+					}
+				},
+				Response: func(status int, fields []http1.Field) []http1.Field {
+					return append(fields, http1.Field{Name: "x-route", Value: fmt.Sprint(status)})
+				},
+			}
+		}
+		q, _ := http.NewRequest("GET", "http://cart/old", nil)
+		q.Header.Set("X-Removed", "no")
+		response, err := c.Do(q)
+		if got := body(t, response, err); got != "other/new?x=1 yes " {
+			t.Errorf("the endpoint saw %q", got)
+		}
+		if response.Header.Get("X-Route") != "200" {
+			t.Errorf("the client got %v", response.Header)
+		}
+		if line := r.Lines("request", 1)[0]; line["path"] != "/old" || line["authority"] != "cart" {
+			t.Errorf("the log says %v", line)
+		}
+	})
 }
 
 func TestMirror(t *testing.T) {

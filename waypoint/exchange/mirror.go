@@ -41,13 +41,13 @@ func (x *exchange) mirror() {
 			idle: map[netip.AddrPort][]*server1{}, multiplexed: map[netip.AddrPort]*server2{}, running: map[*exchange]struct{}{},
 		}
 		request := *r
-		request.ctx, request.Fields = nil, append([]http1.Field(nil), r.Fields...)
+		request.ctx = nil
 		if r.body != nil {
 			request.body, request.kept, request.at, request.lost, request.inline = bytes.NewReader(r.kept), nil, 0, false, true
 			request.stop, request.trailers = func() {}, nil
 		}
 		shadow := &exchange{
-			client: c, request: &request, responder: nobody{}, started: time.Now(), snapshot: x.snapshot, target: x.target,
+			client: c, request: &request, outgoing: x.outgoing, responder: nobody{}, started: time.Now(), snapshot: x.snapshot, target: x.target,
 			plan: Plan{Route: x.plan.Route, Rule: x.plan.Rule, Service: m.Service, Port: m.Port, Timeout: mirrorTimeout},
 		}
 		c.engine.mirroring.Go(func() {

@@ -127,7 +127,7 @@ func (s *server1) roundTrip(ctx context.Context, x *exchange) (*response, error)
 	}
 	r := x.request
 	pooled := heads.Get().(*[]byte)
-	head := appendRequest((*pooled)[:0], r)
+	head := appendRequest((*pooled)[:0], r, &x.outgoing)
 	inline := r.body != nil && (r.inline || r.at < len(r.kept) && int64(len(r.kept)) == r.length)
 	var err error
 	if inline {
@@ -262,18 +262,18 @@ func appendBody(b []byte, r *Request) ([]byte, error) {
 }
 
 // appendRequest adds a head.
-func appendRequest(b []byte, r *Request) []byte {
+func appendRequest(b []byte, r *Request, o *Outgoing) []byte {
 	b = append(b, r.Method...)
 	b = append(b, ' ')
-	b = append(b, r.Path...)
+	b = append(b, o.Path...)
 	b = append(b, " HTTP/1.1\r\nhost: "...)
-	b = append(b, r.Authority...)
+	b = append(b, o.Authority...)
 	b = append(b, "\r\n"...)
-	for i := range r.Fields {
-		if r.Fields[i].Name == "te" {
+	for i := range o.Fields {
+		if o.Fields[i].Name == "te" {
 			continue // of this connection, which has its own
 		}
-		b = http1.AppendField(b, r.Fields[i].Name, r.Fields[i].Value)
+		b = http1.AppendField(b, o.Fields[i].Name, o.Fields[i].Value)
 	}
 	if r.Upgrade != "" {
 		b = append(b, "connection: upgrade\r\nupgrade: "...)

@@ -94,7 +94,7 @@ func (x *exchange) send2(ctx context.Context, want upstream.Want) (*response, er
 		forget()
 		end()
 	}
-	answer, err := s.h2.RoundTrip(x.request.http(ctx))
+	answer, err := s.h2.RoundTrip(x.request.http(ctx, &x.outgoing))
 	if err != nil {
 		defer cancel()
 		if failure, ok := errors.AsType[*conns.Failure](context.Cause(ctx)); ok {
@@ -124,13 +124,13 @@ func (x *exchange) send2(ctx context.Context, want upstream.Want) (*response, er
 }
 
 // http is the request as the library wants it.
-func (r *Request) http(ctx context.Context) *http.Request {
-	path, query, _ := strings.Cut(r.Path, "?")
+func (r *Request) http(ctx context.Context, o *Outgoing) *http.Request {
+	path, query, _ := strings.Cut(o.Path, "?")
 	out := &http.Request{
-		Method: r.Method, URL: &url.URL{Scheme: "http", Host: r.Authority, Opaque: path, RawQuery: query}, Host: r.Authority,
-		Header: make(http.Header, len(r.Fields)), ContentLength: max(0, r.length),
+		Method: r.Method, URL: &url.URL{Scheme: "http", Host: o.Authority, Opaque: path, RawQuery: query}, Host: o.Authority,
+		Header: make(http.Header, len(o.Fields)), ContentLength: max(0, r.length),
 	}
-	for _, f := range r.Fields {
+	for _, f := range o.Fields {
 		name := http.CanonicalHeaderKey(f.Name)
 		out.Header[name] = append(out.Header[name], f.Value)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/ambit-mesh/ambit/internal/authz"
 	"github.com/ambit-mesh/ambit/internal/conns"
@@ -42,6 +43,10 @@ func (r *rules) judge(a *conns.Attempt) judgement {
 	if r.workload.Waypoint != nil && !toItself(a) && !isWaypoint(r.snapshot, r.workload.Waypoint, a.Source.Identity) {
 		return judgement{refusal: conns.Fail(conns.WaypointBypassed, errors.New("the workload takes connections from its waypoint alone"))}
 	}
+	if r.throughWaypoint(a) {
+		// It has asked policy about the client, whom this side does not see.
+		return judgement{}
+	}
 	d := r.policies.Decide(authz.Connection{
 		Identity:    a.Source.Identity,
 		Client:      a.Source.Addr.Addr(),
@@ -51,7 +56,11 @@ func (r *rules) judge(a *conns.Attempt) judgement {
 	switch {
 	case d.Reason == authz.Denied:
 		// Whatever comes, that stays.
-		j.refusal = conns.Fail(conns.PolicyDenied, denied(d.Policy))
+		reason := conns.PolicyDenied
+		if _, name, _ := strings.Cut(d.Policy.Name, "/"); strings.HasPrefix(name, waypointOnly) {
+			reason = conns.WaypointBypassed
+		}
+		j.refusal = conns.Fail(reason, denied(d.Policy))
 	case len(r.policies.Missing) > 0:
 		j.policy = nil
 		j.refusal = conns.Fail(conns.PolicyMissing, fmt.Errorf("policy %s applies to the workload and has not come", r.policies.Missing[0]))
@@ -59,6 +68,24 @@ func (r *rules) judge(a *conns.Attempt) judgement {
 		j.refusal = conns.Fail(conns.PolicyDenied, fmt.Errorf("none of the policies that allow matches, such as %s", d.Policy.Name))
 	}
 	return j
+}
+
+// waypointOnly begins the names of the policies by which the controller keeps
+// everybody but the waypoint away from what is behind it.
+const waypointOnly = "waypoint_only"
+
+// throughWaypoint tells whether a connection comes from the waypoint that stands
+// before the port.
+func (r *rules) throughWaypoint(a *conns.Attempt) bool {
+	if a.Source.Identity.IsZero() {
+		return false
+	}
+	for _, stand := range r.snapshot.Stands(r.workload, a.Destination.Addr.Port()) {
+		if isWaypoint(r.snapshot, stand.Gateway, a.Source.Identity) {
+			return true
+		}
+	}
+	return false
 }
 
 func denied(p *authz.Policy) error {

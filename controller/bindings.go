@@ -1,0 +1,100 @@
+package main
+
+import (
+	"sync"
+	"time"
+
+	"github.com/ambit-mesh/ambit/controller/translate"
+)
+
+// enforceAfter is how long enforcing a binding waits for nodes that do not
+// acknowledge it: their clients are refused then, until they have heard of it.
+const enforceAfter = 30 * time.Second
+
+// bindings know which of them are enforced: a client that has not heard of a
+// waypoint yet goes straight to what is behind it, and is kept away only once all
+// nodes have. What is bound when the process begins may have been enforced by the
+// one before, and is.
+type bindings struct {
+	// Fixed after newBindings.
+	acked   func(publication uint64) bool
+	changed func()
+	now     func() time.Time
+
+	mu sync.Mutex
+	// Guarded by mu.
+	begun   bool
+	waiting map[translate.Binder]binding
+	holds   map[translate.Binder]bool // enforced
+}
+
+// binding that is not enforced yet.
+type binding struct {
+	publication uint64
+	since       time.Time
+}
+
+func newBindings(acked func(publication uint64) bool, changed func()) *bindings {
+	return &bindings{
+		acked: acked, changed: changed, now: time.Now,
+		waiting: make(map[translate.Binder]binding), holds: make(map[translate.Binder]bool),
+	}
+}
+
+// enforced is translate.Input.Enforced. Before the first publication, all are.
+func (b *bindings) enforced(binder translate.Binder) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return !b.begun || b.holds[binder]
+}
+
+// published tells what is bound in a publication.
+func (b *bindings) published(bound []*translate.Bound, publication uint64) {
+	b.mu.Lock()
+	present := make(map[translate.Binder]bool, len(bound))
+	for _, one := range bound {
+		binder := one.Binder()
+		present[binder] = true
+		_, waits := b.waiting[binder]
+		switch {
+		case !b.begun:
+			b.holds[binder] = true
+		case !waits && !b.holds[binder]:
+			b.waiting[binder] = binding{publication, b.now()}
+		}
+	}
+	for binder := range b.holds {
+		if !present[binder] {
+			delete(b.holds, binder)
+		}
+	}
+	for binder := range b.waiting {
+		if !present[binder] {
+			delete(b.waiting, binder)
+		}
+	}
+	b.begun = true
+	wait := len(b.waiting) > 0
+	b.mu.Unlock()
+	if wait {
+		time.AfterFunc(enforceAfter, b.check)
+		b.check() // nodes that lack nothing have acknowledged it
+	}
+}
+
+// check enforces what every node has heard of: to be called when nodes answered.
+func (b *bindings) check() {
+	b.mu.Lock()
+	settled := false
+	for binder, one := range b.waiting {
+		if b.acked(one.publication) || b.now().Sub(one.since) >= enforceAfter {
+			delete(b.waiting, binder)
+			b.holds[binder] = true
+			settled = true
+		}
+	}
+	b.mu.Unlock()
+	if settled {
+		b.changed()
+	}
+}
