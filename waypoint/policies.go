@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"net/http"
 	"net/netip"
 
 	"github.com/ambit-mesh/ambit/internal/conns"
@@ -41,15 +40,4 @@ func (policies) judge(s *workload.Snapshot, names []string) error {
 		return conns.Fail(conns.PolicyDenied, errNoPolicies)
 	}
 	return nil
-}
-
-// router goes to what was addressed, where no routes are attached to it.
-type router struct{}
-
-// Route is exchange.Router's.
-func (router) Route(_ *workload.Snapshot, t *target.Target, _ target.Client, _ *exchange.Request) exchange.Plan {
-	if t.Routed() {
-		return exchange.Plan{Answer: &exchange.Answer{Status: http.StatusInternalServerError, Flag: exchange.Invalid, Detail: "routes are not carried out by this version"}}
-	}
-	return exchange.Plan{Service: t.Service, Port: t.Port}
 }
