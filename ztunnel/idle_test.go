@@ -29,6 +29,13 @@ func carryBoth(a, b net.Conn) {
 	both.Wait()
 }
 
+// judge judges tunnels as outbound does.
+type judge struct{ *certs.Store }
+
+func (j judge) Trusts(conn net.Conn, since time.Time) error {
+	return j.Store.Trusts(conn.(*tls.Conn).ConnectionState(), since)
+}
+
 // Nothing between two applications has a time to live: not the pool, the tunnel, nor its certificates, which expire
 // meanwhile. The clock is synctest's; all but the sockets and what carries their bytes is what production uses.
 func TestAConnectionLivesThroughADayOfSilence(t *testing.T) {
@@ -56,7 +63,7 @@ func TestAConnectionLivesThroughADayOfSilence(t *testing.T) {
 				conn := tls.Client(near, held.ClientConfig(client, target.Identities...))
 				return conn, conn.HandshakeContext(ctx)
 			},
-			Metrics: pool.NewMetrics(prometheus.NewRegistry()), Logger: slog.New(slog.DiscardHandler),
+			Trust: judge{held}, Metrics: pool.NewMetrics(prometheus.NewRegistry()), Logger: slog.New(slog.DiscardHandler),
 		})
 		to := netip.MustParseAddrPort("10.1.0.2:8080")
 		stream, err := tunnels.Open(t.Context(), pool.Target{Address: to, Identities: []spiffe.ID{server}}, hbone.Request{Authority: to})
@@ -72,6 +79,8 @@ func TestAConnectionLivesThroughADayOfSilence(t *testing.T) {
 
 		for _, silent := range []time.Duration{0, time.Minute, 2 * time.Hour, 25 * time.Hour} {
 			time.Sleep(silent)
+			held.BundleChanged() // whoever lives is judged again, though the certificates have expired
+			synctest.Wait()
 			for _, way := range []struct{ from, to net.Conn }{{clientApp, serverApp}, {serverApp, clientApp}} {
 				got := make([]byte, 5)
 				go way.from.Write([]byte("hello"))

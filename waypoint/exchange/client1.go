@@ -21,7 +21,7 @@ func (c *client) serve1(conn net.Conn) {
 	defer idle.end()
 	for {
 		if !idle.wait(reader) {
-			closeWrite(conn)
+			linger(conn)
 			return
 		}
 		conn.SetReadDeadline(time.Now().Add(headTimeout))
@@ -45,18 +45,33 @@ func (c *client) serve1(conn net.Conn) {
 		if !ended {
 			return
 		}
-		if !w.keep || body != nil && !body.Done() {
-			closeWrite(conn)
+		if body != nil && !body.Done() {
+			// Answered without it; the next request is behind it.
+			conn.SetReadDeadline(time.Now().Add(lingerFor))
+			io.CopyN(io.Discard, body, lingerBytes)
+			w.keep = w.keep && body.Done()
+		}
+		if !w.keep {
+			linger(conn)
 			return
 		}
 	}
 }
 
-// closeWrite ends a connection in order.
-func closeWrite(conn net.Conn) {
+const (
+	// lingerFor and lingerBytes bound what is still read of a client whose connection
+	// ends: one that is reset might not read its last response.
+	lingerFor   = time.Second
+	lingerBytes = 256 << 10
+)
+
+// linger ends a connection in order.
+func linger(conn net.Conn) {
 	if c, ok := conn.(halfCloser); ok {
 		c.CloseWrite()
 	}
+	conn.SetReadDeadline(time.Now().Add(lingerFor))
+	io.CopyN(io.Discard, conn, lingerBytes)
 }
 
 // body1 has the request read its body from the connection.
@@ -86,7 +101,7 @@ func (c *client) malformed(w *responder1, err error) {
 		x.status, x.flag = 0, flagClientGone
 	} else if w.Head(x.status, nil, 0) == nil {
 		w.End(nil)
-		closeWrite(w.conn)
+		linger(w.conn)
 	}
 	c.engine.cfg.Telemetry.record(x)
 	w.free()

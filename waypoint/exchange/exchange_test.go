@@ -384,6 +384,22 @@ func TestPipelinedRequestsAreAnsweredInOrder(t *testing.T) {
 	}
 }
 
+// A request that is answered before its body was read leaves the connection usable.
+func TestABodyThatNobodyReads(t *testing.T) {
+	r := start(t, api.AppProtocol_HTTP11)
+	r.serve(func(w http.ResponseWriter, q *http.Request) { fmt.Fprint(w, "read") })
+	r.plan = func(t *target.Target, q *exchange.Request) exchange.Plan {
+		if strings.HasPrefix(q.Path, "/no") {
+			return exchange.Plan{Answer: &exchange.Answer{Status: 404, Flag: exchange.NoRoute}}
+		}
+		return exchange.Plan{Service: t.Service, Port: t.Port}
+	}
+	got := r.raw(t, "POST /no HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nGET /GET /yes HTTP/1.1\r\nHost: a\r\n\r\n")
+	if !strings.HasPrefix(got, "HTTP/1.1 404 ") || !strings.HasSuffix(got, "read") || strings.Count(got, "HTTP/1.1") != 2 {
+		t.Errorf("answered %q", got)
+	}
+}
+
 // What could be read in two ways goes nowhere.
 func TestMalformedRequests(t *testing.T) {
 	r := start(t, api.AppProtocol_HTTP11)

@@ -2,329 +2,291 @@ package policy
 
 import (
 	"net/netip"
-	"strconv"
+	"slices"
 	"strings"
-
-	"github.com/ambit-mesh/ambit/api/mesh"
-	"github.com/ambit-mesh/ambit/waypoint/http1"
+	"unicode/utf8"
 )
 
-// judge has a subject and what is taken for an answer where there is none.
-type judge struct {
-	*Subject
-	// deny: of a policy that denies, for which doubt is a match.
-	deny bool
+// answer to whether a request is what a value says.
+type answer uint8
+
+const (
+	no answer = iota
+	yes
+	// unsure: the value, or what it is compared with, is not understood.
+	unsure
+	// later: it depends on an endpoint, and none is chosen yet.
+	later
+)
+
+// rule is what all must match: each of its parts by one of its matches.
+type rule [][]match
+
+// match is conditions that all must hold.
+type match []condition
+
+// condition is the values of one kind, of which one must be so, or none if negated.
+type condition struct {
+	kind    kind
+	negated bool
+	// unread: there are values that could not be read.
+	unread bool
+
+	patterns []pattern
+	blocks   []netip.Prefix
+	ports    []uint16
+	// name of a field, names that lead to a claim.
+	name  string
+	claim []string
 }
 
-func matches(p *mesh.RequestPolicy, s *Subject, deny bool) bool {
-	j := judge{s, deny}
-	for _, rule := range p.GetRules() {
-		if j.rule(rule) {
-			return true
-		}
+// kind is what a condition looks at.
+type kind uint8
+
+const (
+	// unknownKind: the condition as a whole could not be read.
+	unknownKind kind = iota
+	principals
+	namespaces
+	serviceAccounts
+	sourceIPs
+	remoteIPs
+	requestPrincipals
+	audiences
+	presenter
+	claims
+	ports
+	endpointIPs
+	hosts
+	methods
+	paths
+	fields
+)
+
+func (p *Policy) matches(s *Subject) bool {
+	if p.everything {
+		return true
 	}
-	return false
+	return slices.ContainsFunc(p.rules, func(r rule) bool { return r.matches(s, p.Action) })
 }
 
-func (j judge) rule(r *mesh.RequestRule) bool {
-	from, to := len(r.GetFrom()) == 0, len(r.GetTo()) == 0
-	for _, source := range r.GetFrom() {
-		from = from || j.source(source)
-	}
-	for _, operation := range r.GetTo() {
-		to = to || j.operation(operation)
-	}
-	if !from || !to {
-		return false
-	}
-	for _, condition := range r.GetWhen() {
-		if !j.condition(condition) {
+func (r rule) matches(s *Subject, action Action) bool {
+	for _, part := range r {
+		if !slices.ContainsFunc(part, func(m match) bool { return m.matches(s, action) }) {
 			return false
 		}
 	}
 	return true
 }
 
-func (j judge) source(s *mesh.RequestSource) bool {
-	principal, namespace, account := j.who()
-	return !empty(len(s.GetPrincipals())+len(s.GetNotPrincipals())+len(s.GetNamespaces())+len(s.GetNotNamespaces())+
-		len(s.GetServiceAccounts())+len(s.GetNotServiceAccounts())+len(s.GetIpBlocks())+len(s.GetNotIpBlocks())+
-		len(s.GetRemoteIpBlocks())+len(s.GetNotRemoteIpBlocks())+len(s.GetRequestPrincipals())+len(s.GetNotRequestPrincipals()), j.deny) &&
-		j.values(principal, s.GetPrincipals(), s.GetNotPrincipals()) &&
-		j.values(namespace, s.GetNamespaces(), s.GetNotNamespaces()) &&
-		j.names(account, s.GetServiceAccounts(), s.GetNotServiceAccounts()) &&
-		j.addresses(s.GetIpBlocks(), s.GetNotIpBlocks()) &&
-		j.addresses(s.GetRemoteIpBlocks(), s.GetNotRemoteIpBlocks()) &&
-		j.values(nil, s.GetRequestPrincipals(), s.GetNotRequestPrincipals())
-}
-
-func (j judge) operation(o *mesh.RequestOperation) bool {
-	requests := len(o.GetHosts()) + len(o.GetNotHosts()) + len(o.GetMethods()) + len(o.GetNotMethods()) + len(o.GetPaths()) + len(o.GetNotPaths())
-	if empty(requests+len(o.GetPorts())+len(o.GetNotPorts()), j.deny) || !j.ports(o.GetPorts(), o.GetNotPorts()) {
-		return false
-	}
-	if requests == 0 {
-		return true
-	}
-	if j.Request == nil {
-		return j.deny
-	}
-	return j.values([]string{j.Request.Host}, lowered(o.GetHosts()), lowered(o.GetNotHosts())) &&
-		j.values([]string{j.Request.Method}, o.GetMethods(), o.GetNotMethods()) &&
-		j.values([]string{j.Request.Path}, o.GetPaths(), o.GetNotPaths())
-}
-
-// empty tells that something without fields matches nothing; in a policy that denies
-// it matches, since it was meant to say something.
-func empty(fields int, deny bool) bool { return fields == 0 && !deny }
-
-// who the client is: nothing if it proved nothing.
-func (j judge) who() (principal, namespace, account []string) {
-	if j.Identity.IsZero() {
-		return nil, nil, nil
-	}
-	return []string{strings.TrimPrefix(j.Identity.String(), "spiffe://")}, []string{j.Identity.Namespace},
-		[]string{j.Identity.Namespace + "/" + j.Identity.ServiceAccount}
-}
-
-// condition judges one attribute.
-func (j judge) condition(c *mesh.RequestCondition) bool {
-	if len(c.GetValues())+len(c.GetNotValues()) == 0 {
-		return j.deny
-	}
-	principal, namespace, account := j.who()
-	switch key := c.GetKey(); {
-	case key == "source.principal":
-		return j.values(principal, c.GetValues(), c.GetNotValues())
-	case key == "source.namespace":
-		return j.values(namespace, c.GetValues(), c.GetNotValues())
-	case key == "source.serviceAccount":
-		return j.values(account, c.GetValues(), c.GetNotValues())
-	case key == "source.ip", key == "remote.ip":
-		return j.ranges(j.Client, c)
-	case key == "destination.ip":
-		if !j.Destination.Addr().IsValid() {
-			return j.deny
-		}
-		return j.ranges(j.Destination.Addr(), c)
-	case key == "destination.port":
-		if j.Destination.Port() == 0 {
-			return j.deny
-		}
-		return j.values([]string{portText(j.Destination.Port())}, c.GetValues(), c.GetNotValues())
-	case strings.HasPrefix(key, "request.headers[") && strings.HasSuffix(key, "]"):
-		if j.Request == nil {
-			return j.deny
-		}
-		name := strings.ToLower(key[len("request.headers[") : len(key)-1])
-		return j.values(header(j.Request.Fields, name), c.GetValues(), c.GetNotValues())
-	case strings.HasPrefix(key, "request.auth."):
-		if j.Request == nil {
-			return j.deny
-		}
-		return j.values(nil, c.GetValues(), c.GetNotValues()) // nobody has proven anything by a token
-	}
-	return j.deny
-}
-
-func portText(port uint16) string { return strconv.Itoa(int(port)) }
-
-// lowered makes hosts what requests have: of values that nobody writes in capitals,
-// themselves.
-func lowered(patterns []*mesh.StringPattern) []*mesh.StringPattern {
-	var out []*mesh.StringPattern
-	for i, p := range patterns {
-		var text string
-		switch m := p.GetMatch().(type) {
-		case *mesh.StringPattern_Exact:
-			text = m.Exact
-		case *mesh.StringPattern_Prefix:
-			text = m.Prefix
-		case *mesh.StringPattern_Suffix:
-			text = m.Suffix
-		}
-		if text == strings.ToLower(text) {
-			continue
-		}
-		if out == nil {
-			out = append(out, patterns...)
-		}
-		switch p.GetMatch().(type) {
-		case *mesh.StringPattern_Exact:
-			out[i] = &mesh.StringPattern{Match: &mesh.StringPattern_Exact{Exact: strings.ToLower(text)}}
-		case *mesh.StringPattern_Prefix:
-			out[i] = &mesh.StringPattern{Match: &mesh.StringPattern_Prefix{Prefix: strings.ToLower(text)}}
-		case *mesh.StringPattern_Suffix:
-			out[i] = &mesh.StringPattern{Match: &mesh.StringPattern_Suffix{Suffix: strings.ToLower(text)}}
-		}
-	}
-	if out == nil {
-		return patterns
-	}
-	return out
-}
-
-func header(fields []http1.Field, name string) (values []string) {
-	for _, f := range fields {
-		if f.Name == name {
-			values = append(values, f.Value)
-		}
-	}
-	return values
-}
-
-// values judges what a subject has, which may be several or none, by what is wanted of
-// it and what is not. In a policy that denies one of several is enough, in one that
-// allows all have to match.
-func (j judge) values(has []string, wanted, unwanted []*mesh.StringPattern) bool {
-	if len(wanted) > 0 && !j.several(has, func(v string) bool { return anyOf(wanted, v) }, false) {
-		return false
-	}
-	return len(unwanted) == 0 || j.several(has, func(v string) bool { return !anyOf(unwanted, v) }, true)
-}
-
-// several asks about each value; of none, absent is the answer.
-func (j judge) several(has []string, is func(string) bool, absent bool) bool {
-	if len(has) == 0 {
-		return absent
-	}
-	for _, v := range has {
-		if is(v) == j.deny {
-			return j.deny
-		}
-	}
-	return !j.deny
-}
-
-func anyOf(patterns []*mesh.StringPattern, v string) bool {
-	for _, p := range patterns {
-		if matchesPattern(p, v) {
-			return true
-		}
-	}
-	return false
-}
-
-func matchesPattern(p *mesh.StringPattern, v string) bool {
-	switch m := p.GetMatch().(type) {
-	case *mesh.StringPattern_Exact:
-		return v == m.Exact
-	case *mesh.StringPattern_Prefix:
-		return strings.HasPrefix(v, m.Prefix)
-	case *mesh.StringPattern_Suffix:
-		return strings.HasSuffix(v, m.Suffix)
-	case *mesh.StringPattern_Present:
-		return m.Present && v != ""
-	case *mesh.StringPattern_Template:
-		return matchesTemplate(segments(m.Template), segments(v))
-	}
-	return false
-}
-
-func segments(path string) []string { return strings.Split(strings.TrimPrefix(path, "/"), "/") }
-
-// matchesTemplate: {*} is one segment that is not empty, {**} any number of them.
-func matchesTemplate(template, path []string) bool {
-	// back is where the last {**} stands, and from where on it was tried.
-	t, p, back, from := 0, 0, -1, 0
-	for p < len(path) {
-		switch {
-		case t < len(template) && template[t] == "{**}":
-			back, from = t, p
-			t++
-		case t < len(template) && (template[t] == path[p] || template[t] == "{*}" && path[p] != ""):
-			t++
-			p++
-		case back >= 0:
-			from++
-			t, p = back+1, from
-		default:
+func (m match) matches(s *Subject, action Action) bool {
+	for i := range m {
+		if !m[i].holds(s, action) {
 			return false
 		}
 	}
-	for t < len(template) && template[t] == "{**}" {
-		t++
-	}
-	return t == len(template)
+	return len(m) > 0
 }
 
-func (j judge) names(has []string, wanted, unwanted []string) bool {
-	contains := func(list []string) bool {
-		for _, one := range list {
-			if len(has) > 0 && one == has[0] {
-				return true
-			}
+// holds takes what nobody can say for what denies more. All that is built on top of
+// conditions only grows with them, so that this is enough.
+func (c *condition) holds(s *Subject, action Action) bool {
+	found := c.anyOf(s)
+	if found == no && c.unread {
+		found = unsure
+	}
+	switch found {
+	case yes:
+		return !c.negated
+	case no:
+		return c.negated
+	case later:
+		return action == Allow
+	}
+	return action != Allow
+}
+
+// anyOf answers whether one of the values is so.
+func (c *condition) anyOf(s *Subject) answer {
+	switch c.kind {
+	case sourceIPs:
+		return c.contains(s.Client)
+	case remoteIPs:
+		return c.contains(s.Remote)
+	case principals, namespaces, serviceAccounts:
+		return c.identity(s)
+	case ports, endpointIPs:
+		switch {
+		case !s.Endpoint.IsValid():
+			return later
+		case c.kind == endpointIPs:
+			return c.contains(s.Endpoint.Addr())
+		case s.Endpoint.Port() == 0:
+			return unsure
+		case slices.Contains(c.ports, s.Endpoint.Port()):
+			return yes
 		}
-		return false
+		return no
+	case requestPrincipals, audiences, presenter, claims:
+		return c.token(s)
 	}
-	return (len(wanted) == 0 || contains(wanted)) && (len(unwanted) == 0 || !contains(unwanted))
+	if s.Request == nil {
+		return unsure
+	}
+	switch c.kind {
+	case hosts:
+		return max(c.text(s.Request.Host), c.withPort(s))
+	case methods:
+		return c.text(s.Request.Method)
+	case paths:
+		return c.text(s.Request.Path)
+	case fields:
+		return c.field(s)
+	}
+	return unsure
 }
 
-func (j judge) ports(wanted, unwanted []uint32) bool {
-	if len(wanted)+len(unwanted) == 0 {
-		return true
+func (c *condition) contains(addr netip.Addr) answer {
+	if !addr.IsValid() {
+		return unsure
 	}
-	if j.Destination.Port() == 0 {
-		return j.deny
+	addr = addr.Unmap().WithZone("")
+	if slices.ContainsFunc(c.blocks, func(b netip.Prefix) bool { return b.Contains(addr) }) {
+		return yes
 	}
-	contains := func(list []uint32) bool {
-		for _, one := range list {
-			if one == uint32(j.Destination.Port()) {
-				return true
-			}
+	return no
+}
+
+// text answers whether one of the patterns is like it.
+func (c *condition) text(s string) answer {
+	if !utf8.ValidString(s) {
+		return unsure
+	}
+	for i := range c.patterns {
+		if c.patterns[i].matches(s) {
+			return yes
 		}
-		return false
 	}
-	return (len(wanted) == 0 || contains(wanted)) && (len(unwanted) == 0 || !contains(unwanted))
+	return no
 }
 
-func (j judge) addresses(wanted, unwanted []*mesh.AddressRange) bool {
-	in := func(list []*mesh.AddressRange) (found, known bool) {
-		for _, r := range list {
-			addr, ok := netip.AddrFromSlice(r.GetAddress())
-			if !ok || int(r.GetLength()) > addr.BitLen() {
-				return false, false
-			}
-			prefix, err := addr.Unmap().Prefix(int(r.GetLength()))
-			if err != nil {
-				return false, false
-			}
-			found = found || prefix.Contains(j.Client)
+// withPort compares the host with values that have a port.
+func (c *condition) withPort(s *Subject) answer {
+	if s.Request.Port == 0 || !slices.ContainsFunc(c.patterns, func(p pattern) bool { return strings.Contains(p.value, ":") }) {
+		return no
+	}
+	return c.text(s.Request.Authority())
+}
+
+func (c *condition) identity(s *Subject) answer {
+	id := s.Identity
+	switch {
+	case id.IsZero():
+		return no
+	case id.TrustDomain == "" || id.Namespace == "" || id.ServiceAccount == "":
+		return unsure
+	case c.kind == namespaces:
+		return c.text(id.Namespace)
+	case c.kind == serviceAccounts:
+		return c.text(id.Namespace + "/" + id.ServiceAccount)
+	}
+	return c.text(id.TrustDomain + "/ns/" + id.Namespace + "/sa/" + id.ServiceAccount)
+}
+
+// field looks at every value of a field of the request.
+func (c *condition) field(s *Subject) answer {
+	var some answers
+	for value := range values(s, c.name) {
+		whole := c.text(value)
+		if whole != no || !strings.Contains(value, ",") {
+			some.add(whole)
+			continue
 		}
-		return found, true
+		for element := range strings.SplitSeq(value, ",") {
+			some.add(c.text(strings.Trim(element, " \t")))
+		}
 	}
-	isWanted, known := in(wanted)
-	isUnwanted, knownToo := in(unwanted)
-	if !known || !knownToo {
-		return j.deny
-	}
-	return (len(wanted) == 0 || isWanted) && (len(unwanted) == 0 || !isUnwanted)
+	return some.all()
 }
 
-// ranges judges an address by values that are addresses or CIDRs.
-func (j judge) ranges(addr netip.Addr, c *mesh.RequestCondition) bool {
-	in := func(list []*mesh.StringPattern) (found, known bool) {
-		for _, p := range list {
-			exact, ok := p.GetMatch().(*mesh.StringPattern_Exact)
+func values(s *Subject, name string) func(func(string) bool) {
+	return func(yield func(string) bool) { s.Request.Values(name, yield) }
+}
+
+// answers of several values of one field.
+type answers struct{ yes, no, unsure bool }
+
+func (a *answers) add(one answer) {
+	a.yes, a.no, a.unsure = a.yes || one == yes, a.no || one == no, a.unsure || one == unsure
+}
+
+// all is yes if all are, no if none is or there are none.
+func (a *answers) all() answer {
+	switch {
+	case a.unsure || a.yes && a.no:
+		return unsure
+	case a.yes:
+		return yes
+	}
+	return no
+}
+
+// token looks at what was verified of the request's token. Of a claim that is a list one
+// element is enough: that is what lists in tokens are for.
+func (c *condition) token(s *Subject) answer {
+	if s.Claims == nil {
+		return no
+	}
+	switch c.kind {
+	case requestPrincipals:
+		if s.Claims.Issuer == "" || s.Claims.Subject == "" {
+			return no
+		}
+		return c.text(s.Claims.Issuer + "/" + s.Claims.Subject)
+	case audiences:
+		return c.oneOf(s.Claims.Audiences)
+	case presenter:
+		if s.Claims.Presenter == "" {
+			return no
+		}
+		return c.text(s.Claims.Presenter)
+	}
+	var value any = s.Claims.All
+	for _, name := range c.claim {
+		object, ok := value.(map[string]any)
+		if !ok {
+			return unsure
+		}
+		if value, ok = object[name]; !ok {
+			return no
+		}
+	}
+	switch v := value.(type) {
+	case string:
+		return c.text(v)
+	case []any:
+		list := make([]string, 0, len(v))
+		for _, element := range v {
+			text, ok := element.(string)
 			if !ok {
-				return false, false
+				return unsure
 			}
-			if one, err := netip.ParseAddr(exact.Exact); err == nil {
-				found = found || one.Unmap() == addr
-				continue
-			}
-			prefix, err := netip.ParsePrefix(exact.Exact)
-			if err != nil {
-				return false, false
-			}
-			found = found || prefix.Contains(addr)
+			list = append(list, text)
 		}
-		return found, true
+		return c.oneOf(list)
 	}
-	wanted, known := in(c.GetValues())
-	unwanted, knownToo := in(c.GetNotValues())
-	if !known || !knownToo {
-		return j.deny
+	return unsure
+}
+
+func (c *condition) oneOf(list []string) answer {
+	found := no
+	for _, v := range list {
+		switch c.text(v) {
+		case yes:
+			return yes
+		case unsure:
+			found = unsure
+		}
 	}
-	return (len(c.GetValues()) == 0 || wanted) && (len(c.GetNotValues()) == 0 || !unwanted)
+	return found
 }

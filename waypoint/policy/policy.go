@@ -1,92 +1,156 @@
-// Package policy decides which connections and requests a waypoint lets through: by
-// RequestPolicies, which are AuthorizationPolicies in full.
+// Package policy decides which requests go on: the RequestPolicies of what they are for,
+// compiled once and asked for every request.
 //
-//	policy.go  Decide: what all policies that apply come to
-//	match.go   does a policy match, and what is taken for an answer where there is none
+//	parse.go    one message of the wire -> one Policy, and an error that names the field
+//	match.go    does a policy match a request: yes, no, or nobody can say
+//	pattern.go  values, and templates of paths
+//	policy.go   Decide: what all policies that apply come to
 //
-// Of a policy one rule must match; of a rule one source, one operation and every
-// condition; of a source or an operation every field that it has; of a field one value,
-// or of one that begins with not_ none. A policy that denies goes before all that allow;
-// if there is one that allows, one of them must match. Dry-run policies decide nothing.
+// The meaning is AuthorizationPolicy's. Of a policy one rule must match; of a rule one of
+// from, one of to, and every one of when; of those every field, by one of its values, or
+// by none of its not_ values. What a request has not got is matched by no value, and so
+// by every negated list. A policy that denies goes before all that allow; if there is one
+// that allows, one of them must match. Dry-run policies are judged and decide nothing.
 //
-// What cannot be judged counts as whatever denies more: in a DENY as a match, in an
-// ALLOW as none, negated or not. So is what speaks of requests, of a connection
-// without any. A header that a request has more than once matches in a DENY if one of
-// its values does, in an ALLOW only if all do.
+// Of a field that occurs more than once, and of a list in one, every value counts: where
+// some match and some do not, nobody can say whether it does. Paths are compared in
+// package request's form, without the query; hosts without a port, unless the value has
+// one; neither is ever decoded any further.
 //
-// Invariants: Decide is pure; adding a policy that denies never lets more through;
-// literals are literals.
+// Invariants: what cannot be read, judged, or is not UTF-8 counts as whatever denies
+// more: in a DENY as a match, in an ALLOW as none, negated or not. Literals are literals.
+// Decide does not depend on the order of policies. CUSTOM, whose providers nobody asks
+// yet, denies what its rules match.
 //
-// Which policies apply is said by bindings and workloads.
+// Which policies apply is not decided here, nor whether a token may be believed.
 package policy
 
 import (
-	"errors"
-	"fmt"
 	"net/netip"
 
-	"github.com/ambit-mesh/ambit/api/mesh"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/waypoint/request"
 )
 
-// Subject is what is judged.
+// Action is what a policy that matches does.
+type Action uint8
+
+const (
+	Deny Action = iota
+	Allow
+	// Custom: a provider is to decide.
+	Custom
+)
+
+// Policy is one RequestPolicy. It never changes.
+type Policy struct {
+	// Name is namespace/name.
+	Name   string
+	Action Action
+	DryRun bool
+	// Err, if not nil, names what could not be read.
+	Err error
+
+	// everything: it matches whatever comes.
+	everything bool
+	rules      []rule
+}
+
+// Subject is what policies may know of a request.
 type Subject struct {
+	// Request is nil of a connection of which no requests are read.
+	Request *request.Request
 	// Identity that the client proved, and its address.
 	Identity spiffe.ID
 	Client   netip.Addr
-	// Destination is the endpoint; its address is invalid while none is chosen.
-	Destination netip.AddrPort
-	// Request; nil of a connection that carries none.
-	Request *request.Request
+	// Remote is the client's address as proxies that are trusted reported it; zero if
+	// that is not known.
+	Remote netip.Addr
+	// Endpoint is the workload's own address and port; zero as long as none is chosen.
+	// Then what speaks of it decides nothing, and Decide must be asked again.
+	Endpoint netip.AddrPort
+	// Claims of a token that was verified; nil for none.
+	Claims *Claims
 }
 
-// Denial is why something is not let through.
-type Denial struct {
-	// Policy that denies, or one of those that might have allowed: namespace/name.
-	Policy string
-	Err    error
+// Claims are those of a verified token.
+type Claims struct {
+	Issuer, Subject, Presenter string
+	Audiences                  []string
+	// All of them, as encoding/json reads them.
+	All map[string]any
 }
 
-func (d *Denial) Error() string { return d.Err.Error() }
-func (d *Denial) Unwrap() error { return d.Err }
+// Reason says how a decision came about.
+type Reason string
 
-var errUnknownAction = errors.New("what it does is not known here")
+const (
+	// NoPolicy: none that allows applies, and none denies.
+	NoPolicy Reason = "NoPolicy"
+	// Allowed: a policy that allows matches, and none denies.
+	Allowed Reason = "Allowed"
+	// Denied: a policy that denies matches.
+	Denied Reason = "Denied"
+	// NotAllowed: there are policies that allow, and none of them matches.
+	NotAllowed Reason = "NotAllowed"
+)
 
-// Decide judges by all policies that apply. The error is a *Denial. WouldDeny are those
-// that would have denied if they were in force.
-func Decide(s Subject, policies []*mesh.RequestPolicy) (wouldDeny []string, err error) {
-	var lacking *mesh.RequestPolicy
-	allowed := false
+// Decision is what policies come to.
+type Decision struct {
+	Allowed bool
+	Reason  Reason
+	// Policy that decided; of several the first by name. Of NotAllowed it is one of
+	// those that might have allowed. Nil of NoPolicy.
+	Policy *Policy
+	// WouldDeny is the first dry-run policy by name that would have denied; nil for none.
+	WouldDeny *Policy
+}
+
+// Decide judges a request by all policies that apply.
+func Decide(s *Subject, policies []*Policy) Decision {
+	var denied, allowed, lacking, dryDenied, dryAllowed, dryLacking *Policy
 	for _, p := range policies {
-		name := p.GetNamespace() + "/" + p.GetName()
-		deny := p.GetAction() == mesh.RequestPolicy_DENY
-		var denial error
+		matches := p.matches(s)
 		switch {
-		case p.GetInvalid() != "":
-			denial = fmt.Errorf("denied by policy %s, which means nothing: %s", name, p.GetInvalid())
-		case !deny && p.GetAction() != mesh.RequestPolicy_ALLOW:
-			denial = fmt.Errorf("denied by policy %s: %w", name, errUnknownAction)
-		case deny && matches(p, &s, true):
-			denial = fmt.Errorf("denied by policy %s", name)
-		case deny:
-			continue
-		case matches(p, &s, false):
-			allowed = allowed || !p.GetDryRun()
-			continue
-		}
-		switch {
-		case denial != nil && p.GetDryRun():
-			wouldDeny = append(wouldDeny, name)
-		case denial != nil:
-			return wouldDeny, &Denial{name, denial}
-		case !p.GetDryRun() && lacking == nil:
-			lacking = p
+		case p.Action != Allow && p.DryRun:
+			if matches {
+				dryDenied = first(dryDenied, p)
+			}
+		case p.Action != Allow:
+			if matches {
+				denied = first(denied, p)
+			}
+		case p.DryRun && matches:
+			dryAllowed = first(dryAllowed, p)
+		case p.DryRun:
+			dryLacking = first(dryLacking, p)
+		case matches:
+			allowed = first(allowed, p)
+		default:
+			lacking = first(lacking, p)
 		}
 	}
-	if lacking != nil && !allowed {
-		name := lacking.GetNamespace() + "/" + lacking.GetName()
-		return wouldDeny, &Denial{name, fmt.Errorf("none of the policies that allow matches, such as %s", name)}
+	d := Decision{WouldDeny: dryDenied}
+	if dryLacking != nil && dryAllowed == nil && allowed == nil {
+		d.WouldDeny = first(d.WouldDeny, dryLacking)
 	}
-	return wouldDeny, nil
+	switch {
+	case denied != nil:
+		d.Reason, d.Policy = Denied, denied
+	case allowed != nil:
+		d.Allowed, d.Reason, d.Policy = true, Allowed, allowed
+	case lacking != nil:
+		d.Reason, d.Policy = NotAllowed, lacking
+	default:
+		d.Allowed, d.Reason = true, NoPolicy
+	}
+	return d
+}
+
+// first of two by name, so that the order of policies does not matter.
+func first(a, b *Policy) *Policy {
+	if a == nil || b.Name < a.Name {
+		return b
+	}
+	return a
 }
