@@ -1,43 +1,99 @@
 package main
 
 import (
-	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
+	"sync"
 
+	"github.com/ambit-mesh/ambit/api/mesh"
 	"github.com/ambit-mesh/ambit/internal/conns"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/waypoint/exchange"
+	"github.com/ambit-mesh/ambit/waypoint/policy"
+	"github.com/ambit-mesh/ambit/waypoint/request"
 	"github.com/ambit-mesh/ambit/waypoint/target"
 )
 
-var errNoPolicies = errors.New("policies for requests are not judged by this version")
-
 // policies decides by RequestPolicies.
-type policies struct{}
+type policies struct {
+	logger *slog.Logger
+
+	mu sync.Mutex
+	// Guarded by mu: what was compiled of the messages in snapshots.
+	compiled map[*mesh.RequestPolicy]*policy.Policy
+}
+
+// maxCompiled bounds what is kept of snapshots that are over.
+const maxCompiled = 4096
+
+func newPolicies(logger *slog.Logger) *policies {
+	return &policies{logger: logger, compiled: map[*mesh.RequestPolicy]*policy.Policy{}}
+}
 
 // Connection is server.Policies'.
-func (p policies) Connection(s *workload.Snapshot, t *target.Target, _ target.Client, endpoint *workload.Workload, _ netip.AddrPort) error {
-	if err := p.judge(s, t.Binding.Policies); err != nil {
-		return err
-	}
-	return p.judge(s, endpoint.WaypointPolicies)
+func (p *policies) Connection(s *workload.Snapshot, t *target.Target, c target.Client, endpoint *workload.Workload, at netip.AddrPort) error {
+	return p.both(s, t, subject(c, nil, at), endpoint)
 }
 
 // Request is exchange.Policies'.
-func (p policies) Request(s *workload.Snapshot, t *target.Target, _ target.Client, _ *exchange.Request, endpoint *workload.Workload, _ netip.AddrPort) error {
+func (p *policies) Request(s *workload.Snapshot, t *target.Target, c target.Client, r *exchange.Request, endpoint *workload.Workload, at netip.AddrPort) error {
 	if endpoint == nil {
-		return p.judge(s, t.Binding.Policies)
+		return p.judge(s, t.Binding.Policies, subject(c, &r.Seen, netip.AddrPort{}))
 	}
-	return p.judge(s, endpoint.WaypointPolicies)
+	return p.both(s, t, subject(c, &r.Seen, at), endpoint)
 }
 
-func (policies) judge(s *workload.Snapshot, names []string) error {
+func subject(c target.Client, r *request.Request, at netip.AddrPort) *policy.Subject {
+	return &policy.Subject{Request: r, Identity: c.Identity, Client: c.Addr.Addr(), Endpoint: at}
+}
+
+// both asks those of what is bound once more: some of them depend on the endpoint.
+func (p *policies) both(s *workload.Snapshot, t *target.Target, subject *policy.Subject, endpoint *workload.Workload) error {
+	if err := p.judge(s, t.Binding.Policies, subject); err != nil {
+		return err
+	}
+	return p.judge(s, endpoint.WaypointPolicies, subject)
+}
+
+func (p *policies) judge(s *workload.Snapshot, names []string, subject *policy.Subject) error {
+	if len(names) == 0 {
+		return nil
+	}
+	apply := make([]*policy.Policy, 0, len(names))
 	for _, name := range names {
-		if _, ok := s.RequestPolicy(name); !ok {
+		message, ok := s.RequestPolicy(name)
+		if !ok {
 			return conns.Fail(conns.PolicyMissing, fmt.Errorf("policy %s applies and has not come", name))
 		}
-		return conns.Fail(conns.PolicyDenied, errNoPolicies)
+		apply = append(apply, p.compile(message))
 	}
-	return nil
+	d := policy.Decide(subject, apply)
+	if d.WouldDeny != nil && d.Allowed {
+		p.logger.Info("a dry run would have denied", "policy", d.WouldDeny.Name, "client", subject.Identity.String(), "addr", subject.Client.String())
+	}
+	switch d.Reason {
+	case policy.NoPolicy, policy.Allowed:
+		return nil
+	case policy.Denied:
+		return conns.Fail(conns.PolicyDenied, fmt.Errorf("policy %s denies it", d.Policy.Name))
+	}
+	return conns.Fail(conns.PolicyDenied, fmt.Errorf("no policy allows it, %s does not", d.Policy.Name))
+}
+
+func (p *policies) compile(message *mesh.RequestPolicy) *policy.Policy {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if c, ok := p.compiled[message]; ok {
+		return c
+	}
+	if len(p.compiled) >= maxCompiled {
+		clear(p.compiled)
+	}
+	c, err := policy.Parse(message)
+	if err != nil {
+		p.logger.Warn("a policy is not understood as a whole: it denies more than it says", "policy", c.Name, "error", err)
+	}
+	p.compiled[message] = c
+	return c
 }

@@ -66,6 +66,7 @@ type waypoint struct {
 	conns     *conns.Registry
 	endpoints *endpoints.Registry
 	upstream  *upstream.Opener
+	policies  *policies
 	engine    *exchange.Engine
 	server    *server.Server
 }
@@ -130,6 +131,7 @@ func (w *waypoint) composeController() error {
 
 // composeTraffic: what happens to connections.
 func (w *waypoint) composeTraffic(listener *net.TCPListener) error {
+	w.policies = newPolicies(w.logger)
 	w.conns = conns.New(conns.Config{Logger: w.logger, Registerer: w.metrics.Registry})
 	w.endpoints = endpoints.New(endpoints.Config{Logger: w.logger, Registerer: w.metrics.Registry})
 	w.upstream = upstream.New(upstream.Config{
@@ -137,7 +139,7 @@ func (w *waypoint) composeTraffic(listener *net.TCPListener) error {
 	})
 	var err error
 	w.engine, err = exchange.New(exchange.Config{
-		Snapshot: w.store.Snapshot, Self: w.self, Policies: policies{}, Router: newRouter(), Upstream: w.upstream,
+		Snapshot: w.store.Snapshot, Self: w.self, Policies: w.policies, Router: newRouter(), Upstream: w.upstream,
 		Telemetry: exchange.NewTelemetry(w.logger, w.metrics.Registry), Logger: w.logger,
 	})
 	if err != nil {
@@ -145,7 +147,7 @@ func (w *waypoint) composeTraffic(listener *net.TCPListener) error {
 	}
 	w.server = server.New(server.Config{
 		Listener: listener, TLS: w.certs.ServerConfig(w.identity), Trust: w.certs, Quotas: accept.NewQuotas(w.settings.Limits),
-		Snapshot: w.store.Snapshot, Self: w.self, Policies: policies{}, Upstream: w.upstream, HTTP: w.engine, Conns: w.conns, Logger: w.logger,
+		Snapshot: w.store.Snapshot, Self: w.self, Policies: w.policies, Upstream: w.upstream, HTTP: w.engine, Conns: w.conns, Logger: w.logger,
 		DrainTimeout: max(time.Second, w.settings.Grace-killMargin-farewell),
 	})
 	return nil
