@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"log/slog"
-	"net/http"
 	"net/netip"
 	"sync"
 
@@ -97,15 +96,4 @@ func (p *policies) compile(message *mesh.RequestPolicy) *policy.Policy {
 	}
 	p.compiled[message] = c
 	return c
-}
-
-// router goes to what was addressed, where no routes are attached to it.
-type router struct{}
-
-// Route is exchange.Router's.
-func (router) Route(_ *workload.Snapshot, t *target.Target, _ target.Client, _ *exchange.Request) exchange.Plan {
-	if t.Routed() {
-		return exchange.Plan{Answer: &exchange.Answer{Status: http.StatusInternalServerError, Flag: exchange.Invalid, Detail: "routes are not carried out by this version"}}
-	}
-	return exchange.Plan{Service: t.Service, Port: t.Port}
 }
