@@ -202,9 +202,13 @@ func TestOnlyTheWaypointGetsToWhatIsBehindIt(t *testing.T) {
 		}
 		got := make(map[string][]string)
 		for name, r := range result.Resources[resource.Address] {
-			if w := r.Message.(*workload.Address).GetWorkload(); w != nil && len(w.AuthorizationPolicies) > 0 {
-				got[strings.TrimPrefix(name, "Kubernetes//Pod/")] = w.AuthorizationPolicies
+			if w := r.Message.(*workload.Address).GetWorkload(); w != nil {
 				for _, policy := range w.AuthorizationPolicies {
+					if !strings.Contains(policy, waypointOnly) {
+						continue
+					}
+					pod := strings.TrimPrefix(name, "Kubernetes//Pod/")
+					got[pod] = append(got[pod], policy)
 					if result.Resources[resource.Authorization][policy] == nil {
 						t.Errorf("%s names %s, which is not sent", name, policy)
 					}

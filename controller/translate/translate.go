@@ -14,6 +14,7 @@
 //	mutualtls.go  PeerAuthentication -> authorizations that refuse plaintext, and
 //	              what a workload's node has to guard
 //	egress.go     EgressPolicy -> who may leave the mesh
+//	request.go    AuthorizationPolicy -> what a waypoint asks about clients and requests
 //	waypoint.go   labels -> what is bound to which waypoint
 //	route.go routehttp.go routegrpc.go routefilter.go
 //	              routes -> what a waypoint does with requests for a Service
@@ -124,6 +125,7 @@ func Translate(in Input) (Result, error) {
 
 	policies := out.policies(in, pods, services, serving)
 
+	requests := indexRequests(in)
 	enforced := in.Enforced
 	if enforced == nil {
 		enforced = func(Binder) bool { return true }
@@ -135,6 +137,9 @@ func Translate(in Input) (Result, error) {
 		if waypoints.isPod(p.Pod) {
 			w.TunnelProtocol, w.NativeTunnel = workload.TunnelProtocol_HBONE, true
 		}
+		if names := requests.policiesAtWaypoints(p, waypoints, services, serving.ofPod[p]); len(names) > 0 {
+			w.Extensions = append(w.Extensions, extension(waypointPoliciesExtension, &mesh.WaypointPolicies{Names: names}))
+		}
 		out.bindPod(p, w, waypoints, nil)
 		out.workload(w)
 	}
@@ -142,9 +147,14 @@ func Translate(in Input) (Result, error) {
 		out.workload(workloadOfEndpoint(e, nodes, in.Config))
 	}
 	for _, s := range services.all {
-		out.bindService(s, waypoints, routes.of(s), nil)
+		var named []string
+		if waypoint, ok := waypoints.ofService(s); ok {
+			named = requests.forService(s.Service, waypoint)
+		}
+		out.bindService(s, waypoints, routes.of(s), named)
 		out.service(s)
 	}
+	out.requests(requests)
 	out.mesh(in)
 	return Result{Resources: out.resources, Policies: out.outcomes, Routes: routes.outcomes, Bound: out.bound}, errors.Join(out.problems...)
 }

@@ -237,8 +237,11 @@ func render(t *testing.T, resources resource.Resources) []byte {
 	all := make(map[string]any)
 	for typeURL, byName := range resources {
 		for name, r := range byName {
-			if typeURL == resource.Binding { // it is named after what is bound
+			switch typeURL { // they are named after what they are about
+			case resource.Binding:
 				name = "Binding " + name
+			case resource.RequestPolicy:
+				name = "RequestPolicy " + name
 			}
 			text, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(r.Message)
 			if err != nil {

@@ -19,6 +19,8 @@ import (
 const (
 	// maxRegex is what a regular expression may have: the API's limit for values.
 	maxRegex = 4096
+	// defaultBackoff is what the field's proxies wait at first.
+	defaultBackoff = 25 * time.Millisecond
 	// maxRetries of one request: more keep an endpoint down that is down.
 	maxRetries = 10
 )
@@ -136,6 +138,9 @@ func (r *Router) compileRule(in *mesh.Route, rule *mesh.RouteRule, index int) *R
 	if retry := rule.GetRetry(); retry != nil {
 		out.Retries = int(min(retry.GetAttempts(), maxRetries))
 		out.Backoff = duration("retry.backoff", retry.GetBackoff())
+		if out.Backoff == 0 {
+			out.Backoff = defaultBackoff
+		}
 		for _, code := range retry.GetCodes() {
 			out.RetryOn = append(out.RetryOn, int(code))
 		}
@@ -202,24 +207,26 @@ func (e *entry) readPath(in *mesh.PathMatch) (err error) {
 	case *mesh.PathMatch_Prefix:
 		e.path = prefixPath
 		e.value, err = request.Path(m.Prefix)
-		e.value = strings.TrimSuffix(e.value, "/")
+		if e.value = strings.TrimSuffix(e.value, "/"); e.value == "" {
+			e.path = anyPath
+		}
 	case *mesh.PathMatch_Regex:
 		e.path, e.value = regexPath, m.Regex
 		e.regex, err = compileRegex(m.Regex)
 	default:
-		if e.path = prefixPath; in != nil {
+		if e.path = anyPath; in != nil {
 			return fmt.Errorf("neither exact, prefix nor regex")
 		}
 	}
 	if err != nil && e.path == exactPath {
-		e.path, e.value = prefixPath, "" // taken for what matches
+		e.path, e.value = anyPath, "" // taken for what matches
 	}
 	return err
 }
 
 // readGRPC: a request for a method is one for /SERVICE/METHOD.
 func (e *entry) readGRPC(in *mesh.GRPCMethodMatch) (err error) {
-	e.lengths = [2]int{len(in.GetService()), len(in.GetMethod())}
+	e.grpc, e.lengths = true, [2]int{len(in.GetService()), len(in.GetMethod())}
 	service, method := in.GetService(), in.GetMethod()
 	switch {
 	case !in.GetRegex() && service != "" && method != "":
@@ -227,7 +234,7 @@ func (e *entry) readGRPC(in *mesh.GRPCMethodMatch) (err error) {
 	case !in.GetRegex() && service != "":
 		e.path, e.value = prefixPath, "/"+service
 	case service == "" && method == "":
-		e.path = prefixPath
+		e.path = anyPath
 	default:
 		part := func(s string) string {
 			if s == "" {
@@ -292,7 +299,7 @@ func newTable(entries []*entry) *table {
 		switch e.path {
 		case exactPath:
 			t.exact[e.value] = append(t.exact[e.value], i)
-		case prefixPath:
+		case prefixPath, anyPath:
 			t.prefix[e.value] = append(t.prefix[e.value], i)
 		case regexPath:
 			t.regex = append(t.regex, i)

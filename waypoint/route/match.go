@@ -13,8 +13,9 @@ type pathKind uint8
 
 const (
 	exactPath pathKind = iota
-	regexPath
 	prefixPath
+	regexPath
+	anyPath // the prefix /
 )
 
 // entry is one match of a rule, for one hostname.
@@ -30,6 +31,7 @@ type entry struct {
 	// headers and query parameters, all of which must match.
 	headers, query []value
 
+	grpc bool
 	// lengths of the service and the method, of gRPC.
 	lengths [2]int
 	created int64
@@ -92,7 +94,7 @@ func (t *table) find(q *request.Request) *entry {
 
 // matches tells whether an entry does, by its path or by what it was found by.
 func (e *entry) matches(q *request.Request) bool {
-	if !matchesHost(e.host, q.Host) || e.method != "" && e.method != q.Method {
+	if e.grpc && !isGRPC(q) || !matchesHost(e.host, q.Host) || e.method != "" && e.method != q.Method {
 		return false
 	}
 	if e.path == regexPath && e.regex != nil && !e.regex.MatchString(q.Path) {
@@ -119,15 +121,29 @@ func matchesHost(host, got string) bool {
 	return wild && len(got) > len(suffix) && strings.HasSuffix(got, suffix)
 }
 
-func (v *value) inFields(q *request.Request) (found bool) {
+// inFields looks at all that a field says, its lines put together: RFC 9110 section 5.3.
+func (v *value) inFields(q *request.Request) bool {
 	if v.name == "host" {
 		return v.matches(q.Authority())
 	}
-	q.Values(v.name, func(got string) bool {
-		found = v.matches(got)
-		return !found
+	text, found := "", false
+	q.Values(v.name, func(line string) bool {
+		if found {
+			line = text + "," + line
+		}
+		text, found = line, true
+		return true
 	})
-	return found
+	return found && v.matches(text)
+}
+
+// isGRPC: routes for gRPC are for nothing else.
+func isGRPC(q *request.Request) (is bool) {
+	q.Values("content-type", func(got string) bool {
+		is = got == "application/grpc" || strings.HasPrefix(got, "application/grpc+") || strings.HasPrefix(got, "application/grpc;")
+		return false
+	})
+	return is && q.Method == "POST"
 }
 
 // inQuery looks at the first parameter of the name.

@@ -11,8 +11,8 @@
 // the attached routes matches has none: that is a 404, never a way past them.
 //
 // Of several matches the first is, in this order, that of the most specific hostname;
-// the exact path, the longest regular expression, the longest prefix (of gRPC the longest
-// service, then method); a method; the most fields; the most query parameters; the oldest
+// the exact path, the longest prefix, the longest regular expression, any path (of gRPC the
+// longest service, then method); a method; the most fields; the most query parameters; the oldest
 // route; the first route by namespace/name; the first in its route.
 //
 // Invariants: pure; a Router never changes; what cannot be read of a match counts as
@@ -89,7 +89,7 @@ func (r *Router) Match(q *request.Request, namespace string, port uint16) Match 
 	m := Match{Attached: true, By: filter.Matched{Port: port}}
 	if e := t.find(q); e != nil {
 		m.Rule, m.Invalid = e.rule, e.invalid
-		if e.path == prefixPath {
+		if e.path == prefixPath || e.path == anyPath {
 			m.By.Prefix, m.By.HasPrefix = e.value, true
 		}
 	}

@@ -73,7 +73,7 @@ func TestPrecedence(t *testing.T) {
 	younger := one("a", prefix("/age"))
 	younger.Created = 2
 	r := route.Compile([]*mesh.Route{
-		one("r", &mesh.RouteMatch{}, prefix("/a"), prefix("/a/b/"), exact("/a/b"), regex("/a/b/[0-9]+"), withQuery, withHeader, withHeaders, withMethod, prefix("/h")),
+		one("r", &mesh.RouteMatch{}, prefix("/a"), prefix("/a/b/"), exact("/a/b"), regex("/(a/b/|z)[0-9]+"), withQuery, withHeader, withHeaders, withMethod, prefix("/h")),
 		younger, older, one("x", prefix("/name")), one("w", prefix("/name"), prefix("/name")),
 	})
 	for _, c := range []struct {
@@ -81,7 +81,7 @@ func TestPrecedence(t *testing.T) {
 		fields               []http1.Field
 	}{
 		{"GET", "/", "r0", nil}, {"GET", "/ab", "r0", nil}, {"GET", "/a", "r1", nil}, {"GET", "/a/", "r1", nil}, {"GET", "/a/c", "r1", nil}, {"GET", "/a/b", "r3", nil},
-		{"GET", "/a/b/", "r2", nil}, {"GET", "/a/bc", "r1", nil}, {"GET", "/a/b/7", "r4", nil}, {"GET", "/a/b/7x", "r2", nil}, {"GET", "/a/../a/%62", "r3", nil},
+		{"GET", "/a/b/", "r2", nil}, {"GET", "/a/bc", "r1", nil}, {"GET", "/a/b/7", "r2", nil}, {"GET", "/z7", "r4", nil}, {"GET", "/z7x", "r0", nil}, {"GET", "/a/../a/%62", "r3", nil},
 		{"GET", "/h", "r9", nil}, {"GET", "/h?q=a+b", "r5", nil}, {"GET", "/h?q=a%20b", "r5", nil}, {"GET", "/h?q=c&q=a+b", "r9", nil}, {"PUT", "/h?q=a+b", "r8", []http1.Field{{Name: "a", Value: "1"}}},
 		{"GET", "/h?q=a+b", "r6", []http1.Field{{Name: "a", Value: "1"}}}, {"GET", "/h", "r7", []http1.Field{{Name: "b", Value: "2"}, {Name: "a", Value: "1"}}},
 		{"GET", "/age", "z0", nil}, {"GET", "/name", "w0", nil}, {"OPTIONS", "*", "r0", nil},
@@ -125,7 +125,7 @@ func TestWhichRoutesApply(t *testing.T) {
 		{"shop", 80, "/", "producer0"}, {"web", 80, "/c", "consumer0"}, {"web", 80, "/", "none"}, {"shop", 9090, "/a.B/C", "grpc0"}, {"shop", 9090, "/a.B/X", "grpc1"},
 		{"shop", 9090, "/x/D", "grpc2"}, {"shop", 9090, "/", "none"}, {"", 80, "/", "producer0"},
 	} {
-		if got := found(r.Match(read(t, "GET", "a", c.path), c.namespace, c.port)); got != c.want {
+		if got := found(r.Match(read(t, "POST", "a", c.path, http1.Field{Name: "content-type", Value: "application/grpc"}), c.namespace, c.port)); got != c.want {
 			t.Errorf("%v: %s", c, got)
 		}
 	}

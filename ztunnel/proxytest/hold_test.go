@@ -159,7 +159,9 @@ func TestConnectionThatComesEarly(t *testing.T) {
 			m, client, server := ways[0].make(t)
 			echoing(server)
 			deciding, decide := make(chan struct{}), make(chan struct{})
-			m.SetPolicy(func(*conns.Attempt) bool { close(deciding); <-decide; return !refused })
+			// A connection that is not accepted before its upstream was refused has policy asked once more.
+			asked := sync.OnceFunc(func() { close(deciding) })
+			m.SetPolicy(func(*conns.Attempt) bool { asked(); <-decide; return !refused })
 			h := client.hold(client.taker(), nextPort(), server.Addr)
 			<-deciding
 			h.Pass() // as redirect does when it lets a pod go

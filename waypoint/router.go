@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"sync"
 
 	"github.com/ambit-mesh/ambit/internal/workload"
@@ -75,7 +76,11 @@ func carry(s *workload.Snapshot, q *exchange.Request, m route.Match, p exchange.
 	if p.Service, p.Port, ok = backend(s, b.Service, b.Port); !ok {
 		return answer(p, http.StatusInternalServerError, exchange.Invalid, fmt.Sprintf("backend %s has no port %d, or is not known", b.Service, b.Port))
 	}
-	q.Authority, q.Path, q.Fields = head.Authority, head.Path, head.Fields
+	if m.Rule.Filters != nil || b.Filters != nil {
+		p.Request = func(o *exchange.Outgoing) {
+			o.Authority, o.Path, o.Fields = head.Authority, head.Path, slices.Clone(head.Fields)
+		}
+	}
 	for _, chain := range []*filter.Chain{m.Rule.Filters, b.Filters} {
 		if chain != nil {
 			p.Mirrors = appendMirrors(p.Mirrors, s, chain.Mirrors)

@@ -1,0 +1,247 @@
+package translate
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/ambit-mesh/ambit/api/mesh"
+	"github.com/ambit-mesh/ambit/api/security"
+	"github.com/ambit-mesh/ambit/api/v1alpha1"
+	"github.com/ambit-mesh/ambit/api/workload"
+	"github.com/ambit-mesh/ambit/controller/resource"
+)
+
+const waypointPoliciesExtension = "ambit.mesh/waypoint-policies"
+
+// requests are the AuthorizationPolicies as waypoints enforce them: on the client, whom
+// the nodes of what is behind a waypoint do not see, and on requests.
+type requests struct {
+	system string
+	// policies by namespace/name, and of each who asks for it.
+	policies map[string]*mesh.RequestPolicy
+	objects  map[string]*v1alpha1.AuthorizationPolicy
+	keys     []string // sorted
+	askers   map[string][]string
+}
+
+func indexRequests(in Input) *requests {
+	r := &requests{
+		system: in.Config.SystemNamespace, policies: make(map[string]*mesh.RequestPolicy),
+		objects: make(map[string]*v1alpha1.AuthorizationPolicy), askers: make(map[string][]string),
+	}
+	for _, object := range in.AuthorizationPolicies {
+		key := object.Namespace + "/" + object.Name
+		r.policies[key], r.objects[key] = requestPolicy(object), object
+		r.keys = append(r.keys, key)
+	}
+	slices.Sort(r.keys)
+	return r
+}
+
+// forService returns the policies that name a Service, or its waypoint, as their target.
+func (r *requests) forService(s *corev1.Service, waypoint types.NamespacedName) []string {
+	return r.pick(waypoint, func(object *v1alpha1.AuthorizationPolicy) bool {
+		return slices.ContainsFunc(object.Spec.TargetRefs, func(ref v1alpha1.PolicyTargetReference) bool {
+			switch {
+			case ref.Kind == "Service" && (ref.Group == "" || ref.Group == "core"):
+				return object.Namespace == s.Namespace && ref.Name == s.Name
+			case ref.Kind == "Gateway":
+				return object.Namespace == waypoint.Namespace && ref.Name == waypoint.Name
+			}
+			return object.Namespace == s.Namespace // it means nothing: the stricter reading
+		})
+	})
+}
+
+// forPod returns the policies that select a pod, or all of its namespace or mesh.
+func (r *requests) forPod(p *pod, waypoint types.NamespacedName) []string {
+	return r.pick(waypoint, func(object *v1alpha1.AuthorizationPolicy) bool {
+		if object.Namespace != p.Namespace && object.Namespace != r.system || len(object.Spec.TargetRefs) > 0 {
+			return false
+		}
+		return !selects(object.Spec.Selector) || matches(object.Spec.Selector, p.Labels)
+	})
+}
+
+func (r *requests) pick(waypoint types.NamespacedName, applies func(*v1alpha1.AuthorizationPolicy) bool) (names []string) {
+	alias := WaypointAlias(waypoint)
+	for _, key := range r.keys {
+		if !applies(r.objects[key]) {
+			continue
+		}
+		names = append(names, key)
+		if !slices.Contains(r.askers[key], alias) {
+			r.askers[key] = append(r.askers[key], alias)
+		}
+	}
+	return names
+}
+
+// requests publishes the policies that some waypoint asks.
+func (o *output) requests(r *requests) {
+	for _, key := range r.keys {
+		if aliases := r.askers[key]; len(aliases) > 0 {
+			slices.Sort(aliases)
+			o.add(key, r.policies[key], resource.Relations{Aliases: aliases})
+		}
+	}
+}
+
+// policiesAtWaypoints says on a pod's workload which policies the waypoints that
+// stand before one of its ports have to ask.
+func (r *requests) policiesAtWaypoints(p *pod, w *waypoints, services *serviceIndex, serving map[string]*workload.PortList) []string {
+	var names []string
+	add := func(waypoint types.NamespacedName) { names = append(names, r.forPod(p, waypoint)...) }
+	if name, ok := w.ofPod(p); ok {
+		add(name)
+	}
+	for _, s := range services.all {
+		if name, ok := w.ofService(s); ok && serving[s.key] != nil {
+			add(name)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// requestPolicy is an AuthorizationPolicy, all of it. What means nothing makes it deny.
+func requestPolicy(object *v1alpha1.AuthorizationPolicy) *mesh.RequestPolicy {
+	out := &mesh.RequestPolicy{Namespace: object.Namespace, Name: object.Name}
+	out.DryRun = object.Annotations[v1alpha1.DryRunAnnotation] == "true"
+	switch object.Spec.Action {
+	case v1alpha1.AuthorizationAllow, "":
+		out.Action = mesh.RequestPolicy_ALLOW
+	case v1alpha1.AuthorizationDeny:
+		out.Action = mesh.RequestPolicy_DENY
+	case v1alpha1.AuthorizationAudit:
+		out.Action, out.DryRun = mesh.RequestPolicy_DENY, true
+	default:
+		out.Action, out.Invalid = mesh.RequestPolicy_DENY, fmt.Sprintf("spec.action: %q is not served", object.Spec.Action)
+		return out
+	}
+	c := requestConversion{conversion{policy: &Policy{Namespace: object.Namespace, Name: object.Name}, deny: out.Action == mesh.RequestPolicy_DENY}}
+	for i, rule := range object.Spec.Rules {
+		out.Rules = append(out.Rules, c.rule(fmt.Sprintf("spec.rules[%d]", i), rule))
+	}
+	if len(c.policy.Problems) > 0 {
+		out.Rules, out.Invalid = nil, c.policy.Problems[0].Field+": "+c.policy.Problems[0].Message
+	}
+	return out
+}
+
+// requestConversion is of the rules of one policy.
+type requestConversion struct{ conversion }
+
+func (c *requestConversion) rule(field string, in v1alpha1.AuthorizationRule) *mesh.RequestRule {
+	out := &mesh.RequestRule{}
+	for i, f := range in.From {
+		out.From = append(out.From, c.source(fmt.Sprintf("%s.from[%d].source", field, i), f.Source))
+	}
+	for i, t := range in.To {
+		out.To = append(out.To, c.operation(fmt.Sprintf("%s.to[%d].operation", field, i), t.Operation))
+	}
+	for i, w := range in.When {
+		out.When = append(out.When, &mesh.RequestCondition{
+			Key:       w.Key,
+			Values:    c.patterns(fmt.Sprintf("%s.when[%d].values", field, i), w.Values),
+			NotValues: c.patterns(fmt.Sprintf("%s.when[%d].notValues", field, i), w.NotValues),
+		})
+		if len(w.Values)+len(w.NotValues) == 0 {
+			c.invalid(fmt.Sprintf("%s.when[%d]", field, i), "has no values")
+		}
+	}
+	return out
+}
+
+func (c *requestConversion) source(field string, s v1alpha1.Source) *mesh.RequestSource {
+	return &mesh.RequestSource{
+		Principals:           convert(&c.conversion, field+".principals", s.Principals, principalPattern),
+		NotPrincipals:        convert(&c.conversion, field+".notPrincipals", s.NotPrincipals, principalPattern),
+		Namespaces:           c.patterns(field+".namespaces", s.Namespaces),
+		NotNamespaces:        c.patterns(field+".notNamespaces", s.NotNamespaces),
+		ServiceAccounts:      convert(&c.conversion, field+".serviceAccounts", s.ServiceAccounts, c.accountName),
+		NotServiceAccounts:   convert(&c.conversion, field+".notServiceAccounts", s.NotServiceAccounts, c.accountName),
+		IpBlocks:             convert(&c.conversion, field+".ipBlocks", s.IPBlocks, addressRange),
+		NotIpBlocks:          convert(&c.conversion, field+".notIpBlocks", s.NotIPBlocks, addressRange),
+		RemoteIpBlocks:       convert(&c.conversion, field+".remoteIpBlocks", s.RemoteIPBlocks, addressRange),
+		NotRemoteIpBlocks:    convert(&c.conversion, field+".notRemoteIpBlocks", s.NotRemoteIPBlocks, addressRange),
+		RequestPrincipals:    c.patterns(field+".requestPrincipals", s.RequestPrincipals),
+		NotRequestPrincipals: c.patterns(field+".notRequestPrincipals", s.NotRequestPrincipals),
+	}
+}
+
+func (c *requestConversion) operation(field string, o v1alpha1.Operation) *mesh.RequestOperation {
+	return &mesh.RequestOperation{
+		Ports:      convert(&c.conversion, field+".ports", o.Ports, portNumber),
+		NotPorts:   convert(&c.conversion, field+".notPorts", o.NotPorts, portNumber),
+		Hosts:      c.patterns(field+".hosts", o.Hosts),
+		NotHosts:   c.patterns(field+".notHosts", o.NotHosts),
+		Methods:    c.patterns(field+".methods", o.Methods),
+		NotMethods: c.patterns(field+".notMethods", o.NotMethods),
+		Paths:      convert(&c.conversion, field+".paths", o.Paths, pathPattern),
+		NotPaths:   convert(&c.conversion, field+".notPaths", o.NotPaths, pathPattern),
+	}
+}
+
+func (c *requestConversion) patterns(field string, values []v1alpha1.StringMatch) []*mesh.StringPattern {
+	return convert(&c.conversion, field, values, stringPattern)
+}
+
+func (c *requestConversion) accountName(v string) (string, error) {
+	account, err := c.serviceAccount(v)
+	if err != nil {
+		return "", err
+	}
+	return account.Namespace + "/" + account.ServiceAccount, nil
+}
+
+func principalPattern(v string) (*mesh.StringPattern, error) {
+	if _, err := principal(v); err != nil {
+		return nil, err
+	}
+	return stringPattern(v)
+}
+
+func stringPattern(v string) (*mesh.StringPattern, error) {
+	m, err := stringMatch(v)
+	if err != nil {
+		return nil, err
+	}
+	switch m := m.MatchType.(type) {
+	case *security.StringMatch_Exact:
+		return &mesh.StringPattern{Match: &mesh.StringPattern_Exact{Exact: m.Exact}}, nil
+	case *security.StringMatch_Prefix:
+		return &mesh.StringPattern{Match: &mesh.StringPattern_Prefix{Prefix: m.Prefix}}, nil
+	case *security.StringMatch_Suffix:
+		return &mesh.StringPattern{Match: &mesh.StringPattern_Suffix{Suffix: m.Suffix}}, nil
+	}
+	return &mesh.StringPattern{Match: &mesh.StringPattern_Present{Present: true}}, nil
+}
+
+// pathPattern is a value, or a template: {*} for one segment, {**} for any number.
+func pathPattern(v string) (*mesh.StringPattern, error) {
+	if !strings.ContainsAny(v, "{}") {
+		return stringPattern(v)
+	}
+	for segment := range strings.SplitSeq(strings.TrimPrefix(v, "/"), "/") {
+		if strings.ContainsAny(segment, "{}*") && segment != "{*}" && segment != "{**}" {
+			return nil, fmt.Errorf("%q is no template: {*} and {**} are whole segments", v)
+		}
+	}
+	if !strings.HasPrefix(v, "/") {
+		return nil, fmt.Errorf("%q is no template: it begins with a slash", v)
+	}
+	return &mesh.StringPattern{Match: &mesh.StringPattern_Template{Template: v}}, nil
+}
+
+func addressRange(v string) (*mesh.AddressRange, error) {
+	a, err := ipBlock(v)
+	if err != nil {
+		return nil, err
+	}
+	return &mesh.AddressRange{Address: a.Address, Length: a.Length}, nil
+}
