@@ -2,6 +2,7 @@
 //
 //	server.go   accept tunnels; a request for a connection -> what it is for -> serve
 //	sniff.go    HTTP/1.1, HTTP/2 or neither, where the port does not say
+//	route.go    where connections without requests go
 //	tcp.go      neither: policy -> endpoint -> both ways, until both halves close
 //	follow.go   connections that live are judged again when what they rest on changes
 //

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net/netip"
 	"sync"
 
@@ -17,8 +18,17 @@ import (
 // serveTCP carries a connection whose contents are nobody's business. Either client
 // is set, or in, which is then answered once the endpoint has accepted.
 func (s *Server) serveTCP(ctx context.Context, session *Session, to *target.Target, client upstream.Stream, in *hbone.Incoming, refuse func(error)) {
+	service, port, own, err := routed(s.cfg.Snapshot(), to, session.Client.Identity.Namespace, rand.Uint64N)
+	if err != nil {
+		refuse(err)
+		return
+	}
+	endpoint := to.Endpoint
+	if !own {
+		endpoint = nil // another service's: any of its endpoints
+	}
 	server, err := s.cfg.Upstream.Open(ctx, upstream.Want{
-		Snapshot: s.cfg.Snapshot(), Service: to.Service, Port: to.EndpointPort(), Endpoint: to.Endpoint, Client: session.Client.Addr,
+		Snapshot: s.cfg.Snapshot(), Service: service, Port: port, Endpoint: endpoint, Client: session.Client.Addr,
 		Admit: func(w *workload.Workload, at netip.AddrPort) error {
 			return s.cfg.Policies.Connection(s.cfg.Snapshot(), to, session.Client, w, at)
 		},

@@ -220,6 +220,43 @@ func TestNothingPasses(t *testing.T) {
 	}
 }
 
+// Connections go where a TCPRoute says; one that cannot be carried out refuses them.
+func TestTCPRoutes(t *testing.T) {
+	m, client, endpoint, s := start(t, api.AppProtocol_TCP, everybody)
+	other := m.Pod("other", "10.9.0.4")
+	elsewhere := m.Service("other", "10.9.100.2", api.AppProtocol_TCP, other)
+	endpoint.Serve(endpoint.ID, greet)
+	other.Serve(other.ID, greet)
+	route := func(kind mesh.Route_Kind, backends ...*mesh.RouteBackend) func(*mesh.Binding) {
+		return func(b *mesh.Binding) {
+			b.Routes = []*mesh.Route{{Kind: kind, Namespace: "shop", Name: "db", Rules: []*mesh.RouteRule{{Backends: backends}}}}
+		}
+	}
+	m.Bind(s, route(mesh.Route_TCP, &mesh.RouteBackend{Service: elsewhere.Key, Port: 80, Weight: 1}, &mesh.RouteBackend{Service: s.Key, Port: 80}))
+	for range 3 {
+		talk(t, client.Dial(vip))
+	}
+	if n := len(other.Asked()); n != 3 || len(endpoint.Asked()) != 0 {
+		t.Errorf("%d of 3 went where they should", n)
+	}
+	for name, change := range map[string]func(*mesh.Binding){
+		"no backend":         route(mesh.Route_TCP),
+		"an invalid backend": route(mesh.Route_TCP, &mesh.RouteBackend{Weight: 1, Invalid: "not permitted"}),
+		"an unknown backend": route(mesh.Route_TCP, &mesh.RouteBackend{Service: "shop/nobody", Port: 80, Weight: 1}),
+		"a route for TLS":    route(mesh.Route_TLS, &mesh.RouteBackend{Service: s.Key, Port: 80, Weight: 1}),
+		"a port it has not":  route(mesh.Route_TCP, &mesh.RouteBackend{Service: s.Key, Port: 81, Weight: 1}),
+	} {
+		m.Bind(s, change)
+		var status *hbone.StatusError
+		if _, err := client.Open(vip); !errors.As(err, &status) || !strings.HasPrefix(status.Reason, string(server.RouteInvalid)) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if len(endpoint.Asked()) != 0 || len(other.Asked()) != 3 {
+		t.Error("something passed")
+	}
+}
+
 // A connection lives only as long as what it was granted by.
 func TestLiveConnectionsAreJudgedAgain(t *testing.T) {
 	for name, change := range map[string]func(*waypointtest.Mesh, *mesh.Binding){
