@@ -2,13 +2,12 @@ package main
 
 import (
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"slices"
 	"sync"
-	"time"
 
-	"github.com/ambit-mesh/ambit/api/mesh"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/waypoint/exchange"
 	"github.com/ambit-mesh/ambit/waypoint/filter"
@@ -17,223 +16,123 @@ import (
 	"github.com/ambit-mesh/ambit/waypoint/target"
 )
 
-// router says where requests go, by the routes attached to what they are for.
+// router goes where the routes attached to what was addressed say, and to that itself
+// where there are none.
 type router struct {
+	logger *slog.Logger
+
 	mu sync.Mutex
-	// Guarded by mu: by the bindings that they were made of, which never change.
-	tables map[*workload.Binding]*route.Table
+	// Guarded by mu: what was compiled of the bindings in snapshots.
+	compiled map[*workload.Binding]*route.Router
 }
 
-// maxTables is how many are kept before those of former bindings are let go.
-const maxTables = 4096
-
-func newRouter() *router { return &router{tables: map[*workload.Binding]*route.Table{}} }
-
-func (r *router) table(b *workload.Binding) *route.Table {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	t, ok := r.tables[b]
-	if !ok {
-		if len(r.tables) >= maxTables {
-			clear(r.tables)
-		}
-		t = route.Compile(b.Routes)
-		r.tables[b] = t
-	}
-	return t
+func newRouter(logger *slog.Logger) *router {
+	return &router{logger: logger, compiled: map[*workload.Binding]*route.Router{}}
 }
 
 // Route is exchange.Router's.
 func (r *router) Route(s *workload.Snapshot, t *target.Target, c target.Client, q *exchange.Request) exchange.Plan {
-	direct := exchange.Plan{Service: t.Service, Port: t.Port}
 	if t.Service == nil || len(t.Binding.Routes) == 0 {
-		return direct
+		return exchange.Plan{Service: t.Service, Port: t.Port}
 	}
-	m, matched, attached := r.table(t.Binding).Decide(&q.Seen, t.Port.Service, c.Identity.Namespace)
-	switch {
-	case !attached:
-		return direct
-	case !matched:
-		return exchange.Plan{Service: t.Service, Answer: &exchange.Answer{Status: http.StatusNotFound, Flag: exchange.NoRoute, Detail: "no rule of the attached routes matches"}}
+	m := r.compile(t.Binding).Match(&q.Seen, c.Identity.Namespace, t.Port.Service)
+	if !m.Attached {
+		return exchange.Plan{Service: t.Service, Port: t.Port}
 	}
-	p := plan{snapshot: s, target: t, request: q, match: &m}
-	return p.make()
-}
-
-// plan is made of one rule for one request.
-type plan struct {
-	snapshot *workload.Snapshot
-	target   *target.Target
-	request  *exchange.Request
-	match    *route.Match
-	out      exchange.Plan
-
-	requests  []func(*exchange.Outgoing)
-	responses []func([]http1.Field) []http1.Field
-}
-
-func (p *plan) make() exchange.Plan {
-	rule := p.match.Rule
-	p.out = exchange.Plan{
-		Route: p.match.Name(), Rule: rule.GetName(), Service: p.target.Service, Port: p.target.Port,
-		Timeout: rule.GetRequestTimeout().AsDuration(), AttemptTimeout: rule.GetBackendRequestTimeout().AsDuration(),
+	if m.Rule == nil {
+		return answer(exchange.Plan{}, http.StatusNotFound, exchange.NoRoute, "no rule of the routes matches")
 	}
-	if retry := rule.GetRetry(); retry != nil {
-		p.out.Retries, p.out.Backoff = int(retry.GetAttempts()), retry.GetBackoff().AsDuration()
-		for _, code := range retry.GetCodes() {
-			p.out.RetryOn = append(p.out.RetryOn, int(code))
+	p := exchange.Plan{
+		Route: m.Rule.Route, Rule: m.Rule.Name, Timeout: m.Rule.RequestTimeout, AttemptTimeout: m.Rule.BackendTimeout,
+		Retries: m.Rule.Retries, RetryOn: m.Rule.RetryOn, Backoff: m.Rule.Backoff,
+	}
+	for _, invalid := range []string{m.Invalid, m.Rule.Invalid} {
+		if invalid != "" {
+			return answer(p, http.StatusInternalServerError, exchange.Invalid, invalid)
 		}
 	}
-	if p.match.Invalid != "" {
-		return p.invalid(p.match.Invalid)
-	}
-	if answered := p.filters(rule.GetFilters()); answered {
-		return p.out
-	}
-	backend := pick(rule.GetBackends())
-	if backend == nil {
-		return p.invalid("the rule has no backend that takes requests")
-	}
-	if answered := p.filters(backend.GetFilters()); answered {
-		return p.out
-	}
-	service, port, err := p.backend(backend)
-	if err != nil {
-		return p.invalid(err.Error())
-	}
-	p.out.Service, p.out.Port = service, port
-	p.finish()
-	return p.out
+	return carry(s, q, m, p)
 }
 
-// invalid answers what cannot be carried out.
-func (p *plan) invalid(why string) exchange.Plan {
-	p.out.Answer = &exchange.Answer{Status: http.StatusInternalServerError, Flag: exchange.Invalid, Detail: why}
-	return p.out
+// carry has the filters do their work, and chooses a backend.
+func carry(s *workload.Snapshot, q *exchange.Request, m route.Match, p exchange.Plan) exchange.Plan {
+	head := filter.Head{Authority: q.Authority, Path: q.Path, Fields: q.Fields}
+	if a := m.Rule.Filters.Request(&q.Seen, m.By, &head); a != nil {
+		p.Answer = &exchange.Answer{Status: a.Status, Flag: exchange.NoFlag, Fields: a.Fields}
+		return p
+	}
+	b := m.Rule.Pick(rand.Uint64N)
+	if b == nil {
+		return answer(p, http.StatusInternalServerError, exchange.Invalid, "the rule has no backend that gets requests")
+	}
+	if b.Invalid != "" {
+		return answer(p, http.StatusInternalServerError, exchange.Invalid, b.Invalid)
+	}
+	if a := b.Filters.Request(&q.Seen, m.By, &head); a != nil {
+		p.Answer = &exchange.Answer{Status: a.Status, Flag: exchange.NoFlag, Fields: a.Fields}
+		return p
+	}
+	var ok bool
+	if p.Service, p.Port, ok = backend(s, b.Service, b.Port); !ok {
+		return answer(p, http.StatusInternalServerError, exchange.Invalid, fmt.Sprintf("backend %s has no port %d, or is not known", b.Service, b.Port))
+	}
+	if m.Rule.Filters != nil || b.Filters != nil {
+		p.Request = func(o *exchange.Outgoing) {
+			o.Authority, o.Path, o.Fields = head.Authority, head.Path, slices.Clone(head.Fields)
+		}
+	}
+	for _, chain := range []*filter.Chain{m.Rule.Filters, b.Filters} {
+		if chain != nil {
+			p.Mirrors = appendMirrors(p.Mirrors, s, chain.Mirrors)
+		}
+	}
+	if m.Rule.Filters.Changes() || b.Filters.Changes() {
+		seen := q.Seen
+		p.Response = func(_ int, fields []http1.Field) []http1.Field {
+			return m.Rule.Filters.Response(&seen, b.Filters.Response(&seen, fields))
+		}
+	}
+	return p
 }
 
-func (p *plan) backend(b *mesh.RouteBackend) (*workload.Service, workload.Port, error) {
-	if b.GetInvalid() != "" {
-		return nil, workload.Port{}, fmt.Errorf("backend %s: %s", b.GetService(), b.GetInvalid())
-	}
-	service, ok := p.snapshot.Service(b.GetService())
+func answer(p exchange.Plan, status int, flag exchange.Flag, detail string) exchange.Plan {
+	p.Answer = &exchange.Answer{Status: status, Flag: flag, Detail: detail}
+	return p
+}
+
+func backend(s *workload.Snapshot, key string, number uint16) (*workload.Service, workload.Port, bool) {
+	service, ok := s.Service(key)
 	if !ok {
-		return nil, workload.Port{}, fmt.Errorf("backend %s is not known", b.GetService())
+		return nil, workload.Port{}, false
 	}
-	port, ok := service.Port(uint16(b.GetPort()))
-	if !ok || b.GetPort() > 65535 {
-		return nil, workload.Port{}, fmt.Errorf("backend %s has no port %d", b.GetService(), b.GetPort())
-	}
-	return service, port, nil
+	port, ok := service.Port(number)
+	return service, port, ok
 }
 
-// pick takes a backend by the weights.
-func pick(backends []*mesh.RouteBackend) *mesh.RouteBackend {
-	var total uint64
-	for _, b := range backends {
-		total += uint64(b.GetWeight())
-	}
-	if total == 0 {
-		return nil
-	}
-	at := rand.Uint64N(total)
-	for _, b := range backends {
-		if weight := uint64(b.GetWeight()); at < weight {
-			return b
-		} else {
-			at -= weight
+// appendMirrors draws who gets a copy; a backend that is not known gets none.
+func appendMirrors(to []exchange.Mirror, s *workload.Snapshot, mirrors []filter.Mirror) []exchange.Mirror {
+	for _, m := range mirrors {
+		service, port, ok := backend(s, m.Service, m.Port)
+		if ok && rand.Uint32N(m.Denominator) < m.Numerator {
+			to = append(to, exchange.Mirror{Service: service, Port: port})
 		}
 	}
-	return nil
+	return to
 }
 
-// filters takes over what they do. It tells whether that is all there is to the request.
-func (p *plan) filters(list []*mesh.RouteFilter) (answered bool) {
-	for _, f := range list {
-		if err := filter.Check(f); err != nil {
-			p.invalid(err.Error())
-			return true
-		}
-		switch f := f.GetFilter().(type) {
-		case *mesh.RouteFilter_RequestHeaders:
-			p.requests = append(p.requests, func(o *exchange.Outgoing) { setHeaders(o, f.RequestHeaders) })
-		case *mesh.RouteFilter_ResponseHeaders:
-			p.responses = append(p.responses, func(fields []http1.Field) []http1.Field { return filter.Headers(fields, f.ResponseHeaders) })
-		case *mesh.RouteFilter_Rewrite:
-			p.requests = append(p.requests, func(o *exchange.Outgoing) { p.rewrite(o, f.Rewrite) })
-		case *mesh.RouteFilter_Redirect:
-			status, location := filter.Redirect(&p.request.Seen, f.Redirect, p.match.Prefix, p.target.Port.Service)
-			p.out.Answer = &exchange.Answer{Status: status, Flag: exchange.NoFlag, Fields: []http1.Field{{Name: "location", Value: location}}}
-		case *mesh.RouteFilter_Mirror:
-			p.mirror(f.Mirror)
-		case *mesh.RouteFilter_Cors:
-			if fields, is := filter.Preflight(&p.request.Seen, f.Cors); is {
-				p.out.Answer = &exchange.Answer{Status: http.StatusOK, Flag: exchange.NoFlag, Fields: fields}
-			}
-			p.responses = append(p.responses, func(fields []http1.Field) []http1.Field {
-				return append(fields, filter.CORSResponse(&p.request.Seen, f.Cors)...)
-			})
-		}
+func (r *router) compile(b *workload.Binding) *route.Router {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c, ok := r.compiled[b]; ok {
+		return c
 	}
-	if p.out.Answer != nil {
-		for _, change := range p.responses {
-			p.out.Answer.Fields = change(p.out.Answer.Fields)
-		}
+	if len(r.compiled) >= maxCompiled {
+		clear(r.compiled)
 	}
-	return p.out.Answer != nil
+	c := route.Compile(b.Routes)
+	for _, problem := range c.Problems {
+		r.logger.Warn("of a route something cannot be carried out: that is answered with 500", "target", b.Key, "error", problem)
+	}
+	r.compiled[b] = c
+	return c
 }
-
-func setHeaders(o *exchange.Outgoing, m *mesh.HeaderModifier) {
-	o.Fields = filter.Headers(o.Fields, m)
-	// The host is no field of an outgoing request.
-	o.Fields = slices.DeleteFunc(o.Fields, func(f http1.Field) bool {
-		if f.Name == "host" && f.Value != "" {
-			o.Authority = f.Value
-		}
-		return f.Name == "host"
-	})
-}
-
-func (p *plan) rewrite(o *exchange.Outgoing, m *mesh.URLRewrite) {
-	if m.GetHostname() != "" {
-		o.Authority = m.GetHostname()
-	}
-	if m.GetPath() != nil {
-		o.Path = filter.Path(p.request.Seen.Path, m.GetPath(), p.match.Prefix) + p.request.Seen.Query
-	}
-}
-
-// mirror adds a copy, for the share of requests that is to be copied. One that cannot
-// be carried out takes nothing from the request.
-func (p *plan) mirror(m *mesh.RequestMirror) {
-	if d := m.GetDenominator(); d > 0 && rand.Uint32N(d) >= m.GetNumerator() {
-		return
-	}
-	if service, port, err := p.backend(m.GetBackend()); err == nil {
-		p.out.Mirrors = append(p.out.Mirrors, exchange.Mirror{Service: service, Port: port})
-	}
-}
-
-func (p *plan) finish() {
-	if len(p.requests) > 0 {
-		p.out.Request = func(o *exchange.Outgoing) {
-			for _, change := range p.requests {
-				change(o)
-			}
-		}
-	}
-	if len(p.responses) > 0 {
-		p.out.Response = func(_ int, fields []http1.Field) []http1.Field {
-			for _, change := range p.responses {
-				fields = change(fields)
-			}
-			return fields
-		}
-	}
-	if p.out.Retries > 0 && p.out.Backoff == 0 {
-		p.out.Backoff = defaultBackoff
-	}
-}
-
-// defaultBackoff is what the field's proxies wait at first.
-const defaultBackoff = 25 * time.Millisecond

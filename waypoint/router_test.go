@@ -47,7 +47,7 @@ func startRouted(t *testing.T) *routed {
 	canary.Serve(canary.ID, named("canary"))
 	judges := newPolicies(m.Logger)
 	engine, err := exchange.New(exchange.Config{
-		Snapshot: m.Store.Snapshot, Self: m.Self, Policies: judges, Router: newRouter(), Upstream: m.Upstream,
+		Snapshot: m.Store.Snapshot, Self: m.Self, Policies: judges, Router: newRouter(m.Logger), Upstream: m.Upstream,
 		Telemetry: exchange.NewTelemetry(m.Logger, m.Metrics), Logger: m.Logger,
 	})
 	if err != nil {

@@ -139,7 +139,7 @@ func (w *waypoint) composeTraffic(listener *net.TCPListener) error {
 	})
 	var err error
 	w.engine, err = exchange.New(exchange.Config{
-		Snapshot: w.store.Snapshot, Self: w.self, Policies: w.policies, Router: newRouter(), Upstream: w.upstream,
+		Snapshot: w.store.Snapshot, Self: w.self, Policies: w.policies, Router: newRouter(w.logger), Upstream: w.upstream,
 		Telemetry: exchange.NewTelemetry(w.logger, w.metrics.Registry), Logger: w.logger,
 	})
 	if err != nil {

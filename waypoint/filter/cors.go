@@ -1,6 +1,9 @@
 package filter
 
 import (
+	"fmt"
+	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -9,87 +12,142 @@ import (
 	"github.com/ambit-mesh/ambit/waypoint/request"
 )
 
-// Preflight is the answer to a browser that asks beforehand; false of other requests.
-func Preflight(r *request.Request, c *mesh.CORS) (fields []http1.Field, is bool) {
-	wanted, asks := first(r, "access-control-request-method")
-	origin, named := first(r, "origin")
-	if r.Method != "OPTIONS" || !asks || !named {
-		return nil, false
-	}
-	fields, ok := origins(origin, c)
-	if !ok {
-		return nil, true
-	}
-	add := func(name string, values []string, asked string) {
-		list := strings.Join(values, ", ")
-		if list == "*" && c.GetAllowCredentials() {
-			list = asked // the star would be taken for a name
-		}
-		if list != "" {
-			fields = append(fields, http1.Field{Name: name, Value: list})
-		}
-	}
-	headers, _ := first(r, "access-control-request-headers")
-	add("access-control-allow-methods", c.GetAllowMethods(), wanted)
-	add("access-control-allow-headers", c.GetAllowHeaders(), headers)
-	if c.GetMaxAge() != nil {
-		fields = append(fields, http1.Field{Name: "access-control-max-age", Value: strconv.FormatInt(int64(c.GetMaxAge().AsDuration().Seconds()), 10)})
-	}
-	return fields, true
+// cors says who may read responses across origins.
+type cors struct {
+	origins                  []string
+	methods, headers, expose []string
+	credentials              bool
+	maxAge                   int64 // seconds
 }
 
-// CORSResponse are the fields of a response to a request from a page.
-func CORSResponse(r *request.Request, c *mesh.CORS) []http1.Field {
-	origin, named := first(r, "origin")
-	if !named {
+// defaultMaxAge of what a preflight says: the API's.
+const defaultMaxAge = 5
+
+func compileCORS(in *mesh.CORS) (*cors, error) {
+	c := &cors{
+		methods: in.GetAllowMethods(), headers: in.GetAllowHeaders(), expose: in.GetExposeHeaders(),
+		credentials: in.GetAllowCredentials(), maxAge: defaultMaxAge,
+	}
+	if in.GetMaxAge() != nil {
+		if c.maxAge = in.GetMaxAge().GetSeconds(); c.maxAge < 0 {
+			return nil, fmt.Errorf("max_age: %d s", c.maxAge)
+		}
+	}
+	for i, origin := range in.GetAllowOrigins() {
+		scheme, host, ok := strings.Cut(origin, "://")
+		if origin != "*" && (!ok || scheme == "" || host == "" || strings.Contains(strings.TrimPrefix(host, "*"), "*")) {
+			return nil, fmt.Errorf("allow_origins[%d]: %q, want * or scheme://host with * at the host's beginning", i, origin)
+		}
+		c.origins = append(c.origins, strings.ToLower(origin))
+	}
+	for field, list := range map[string][]string{"allow_methods": c.methods, "allow_headers": c.headers, "expose_headers": c.expose} {
+		for i, name := range list {
+			if !http1.IsToken(name) {
+				return nil, fmt.Errorf("%s[%d]: %q", field, i, name)
+			}
+		}
+	}
+	return c, nil
+}
+
+// origin of a request, if it has exactly one.
+func origin(seen *request.Request) string {
+	var found string
+	n := 0
+	for value := range one(seen, "origin") {
+		found = value
+		n++
+	}
+	if n != 1 {
+		return ""
+	}
+	return found
+}
+
+func one(seen *request.Request, name string) func(func(string) bool) {
+	return func(yield func(string) bool) { seen.Values(name, yield) }
+}
+
+func (c *cors) allows(origin string) bool {
+	origin = strings.ToLower(origin)
+	return origin != "" && slices.ContainsFunc(c.origins, func(allowed string) bool {
+		if allowed == "*" || allowed == origin {
+			return true
+		}
+		scheme, suffix, wild := strings.Cut(allowed, "://*")
+		rest, ok := strings.CutPrefix(origin, scheme+"://")
+		return wild && ok && len(rest) > len(suffix) && strings.HasSuffix(rest, suffix)
+	})
+}
+
+// preflight answers one: with nothing of CORS, if the origin is not allowed.
+func (c *cors) preflight(seen *request.Request) *Answer {
+	var method, headers string
+	for value := range one(seen, "access-control-request-method") {
+		method = value
+	}
+	for value := range one(seen, "access-control-request-headers") {
+		headers = value
+	}
+	o := origin(seen)
+	if seen.Method != http.MethodOptions || o == "" || method == "" {
 		return nil
 	}
-	fields, ok := origins(origin, c)
-	if !ok {
-		return nil
+	a := &Answer{Status: http.StatusOK}
+	if !c.allows(o) {
+		return a
 	}
-	if expose := strings.Join(c.GetExposeHeaders(), ", "); expose != "" {
-		fields = append(fields, http1.Field{Name: "access-control-expose-headers", Value: expose})
+	a.Fields = c.who(o)
+	if list := c.list(c.methods, method); list != "" {
+		a.Fields = append(a.Fields, http1.Field{Name: "access-control-allow-methods", Value: list})
+	}
+	if list := c.list(c.headers, headers); list != "" {
+		a.Fields = append(a.Fields, http1.Field{Name: "access-control-allow-headers", Value: list})
+	}
+	return &Answer{Status: a.Status, Fields: append(a.Fields, http1.Field{Name: "access-control-max-age", Value: strconv.FormatInt(c.maxAge, 10)})}
+}
+
+// list writes names; * is taken literally by browsers that send credentials, so that it
+// is answered with what was asked for.
+func (c *cors) list(names []string, asked string) string {
+	if slices.Contains(names, "*") {
+		if c.credentials {
+			return asked
+		}
+		return "*"
+	}
+	return strings.Join(names, ", ")
+}
+
+func (c *cors) who(o string) []http1.Field {
+	if !c.credentials && slices.Contains(c.origins, "*") {
+		return []http1.Field{{Name: "access-control-allow-origin", Value: "*"}}
+	}
+	fields := []http1.Field{{Name: "access-control-allow-origin", Value: o}, {Name: "vary", Value: "origin"}}
+	if c.credentials {
+		fields = append(fields, http1.Field{Name: "access-control-allow-credentials", Value: "true"})
 	}
 	return fields
 }
 
-// origins says that a page's origin is let see.
-func origins(origin string, c *mesh.CORS) ([]http1.Field, bool) {
-	for _, allowed := range c.GetAllowOrigins() {
-		if !originMatches(origin, allowed) {
-			continue
-		}
-		value := origin
-		if allowed == "*" && !c.GetAllowCredentials() {
-			value = "*"
-		}
-		fields := []http1.Field{{Name: "access-control-allow-origin", Value: value}}
-		if value != "*" {
-			fields = append(fields, http1.Field{Name: "vary", Value: "origin"})
-		}
-		if c.GetAllowCredentials() {
-			fields = append(fields, http1.Field{Name: "access-control-allow-credentials", Value: "true"})
-		}
-		return fields, true
+// actual replaces what the endpoint says of CORS.
+func (c *cors) actual(seen *request.Request, fields []http1.Field) []http1.Field {
+	o := origin(seen)
+	if o == "" {
+		return fields
 	}
-	return nil, false
-}
-
-func originMatches(origin, allowed string) bool {
-	if allowed == "*" || strings.EqualFold(origin, allowed) {
-		return true
+	out := make([]http1.Field, 0, len(fields)+4)
+	for _, f := range fields {
+		if !strings.HasPrefix(f.Name, "access-control-") {
+			out = append(out, f)
+		}
 	}
-	scheme, host, _ := strings.Cut(allowed, "://")
-	suffix, wildcard := strings.CutPrefix(host, "*")
-	rest, same := strings.CutPrefix(strings.ToLower(origin), strings.ToLower(scheme)+"://")
-	return wildcard && same && len(rest) > len(suffix) && strings.HasSuffix(rest, strings.ToLower(suffix))
-}
-
-func first(r *request.Request, name string) (value string, found bool) {
-	r.Values(name, func(v string) bool {
-		value, found = v, true
-		return false
-	})
-	return value, found
+	if !c.allows(o) {
+		return out
+	}
+	out = append(out, c.who(o)...)
+	if list := strings.Join(c.expose, ", "); list != "" && !(c.credentials && list == "*") {
+		out = append(out, http1.Field{Name: "access-control-expose-headers", Value: list})
+	}
+	return out
 }

@@ -1,140 +1,184 @@
-// Package filter is what routes do with requests and their responses.
+// Package filter carries out what routes change in requests and responses.
 //
-//	filter.go  headers, paths, redirects
-//	cors.go    what browsers ask before they let pages see responses
+//	filter.go    Compile: the filters of a rule or a backend -> one Chain
+//	head.go      fields of requests and responses
+//	redirect.go  redirects and rewrites
+//	cors.go      who may read responses across origins
 //
-// Invariants: pure; fields of a connection (RFC 9110 section 7.6.1) are nobody's to set;
-// a filter that is not known is an error, never left out.
+// A request goes through CORS, which may answer it, then through the modifiers of its
+// fields, then it is redirected or rewritten; the rule's filters come before the
+// backend's. The meaning is that of Gateway API's HTTPRoute.
+//
+// Invariants: pure; the fields that came are never written to; what a filter puts in
+// was checked when it was compiled, so that it cannot end a field or a path.
 package filter
 
 import (
 	"errors"
 	"fmt"
-	"slices"
-	"strconv"
-	"strings"
 
 	"github.com/ambit-mesh/ambit/api/mesh"
 	"github.com/ambit-mesh/ambit/waypoint/http1"
 	"github.com/ambit-mesh/ambit/waypoint/request"
 )
 
-// Check tells why a filter cannot be carried out, if it cannot.
-func Check(f *mesh.RouteFilter) error {
-	switch f := f.GetFilter().(type) {
-	case *mesh.RouteFilter_RequestHeaders:
-		return checkHeaders(f.RequestHeaders)
-	case *mesh.RouteFilter_ResponseHeaders:
-		return checkHeaders(f.ResponseHeaders)
-	case *mesh.RouteFilter_Redirect:
-		switch f.Redirect.GetStatusCode() {
-		case 0, 301, 302, 303, 307, 308:
-		default:
-			return fmt.Errorf("redirect: status %d", f.Redirect.GetStatusCode())
+// Chain is the filters of a rule or a backend. It never changes; a nil one does nothing.
+type Chain struct {
+	requests, responses []modifier
+	redirect            *redirect
+	rewrite             *rewrite
+	cors                *cors
+	// Mirrors get their share of the requests as well.
+	Mirrors []Mirror
+}
+
+// Mirror is a backend that gets Numerator of Denominator requests.
+type Mirror struct {
+	Service                string
+	Port                   uint16
+	Numerator, Denominator uint32
+}
+
+// Head is what goes on of a request.
+type Head struct {
+	Authority string
+	// Path and query.
+	Path   string
+	Fields []http1.Field
+}
+
+// Answer is a response of the waypoint's own.
+type Answer struct {
+	Status int
+	Fields []http1.Field
+}
+
+// Matched is by what a request was found.
+type Matched struct {
+	// Prefix without a slash at its end, if HasPrefix.
+	Prefix    string
+	HasPrefix bool
+	// Port of the Service that was addressed.
+	Port uint16
+}
+
+// Compile reads filters; an error names the one that cannot be carried out.
+func Compile(in []*mesh.RouteFilter) (*Chain, error) {
+	if len(in) == 0 {
+		return nil, nil
+	}
+	c := &Chain{}
+	for i, f := range in {
+		if err := c.add(f); err != nil {
+			return nil, fmt.Errorf("filters[%d].%w", i, err)
 		}
-		return checkText(f.Redirect.GetScheme(), f.Redirect.GetHostname(), f.Redirect.GetPath().GetFull(), f.Redirect.GetPath().GetPrefix())
+	}
+	if c.redirect != nil && c.rewrite != nil {
+		return nil, errors.New("filters: both redirect and rewrite")
+	}
+	return c, nil
+}
+
+func (c *Chain) add(in *mesh.RouteFilter) error {
+	if len(in.ProtoReflect().GetUnknown()) > 0 {
+		return errors.New("filter: is not known")
+	}
+	switch f := in.GetFilter().(type) {
+	case *mesh.RouteFilter_RequestHeaders:
+		m, err := compileModifier(f.RequestHeaders)
+		c.requests = append(c.requests, m)
+		return at("request_headers", err)
+	case *mesh.RouteFilter_ResponseHeaders:
+		m, err := compileModifier(f.ResponseHeaders)
+		c.responses = append(c.responses, m)
+		return at("response_headers", err)
+	case *mesh.RouteFilter_Redirect:
+		if c.redirect != nil {
+			return errors.New("redirect: twice")
+		}
+		var err error
+		c.redirect, err = compileRedirect(f.Redirect)
+		return at("redirect", err)
 	case *mesh.RouteFilter_Rewrite:
-		return checkText(f.Rewrite.GetHostname(), f.Rewrite.GetPath().GetFull(), f.Rewrite.GetPath().GetPrefix())
-	case *mesh.RouteFilter_Mirror, *mesh.RouteFilter_Cors:
+		if c.rewrite != nil {
+			return errors.New("rewrite: twice")
+		}
+		var err error
+		c.rewrite, err = compileRewrite(f.Rewrite)
+		return at("rewrite", err)
+	case *mesh.RouteFilter_Mirror:
+		return at("mirror", c.mirror(f.Mirror))
+	case *mesh.RouteFilter_Cors:
+		if c.cors != nil {
+			return errors.New("cors: twice")
+		}
+		var err error
+		c.cors, err = compileCORS(f.Cors)
+		return at("cors", err)
+	}
+	return errors.New("filter: is not known")
+}
+
+func at(field string, err error) error {
+	if err != nil {
+		return fmt.Errorf("%s: %w", field, err)
+	}
+	return nil
+}
+
+func (c *Chain) mirror(in *mesh.RequestMirror) error {
+	b := in.GetBackend()
+	switch {
+	case b.GetInvalid() != "":
+		return errors.New(b.GetInvalid())
+	case b.GetService() == "" || b.GetPort() == 0 || b.GetPort() > 65535:
+		return fmt.Errorf("backend: %q, port %d", b.GetService(), b.GetPort())
+	}
+	m := Mirror{Service: b.GetService(), Port: uint16(b.GetPort()), Numerator: in.GetNumerator(), Denominator: in.GetDenominator()}
+	if m.Denominator == 0 {
+		m.Numerator, m.Denominator = 1, 1
+	}
+	c.Mirrors = append(c.Mirrors, m)
+	return nil
+}
+
+// Request changes what goes on of a request, or answers it.
+func (c *Chain) Request(seen *request.Request, m Matched, h *Head) *Answer {
+	if c == nil {
 		return nil
 	}
-	return errors.New("a filter that this version does not know")
-}
-
-// checkText refuses what would end a line or a path.
-func checkText(texts ...string) error {
-	for _, text := range texts {
-		for i := range len(text) {
-			if c := text[i]; c <= ' ' || c >= 0x7f || c == '#' || c == '\\' {
-				return fmt.Errorf("%q: not of a host or a path", text)
-			}
+	if c.cors != nil {
+		if a := c.cors.preflight(seen); a != nil {
+			return a
 		}
+	}
+	for i := range c.requests {
+		h.Fields = c.requests[i].apply(h.Fields)
+	}
+	if c.redirect != nil {
+		a := c.redirect.answer(seen, m)
+		a.Fields = c.Response(seen, a.Fields)
+		return a
+	}
+	if c.rewrite != nil {
+		c.rewrite.apply(seen, m, h)
 	}
 	return nil
 }
 
-func checkHeaders(m *mesh.HeaderModifier) error {
-	for _, h := range slices.Concat(m.GetSet(), m.GetAdd()) {
-		if !http1.IsToken(h.GetName()) || ofConnection(h.GetName()) {
-			return fmt.Errorf("header %q is not to be set", h.GetName())
-		}
-		for i := range len(h.GetValue()) {
-			if c := h.GetValue()[i]; c < ' ' && c != '\t' || c == 0x7f {
-				return fmt.Errorf("header %s: value %q", h.GetName(), h.GetValue())
-			}
-		}
-	}
-	return nil
-}
+// Changes tells whether Response does anything.
+func (c *Chain) Changes() bool { return c != nil && (len(c.responses) > 0 || c.cors != nil) }
 
-func ofConnection(name string) bool {
-	switch name {
-	case "connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade", "te", "trailer", "content-length", "http2-settings":
-		return true
+// Response changes the fields of the response to a request.
+func (c *Chain) Response(seen *request.Request, fields []http1.Field) []http1.Field {
+	if c == nil {
+		return fields
 	}
-	return false
-}
-
-// Headers sets, then adds, then removes. The fields are changed in place.
-func Headers(fields []http1.Field, m *mesh.HeaderModifier) []http1.Field {
-	for _, h := range m.GetSet() {
-		fields = append(without(fields, h.GetName()), http1.Field{Name: h.GetName(), Value: h.GetValue()})
+	if c.cors != nil {
+		fields = c.cors.actual(seen, fields)
 	}
-	for _, h := range m.GetAdd() {
-		fields = append(fields, http1.Field{Name: h.GetName(), Value: h.GetValue()})
-	}
-	for _, name := range m.GetRemove() {
-		fields = without(fields, name)
+	for i := range c.responses {
+		fields = c.responses[i].apply(fields)
 	}
 	return fields
-}
-
-func without(fields []http1.Field, name string) []http1.Field {
-	return slices.DeleteFunc(fields, func(f http1.Field) bool { return f.Name == name })
-}
-
-// Path changes a path, of which prefix is what the rule matched.
-func Path(path string, m *mesh.PathModifier, prefix string) string {
-	switch p := m.GetPath().(type) {
-	case *mesh.PathModifier_Full:
-		return orRoot(p.Full)
-	case *mesh.PathModifier_Prefix:
-		rest := strings.TrimPrefix(path, strings.TrimSuffix(prefix, "/"))
-		return orRoot(strings.TrimSuffix(p.Prefix, "/") + rest)
-	}
-	return path
-}
-
-func orRoot(path string) string {
-	if !strings.HasPrefix(path, "/") {
-		return "/" + path
-	}
-	return path
-}
-
-// Redirect is where a request is sent on to, and with which status. port is the one of
-// the Service that it was addressed to.
-func Redirect(r *request.Request, m *mesh.RequestRedirect, prefix string, port uint16) (status int, location string) {
-	status = int(m.GetStatusCode())
-	if status == 0 {
-		status = 302
-	}
-	scheme, host := m.GetScheme(), m.GetHostname()
-	to := m.GetPort()
-	if to == 0 && scheme == "" {
-		if to = uint32(r.Port); to == 0 {
-			to = uint32(port)
-		}
-	}
-	if scheme == "" {
-		scheme = "http"
-	}
-	if host == "" {
-		host = r.Host
-	}
-	if to != 0 && !(scheme == "http" && to == 80) && !(scheme == "https" && to == 443) {
-		host += ":" + strconv.FormatUint(uint64(to), 10)
-	}
-	path, query := Path(r.Path, m.GetPath(), prefix), r.Query
-	return status, scheme + "://" + host + path + query
 }

@@ -1,201 +1,133 @@
 package route
 
 import (
-	"cmp"
-	"fmt"
+	"net/url"
 	"regexp"
 	"strings"
 
-	"github.com/ambit-mesh/ambit/api/mesh"
 	"github.com/ambit-mesh/ambit/waypoint/request"
 )
 
-// pathKind of a match, by its rank.
+// pathKind in the order of precedence.
 type pathKind uint8
 
 const (
-	anyPath pathKind = iota
-	regexPath
+	exactPath pathKind = iota
 	prefixPath
-	exactPath
+	regexPath
+	anyPath // the prefix /
 )
 
-// matcher is one match of a rule.
-type matcher struct {
-	kind    pathKind
-	path    string // exact, or a prefix without its last slash
-	length  int    // of the path as it was written
-	regex   *regexp.Regexp
-	method  string
-	headers []value
-	query   []value
-	grpc    bool
+// entry is one match of a rule, for one hostname.
+type entry struct {
+	rule    *Rule
+	invalid string
+
+	host   string // empty for all
+	path   pathKind
+	value  string // of a prefix without a slash at its end
+	regex  *regexp.Regexp
+	method string
+	// headers and query parameters, all of which must match.
+	headers, query []value
+
+	grpc bool
+	// lengths of the service and the method, of gRPC.
+	lengths [2]int
+	created int64
+	order   [2]int // of the rule in its route, of the match in its rule
 }
 
-// value is of a header or of a parameter.
+// value is what a header or a query parameter must be.
 type value struct {
-	name  string
-	exact string
-	regex *regexp.Regexp
+	name, exact string
+	isRegex     bool
+	regex       *regexp.Regexp // nil if it could not be read
 }
 
-// newMatcher reads a match. With an error it matches what could be read of it.
-func newMatcher(m *mesh.RouteMatch, grpc bool) (matcher, error) {
-	out := matcher{grpc: grpc}
-	var err error
-	if grpc {
-		err = out.setGRPC(m.GetGrpc())
-	} else {
-		out.method = m.GetMethod()
-		err = out.setPath(m.GetPath())
+func (v *value) matches(s string) bool {
+	if v.isRegex {
+		return v.regex == nil || v.regex.MatchString(s)
 	}
-	var err2, err3 error
-	out.headers, err2 = values(m.GetHeaders())
-	out.query, err3 = values(m.GetQueryParams())
-	return out, cmp.Or(err, err2, err3)
+	return s == v.exact
 }
 
-func (m *matcher) setPath(p *mesh.PathMatch) (err error) {
-	switch p := p.GetMatch().(type) {
-	case *mesh.PathMatch_Exact:
-		// Compared with what request has made of a path: the same is made of this.
-		m.kind, m.length = exactPath, len(p.Exact)
-		m.path, err = request.Path(p.Exact)
-	case *mesh.PathMatch_Prefix:
-		m.kind, m.length = prefixPath, len(p.Prefix)
-		if m.path, err = request.Path(p.Prefix); m.path == "/" {
-			m.kind = anyPath
-		}
-		m.path = strings.TrimSuffix(m.path, "/")
-	case *mesh.PathMatch_Regex:
-		m.kind, m.length = regexPath, len(p.Regex)
-		m.regex, err = whole(p.Regex)
-	}
-	if err != nil {
-		m.kind = anyPath // whatever it may have meant is refused
-		return fmt.Errorf("path: %w", err)
-	}
-	return nil
+// table is entries in the order of precedence, and where to look for them.
+type table struct {
+	entries       []*entry
+	exact, prefix map[string][]int
+	regex         []int
 }
 
-// setGRPC makes a match of a path: /SERVICE/METHOD.
-func (m *matcher) setGRPC(g *mesh.GRPCMethodMatch) (err error) {
-	service, method := g.GetService(), g.GetMethod()
-	m.length = len(service)<<8 + len(method)
-	switch {
-	case service == "" && method == "":
-	case g.GetRegex():
-		any := func(expression string) string { return "(?:" + orElse(expression, "[^/]+") + ")" }
-		m.kind = regexPath
-		m.regex, err = whole("/" + any(service) + "/" + any(method))
-	case service != "" && method != "":
-		m.kind, m.path = exactPath, "/"+service+"/"+method
-	case service != "":
-		m.kind, m.path = prefixPath, "/"+service
-	default:
-		m.kind = regexPath
-		m.regex, err = whole("/[^/]+/" + regexp.QuoteMeta(method))
-	}
-	if err != nil {
-		m.kind = anyPath
-		return fmt.Errorf("grpc: %w", err)
-	}
-	return nil
-}
-
-func orElse(text, otherwise string) string {
-	if text == "" {
-		return otherwise
-	}
-	return text
-}
-
-// whole is an expression that matches all of a value, or not at all.
-func whole(expression string) (*regexp.Regexp, error) {
-	return regexp.Compile(`\A(?:` + expression + `)\z`)
-}
-
-func values(in []*mesh.ValueMatch) (out []value, err error) {
-	for _, m := range in {
-		v := value{name: m.GetName(), exact: m.GetExact()}
-		if r, ok := m.GetMatch().(*mesh.ValueMatch_Regex); ok {
-			compiled, failed := whole(r.Regex)
-			if failed != nil {
-				err = fmt.Errorf("%s: %w", m.GetName(), failed)
-				continue
+// find returns the first entry that matches; nil if none does.
+func (t *table) find(q *request.Request) *entry {
+	best := len(t.entries)
+	look := func(list []int) {
+		for _, i := range list {
+			if i >= best {
+				return
 			}
-			v.regex = compiled
-		}
-		out = append(out, v)
-	}
-	return out, err
-}
-
-func (v *value) matches(text string) bool {
-	if v.regex != nil {
-		return v.regex.MatchString(text)
-	}
-	return text == v.exact
-}
-
-// compare is positive if m goes before o.
-func (m *matcher) compare(o *matcher) int {
-	return cmp.Or(
-		cmp.Compare(m.kind, o.kind),
-		cmp.Compare(m.length, o.length),
-		cmp.Compare(presence(m.method), presence(o.method)),
-		cmp.Compare(len(m.headers), len(o.headers)),
-		cmp.Compare(len(m.query), len(o.query)),
-	)
-}
-
-func presence(text string) int { return min(len(text), 1) }
-
-// matches tells whether a request has it, and the prefix that its path has.
-func (m *matcher) matches(r *request.Request) (prefix string, ok bool) {
-	switch m.kind {
-	case exactPath:
-		ok = r.Path == m.path
-	case prefixPath:
-		rest, begins := strings.CutPrefix(r.Path, m.path)
-		ok, prefix = begins && (rest == "" || rest[0] == '/'), m.path
-	case regexPath:
-		ok = m.regex.MatchString(r.Path)
-	default:
-		ok, prefix = true, "/"
-	}
-	if !ok || m.method != "" && m.method != r.Method || m.grpc && !isGRPC(r) {
-		return "", false
-	}
-	for i := range m.headers {
-		if !m.headers[i].ofField(r) {
-			return "", false
+			if t.entries[i].matches(q) {
+				best = i
+				return
+			}
 		}
 	}
-	for i := range m.query {
-		if !m.query[i].ofQuery(r.Query) {
-			return "", false
+	look(t.exact[q.Path])
+	look(t.regex)
+	for prefix := strings.TrimSuffix(q.Path, "/"); ; {
+		look(t.prefix[prefix])
+		i := strings.LastIndexByte(prefix, '/')
+		if i < 0 {
+			break
 		}
+		prefix = prefix[:i]
 	}
-	return prefix, true
+	if q.Path == "*" {
+		look(t.prefix[""])
+	}
+	if best == len(t.entries) {
+		return nil
+	}
+	return t.entries[best]
 }
 
-// isGRPC: routes for GRPC are for nothing else.
-func isGRPC(r *request.Request) (is bool) {
-	r.Values("content-type", func(v string) bool {
-		is = strings.HasPrefix(v, "application/grpc")
+// matches tells whether an entry does, by its path or by what it was found by.
+func (e *entry) matches(q *request.Request) bool {
+	if e.grpc && !isGRPC(q) || !matchesHost(e.host, q.Host) || e.method != "" && e.method != q.Method {
 		return false
-	})
-	return is && r.Method == "POST"
+	}
+	if e.path == regexPath && e.regex != nil && !e.regex.MatchString(q.Path) {
+		return false
+	}
+	for i := range e.headers {
+		if !e.headers[i].inFields(q) {
+			return false
+		}
+	}
+	for i := range e.query {
+		if !e.query[i].inQuery(q.Query) {
+			return false
+		}
+	}
+	return true
 }
 
-// ofField matches all that a field says, its lines put together: RFC 9110 section 5.3.
-func (v *value) ofField(r *request.Request) bool {
-	if v.name == "host" || v.name == ":authority" {
-		return v.matches(r.Authority())
+func matchesHost(host, got string) bool {
+	if host == "" || host == got {
+		return true
+	}
+	suffix, wild := strings.CutPrefix(host, "*")
+	return wild && len(got) > len(suffix) && strings.HasSuffix(got, suffix)
+}
+
+// inFields looks at all that a field says, its lines put together: RFC 9110 section 5.3.
+func (v *value) inFields(q *request.Request) bool {
+	if v.name == "host" {
+		return v.matches(q.Authority())
 	}
 	text, found := "", false
-	r.Values(v.name, func(line string) bool {
+	q.Values(v.name, func(line string) bool {
 		if found {
 			line = text + "," + line
 		}
@@ -205,45 +137,27 @@ func (v *value) ofField(r *request.Request) bool {
 	return found && v.matches(text)
 }
 
-// ofQuery matches the first parameter of the name.
-func (v *value) ofQuery(query string) bool {
-	for pair := range strings.SplitSeq(strings.TrimPrefix(query, "?"), "&") {
-		name, text, _ := strings.Cut(pair, "=")
-		if unescape(name) == v.name {
-			return v.matches(unescape(text))
+// isGRPC: routes for gRPC are for nothing else.
+func isGRPC(q *request.Request) (is bool) {
+	q.Values("content-type", func(got string) bool {
+		is = got == "application/grpc" || strings.HasPrefix(got, "application/grpc+") || strings.HasPrefix(got, "application/grpc;")
+		return false
+	})
+	return is && q.Method == "POST"
+}
+
+// inQuery looks at the first parameter of the name.
+func (v *value) inQuery(query string) bool {
+	query = strings.TrimPrefix(query, "?")
+	for query != "" {
+		var pair string
+		pair, query, _ = strings.Cut(query, "&")
+		name, got, _ := strings.Cut(pair, "=")
+		if name, err := url.QueryUnescape(name); err != nil || name != v.name {
+			continue
 		}
+		got, err := url.QueryUnescape(got)
+		return err == nil && v.matches(got)
 	}
 	return false
-}
-
-// unescape reads an encoded name or value; what is no encoding stays as it is.
-func unescape(text string) string {
-	if !strings.ContainsAny(text, "%+") {
-		return text
-	}
-	out := make([]byte, 0, len(text))
-	for i := 0; i < len(text); i++ {
-		switch c := text[i]; {
-		case c == '+':
-			out = append(out, ' ')
-		case c == '%' && i+2 < len(text) && hex(text[i+1]) < 16 && hex(text[i+2]) < 16:
-			out = append(out, hex(text[i+1])<<4|hex(text[i+2]))
-			i += 2
-		default:
-			out = append(out, c)
-		}
-	}
-	return string(out)
-}
-
-func hex(c byte) byte {
-	switch {
-	case c >= '0' && c <= '9':
-		return c - '0'
-	case c >= 'a' && c <= 'f':
-		return c - 'a' + 10
-	case c >= 'A' && c <= 'F':
-		return c - 'A' + 10
-	}
-	return 0xff
 }

@@ -1,166 +1,125 @@
-// Package route finds the rule by which a request goes on.
+// Package route finds the rule that a request is carried out by: the routes attached to a
+// Service, compiled once and asked for every request.
 //
-//	route.go  Compile: routes attached to a Service -> Table; Table.Decide
-//	match.go  one match of a rule
+//	route.go    Compile, Match: which routes are there for a client, which rule is first
+//	compile.go  rules and their matches -> entries, in the order of precedence
+//	match.go    does an entry match a request
 //
-// The routes of the client's own namespace (consumer routes), where there are any, take
-// the place of all others. Of the matches that a request has, in this order (the Gateway
-// API's specification of HTTPRouteRule and GRPCRouteRule): the longest exact hostname,
-// the longest with a wildcard, none; the exact path, the longest prefix, an expression,
-// any path; one with a method; the most headers; the most parameters of the query; the
-// oldest route; the first by namespace and name; the first in the route. A route for
-// GRPC has a service and a method in place of a path.
+// Routes of the client's namespace (consumer routes) take the place of all others, for
+// the ports that they are attached to. Where routes of several kinds are attached, those
+// for gRPC go before those for HTTP, which then do not count. A request that no rule of
+// the attached routes matches has none: that is a 404, never a way past them.
 //
-// Invariants: Decide is pure; what no rule matches is answered with 404, never passed
-// on; a rule that cannot be read matches what it can be read to match, and is invalid.
+// Of several matches the first is, in this order, that of the most specific hostname;
+// the exact path, the longest prefix, the longest regular expression, any path (of gRPC the
+// longest service, then method); a method; the most fields; the most query parameters; the oldest
+// route; the first route by namespace/name; the first in its route.
 //
-// What a rule does with a request is filter's, where it goes the asker's.
+// Invariants: pure; a Router never changes; what cannot be read of a match counts as
+// matched, and then the request is answered with 500.
 package route
 
 import (
-	"cmp"
-	"slices"
-	"strings"
+	"time"
 
 	"github.com/ambit-mesh/ambit/api/mesh"
+	"github.com/ambit-mesh/ambit/waypoint/filter"
 	"github.com/ambit-mesh/ambit/waypoint/request"
 )
 
-// Table is the routes of one Service, in the order in which they are tried.
-type Table struct {
-	// producers are the Service's own, consumers those of other namespaces, by these.
-	producers []entry
-	consumers map[string][]entry
+// Router is the routes of one binding.
+type Router struct {
+	all       ports
+	consumers map[string]ports
+	// Problems name what could not be read.
+	Problems []error
 }
 
-// entry is one match of a rule.
-type entry struct {
-	route    *mesh.Route
-	rule     *mesh.RouteRule
-	match    matcher
-	hostname string
-	index    int // of the rule
-	invalid  string
+// ports are the routes attached to each port; 0 is what is attached to all.
+type ports map[uint16]*table
+
+// Rule says what becomes of a request.
+type Rule struct {
+	// Route is namespace/name; Name is the rule's, or empty.
+	Route, Name string
+	// Invalid, if not empty, is why it cannot be carried out: 500.
+	Invalid  string
+	Filters  *filter.Chain
+	Backends []Backend
+	weights  uint64
+	// RequestTimeout of all, BackendTimeout of each attempt; 0 for none.
+	RequestTimeout, BackendTimeout time.Duration
+	// Retries are further attempts, after the statuses in RetryOn or failures.
+	Retries int
+	RetryOn []int
+	Backoff time.Duration
 }
 
-// Match is the rule that a request has.
-type Match struct {
-	Route *mesh.Route
-	Rule  *mesh.RouteRule
-	// Prefix that matched its path; empty if it was not a prefix.
-	Prefix string
-	// Invalid says why the rule cannot be carried out, if it cannot.
+// Backend is a Service, with a share of the requests.
+type Backend struct {
+	Service string
+	Port    uint16
 	Invalid string
+	Filters *filter.Chain
+	weight  uint64
 }
 
-// Name of the route: namespace/name.
-func (m *Match) Name() string { return m.Route.GetNamespace() + "/" + m.Route.GetName() }
-
-// Compile makes a Table.
-func Compile(routes []*mesh.Route) *Table {
-	t := &Table{consumers: map[string][]entry{}}
-	for _, r := range routes {
-		if r.GetKind() != mesh.Route_HTTP && r.GetKind() != mesh.Route_GRPC {
-			continue
-		}
-		entries := compile(r)
-		if r.GetConsumer() {
-			t.consumers[r.GetNamespace()] = append(t.consumers[r.GetNamespace()], entries...)
-		} else {
-			t.producers = append(t.producers, entries...)
-		}
-	}
-	slices.SortStableFunc(t.producers, compare)
-	for _, list := range t.consumers {
-		slices.SortStableFunc(list, compare)
-	}
-	return t
+// Match is what was found.
+type Match struct {
+	// Attached: there are routes for this client and port. Without, the request is for
+	// the Service itself.
+	Attached bool
+	// Rule is nil if there are routes and none of them matches.
+	Rule *Rule
+	// Invalid, if not empty, is what of the match could not be read.
+	Invalid string
+	// By is the match's path, for filters.
+	By filter.Matched
 }
 
-func compile(r *mesh.Route) (out []entry) {
-	hostnames := r.GetHostnames()
-	if len(hostnames) == 0 {
-		hostnames = []string{""}
+// Match finds the rule for a request of a client in a namespace to the Service's port.
+func (r *Router) Match(q *request.Request, namespace string, port uint16) Match {
+	t := r.consumers[namespace].at(port)
+	if t == nil {
+		t = r.all.at(port)
 	}
-	for index, rule := range r.GetRules() {
-		matches := rule.GetMatches()
-		if len(matches) == 0 {
-			matches = []*mesh.RouteMatch{{}}
-		}
-		for _, m := range matches {
-			e := entry{route: r, rule: rule, index: index, invalid: rule.GetInvalid()}
-			var err error
-			if e.match, err = newMatcher(m, r.GetKind() == mesh.Route_GRPC); err != nil && e.invalid == "" {
-				e.invalid = err.Error()
-			}
-			for _, hostname := range hostnames {
-				e.hostname = hostname
-				out = append(out, e)
-			}
+	if t == nil {
+		return Match{}
+	}
+	m := Match{Attached: true, By: filter.Matched{Port: port}}
+	if e := t.find(q); e != nil {
+		m.Rule, m.Invalid = e.rule, e.invalid
+		if e.path == prefixPath || e.path == anyPath {
+			m.By.Prefix, m.By.HasPrefix = e.value, true
 		}
 	}
-	return out
+	return m
 }
 
-// compare puts what goes first before the rest.
-func compare(a, b entry) int {
-	return cmp.Or(
-		-cmp.Compare(hostRank(a.hostname), hostRank(b.hostname)),
-		-a.match.compare(&b.match),
-		cmp.Compare(a.route.GetCreated(), b.route.GetCreated()),
-		cmp.Compare(a.route.GetNamespace(), b.route.GetNamespace()),
-		cmp.Compare(a.route.GetName(), b.route.GetName()),
-		cmp.Compare(a.index, b.index),
-	)
-}
-
-// hostRank: an exact name is before any wildcard, and a longer one before a shorter.
-func hostRank(hostname string) int {
-	const exact = 1 << 10 // names are shorter
-	switch {
-	case hostname == "":
-		return 0
-	case strings.HasPrefix(hostname, "*."):
-		return len(hostname)
+// at is the table of a port; nil if nothing is attached to it.
+func (p ports) at(port uint16) *table {
+	if t, ok := p[port]; ok {
+		return t
 	}
-	return exact + len(hostname)
+	return p[0]
 }
 
-// Decide finds the rule for a request to a port of the Service, by a client of a
-// namespace. attached tells whether there are any routes for it: if not, it goes where
-// it was addressed to; if there are, and none matches, nowhere.
-func (t *Table) Decide(r *request.Request, port uint16, namespace string) (m Match, matched, attached bool) {
-	list := t.producers
-	if own := t.consumers[namespace]; slices.ContainsFunc(own, func(e entry) bool { return e.isFor(port) }) {
-		list = own
+// Pick chooses a backend by weights; below returns a number from 0 up to, not including,
+// the one that it gets. Nil if no backend is to get requests.
+func (r *Rule) Pick(below func(uint64) uint64) *Backend {
+	if r.weights == 0 {
+		return nil
 	}
-	for i := range list {
-		e := &list[i]
-		if !e.isFor(port) {
-			continue
+	n := below(r.weights)
+	for i := range r.Backends {
+		b := &r.Backends[i]
+		if n < b.weight {
+			return b
 		}
-		attached = true
-		if !hostMatches(e.hostname, r.Host) {
-			continue
-		}
-		if prefix, ok := e.match.matches(r); ok {
-			return Match{Route: e.route, Rule: e.rule, Prefix: prefix, Invalid: e.invalid}, true, true
-		}
+		n -= b.weight
 	}
-	return Match{}, false, attached
+	return nil
 }
 
-func (e *entry) isFor(port uint16) bool {
-	return e.route.GetPort() == 0 || e.route.GetPort() == uint32(port)
-}
-
-func hostMatches(hostname, host string) bool {
-	suffix, wildcard := strings.CutPrefix(hostname, "*")
-	switch {
-	case hostname == "":
-		return true
-	case wildcard:
-		return len(host) > len(suffix) && strings.HasSuffix(host, suffix)
-	}
-	return host == hostname
-}
+// kinds in the order in which they take precedence.
+var kinds = []mesh.Route_Kind{mesh.Route_GRPC, mesh.Route_HTTP}

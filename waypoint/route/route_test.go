@@ -2,6 +2,8 @@ package route_test
 
 import (
 	"fmt"
+	"math/rand/v2"
+	"strings"
 	"testing"
 
 	"github.com/ambit-mesh/ambit/api/mesh"
@@ -10,164 +12,290 @@ import (
 	"github.com/ambit-mesh/ambit/waypoint/route"
 )
 
-func exact(path string) *mesh.RouteMatch {
-	return &mesh.RouteMatch{Path: &mesh.PathMatch{Match: &mesh.PathMatch_Exact{Exact: path}}}
-}
-
-func prefix(path string) *mesh.RouteMatch {
-	return &mesh.RouteMatch{Path: &mesh.PathMatch{Match: &mesh.PathMatch_Prefix{Prefix: path}}}
-}
-
-func regex(path string) *mesh.RouteMatch {
-	return &mesh.RouteMatch{Path: &mesh.PathMatch{Match: &mesh.PathMatch_Regex{Regex: path}}}
-}
-
-func header(m *mesh.RouteMatch, name, value string) *mesh.RouteMatch {
-	m.Headers = append(m.Headers, &mesh.ValueMatch{Name: name, Match: &mesh.ValueMatch_Exact{Exact: value}})
-	return m
-}
-
-func query(m *mesh.RouteMatch, name, value string) *mesh.RouteMatch {
-	m.QueryParams = append(m.QueryParams, &mesh.ValueMatch{Name: name, Match: &mesh.ValueMatch_Exact{Exact: value}})
-	return m
-}
-
-func method(m *mesh.RouteMatch, name string) *mesh.RouteMatch { m.Method = name; return m }
-
-// http is a route whose rules are named by their numbers.
-func http(name string, matches ...*mesh.RouteMatch) *mesh.Route {
-	r := &mesh.Route{Kind: mesh.Route_HTTP, Namespace: "shop", Name: name}
-	for i, m := range matches {
-		r.Rules = append(r.Rules, &mesh.RouteRule{Name: fmt.Sprint(i), Matches: []*mesh.RouteMatch{m}})
-	}
-	return r
-}
-
-func read(t *testing.T, method, target string, fields ...http1.Field) *request.Request {
+func read(t testing.TB, method, host, target string, fields ...http1.Field) *request.Request {
 	t.Helper()
-	r, err := request.Read(method, "cart.shop:80", target, fields)
+	r, err := request.Read(method, host, target, fields)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return &r
 }
 
-// ruled returns route/rule; empty if there is none.
-func ruled(t *route.Table, r *request.Request, namespace string) string {
-	m, matched, _ := t.Decide(r, 80, namespace)
-	if !matched {
-		return ""
-	}
-	return m.Route.GetName() + "/" + m.Rule.GetName()
+func exact(path string) *mesh.RouteMatch {
+	return &mesh.RouteMatch{Path: &mesh.PathMatch{Match: &mesh.PathMatch_Exact{Exact: path}}}
+}
+func prefix(path string) *mesh.RouteMatch {
+	return &mesh.RouteMatch{Path: &mesh.PathMatch{Match: &mesh.PathMatch_Prefix{Prefix: path}}}
+}
+func regex(path string) *mesh.RouteMatch {
+	return &mesh.RouteMatch{Path: &mesh.PathMatch{Match: &mesh.PathMatch_Regex{Regex: path}}}
+}
+func header(name, value string) *mesh.ValueMatch {
+	return &mesh.ValueMatch{Name: name, Match: &mesh.ValueMatch_Exact{Exact: value}}
+}
+func grpc(service, method string) *mesh.RouteMatch {
+	return &mesh.RouteMatch{Grpc: &mesh.GRPCMethodMatch{Service: service, Method: method}}
 }
 
-func TestMatches(t *testing.T) {
-	for _, test := range []struct {
-		match  *mesh.RouteMatch
-		target string
-		want   bool
-	}{
-		{exact("/a"), "/a", true}, {exact("/a"), "/a/", false}, {exact("/a"), "/A", false}, {exact("/a"), "/a?x", true}, {exact("/a"), "/b/../a", true},
-		{prefix("/a"), "/a", true}, {prefix("/a"), "/a/b", true}, {prefix("/a"), "/ab", false}, {prefix("/a/"), "/a", true}, {prefix("/"), "/x", true},
-		{prefix("/a"), "/%61/b", true}, {prefix("/a"), "/b/..//a", true},
-		{regex("/a.*"), "/abc", true}, {regex("/a"), "/ab", false}, {regex("a|/b"), "/xb", false},
-		{query(prefix("/"), "q", "a b"), "/?p=1&q=a%20b", true}, {query(prefix("/"), "q", "a"), "/?q=b&q=a", false}, {query(prefix("/"), "q", "a"), "/", false},
-		{method(prefix("/"), "POST"), "/", false}, {method(prefix("/"), "GET"), "/", true},
-		{header(prefix("/"), "x-a", "1"), "/", true}, {header(prefix("/"), "x-a", "2"), "/", false}, {header(prefix("/"), "x-b", ""), "/", false},
-		{header(prefix("/"), "x-m", "1,2"), "/", true},
-	} {
-		table := route.Compile([]*mesh.Route{http("r", test.match)})
-		r := read(t, "GET", test.target, http1.Field{Name: "x-a", Value: "1"}, http1.Field{Name: "x-m", Value: "1"}, http1.Field{Name: "x-m", Value: "2"})
-		if got := ruled(table, r, "shop") != ""; got != test.want {
-			t.Errorf("%v, %s: %v", test.match, test.target, got)
-		}
+// one route, whose rules have a match each, and are named by their number.
+func one(name string, matches ...*mesh.RouteMatch) *mesh.Route {
+	r := &mesh.Route{Kind: mesh.Route_HTTP, Namespace: "shop", Name: name}
+	for i, m := range matches {
+		r.Rules = append(r.Rules, &mesh.RouteRule{Name: fmt.Sprint(name, i), Matches: []*mesh.RouteMatch{m}})
 	}
+	return r
 }
 
-// The specification's order, whatever the order of the rules.
+func found(m route.Match) string {
+	switch {
+	case !m.Attached:
+		return "the service"
+	case m.Rule == nil:
+		return "none"
+	case m.Invalid != "" || m.Rule.Invalid != "":
+		return "invalid"
+	}
+	return m.Rule.Name
+}
+
+// The order of precedence that HTTPRoute has.
 func TestPrecedence(t *testing.T) {
-	rules := []*mesh.RouteMatch{
-		prefix("/"), regex("/a.*"), prefix("/a"), prefix("/a/b"), exact("/a/b"),
-		method(prefix("/m"), "GET"), prefix("/m"), header(prefix("/m"), "x-a", "1"), query(prefix("/m"), "q", "1"),
-	}
-	for target, want := range map[string]string{"/x": "r/0", "/ax": "r/1", "/a": "r/2", "/a/b/c": "r/3", "/a/b": "r/4", "/m": "r/5"} {
-		if got := ruled(route.Compile([]*mesh.Route{http("r", rules...)}), read(t, "GET", target, http1.Field{Name: "x-a", Value: "1"}), "shop"); got != want {
-			t.Errorf("%s: %s, want %s", target, got, want)
-		}
-	}
-	post := read(t, "POST", "/m?q=1", http1.Field{Name: "x-a", Value: "1"})
-	if got := ruled(route.Compile([]*mesh.Route{http("r", rules...)}), post, "shop"); got != "r/7" {
-		t.Errorf("headers are before parameters: %s", got)
-	}
-	older, younger := http("z", prefix("/")), http("a", prefix("/"))
-	older.Created, younger.Created = 1, 2
-	if got := ruled(route.Compile([]*mesh.Route{younger, older}), post, "shop"); got != "z/0" {
-		t.Errorf("the older one is first: %s", got)
-	}
-	younger.Created = 1
-	if got := ruled(route.Compile([]*mesh.Route{older, younger}), post, "shop"); got != "a/0" {
-		t.Errorf("of the same age the first by name: %s", got)
-	}
-	named, any := http("named", prefix("/")), http("any", exact("/m"))
-	named.Hostnames = []string{"*.shop"}
-	if got := ruled(route.Compile([]*mesh.Route{any, named}), post, "shop"); got != "named/0" {
-		t.Errorf("a hostname is before a path: %s", got)
-	}
-}
-
-// Consumer routes are for their own namespace, and take the place of the producer's.
-func TestConsumers(t *testing.T) {
-	producer, consumer := http("producer", prefix("/a")), http("consumer", prefix("/b"))
-	consumer.Namespace, consumer.Consumer = "web", true
-	table := route.Compile([]*mesh.Route{producer, consumer})
-	for _, test := range []struct{ namespace, target, want string }{
-		{"web", "/a", ""}, {"web", "/b", "consumer/0"}, {"shop", "/a", "producer/0"}, {"shop", "/b", ""}, {"", "/a", "producer/0"},
+	withHeaders := prefix("/h")
+	withHeaders.Headers = []*mesh.ValueMatch{header("a", "1"), header("b", "2")}
+	withHeader := prefix("/h")
+	withHeader.Headers = []*mesh.ValueMatch{header("a", "1")}
+	withMethod := prefix("/h")
+	withMethod.Method = "PUT"
+	withQuery := prefix("/h")
+	withQuery.QueryParams = []*mesh.ValueMatch{header("q", "a b")}
+	older := one("z", prefix("/age"))
+	older.Created = 1
+	younger := one("a", prefix("/age"))
+	younger.Created = 2
+	r := route.Compile([]*mesh.Route{
+		one("r", &mesh.RouteMatch{}, prefix("/a"), prefix("/a/b/"), exact("/a/b"), regex("/(a/b/|z)[0-9]+"), withQuery, withHeader, withHeaders, withMethod, prefix("/h")),
+		younger, older, one("x", prefix("/name")), one("w", prefix("/name"), prefix("/name")),
+	})
+	for _, c := range []struct {
+		method, target, want string
+		fields               []http1.Field
+	}{
+		{"GET", "/", "r0", nil}, {"GET", "/ab", "r0", nil}, {"GET", "/a", "r1", nil}, {"GET", "/a/", "r1", nil}, {"GET", "/a/c", "r1", nil}, {"GET", "/a/b", "r3", nil},
+		{"GET", "/a/b/", "r2", nil}, {"GET", "/a/bc", "r1", nil}, {"GET", "/a/b/7", "r2", nil}, {"GET", "/z7", "r4", nil}, {"GET", "/z7x", "r0", nil}, {"GET", "/a/../a/%62", "r3", nil},
+		{"GET", "/h", "r9", nil}, {"GET", "/h?q=a+b", "r5", nil}, {"GET", "/h?q=a%20b", "r5", nil}, {"GET", "/h?q=c&q=a+b", "r9", nil}, {"PUT", "/h?q=a+b", "r8", []http1.Field{{Name: "a", Value: "1"}}},
+		{"GET", "/h?q=a+b", "r6", []http1.Field{{Name: "a", Value: "1"}}}, {"GET", "/h", "r7", []http1.Field{{Name: "b", Value: "2"}, {Name: "a", Value: "1"}}},
+		{"GET", "/age", "z0", nil}, {"GET", "/name", "w0", nil}, {"OPTIONS", "*", "r0", nil},
 	} {
-		if got := ruled(table, read(t, "GET", test.target), test.namespace); got != test.want {
-			t.Errorf("%q %s: %q, want %q", test.namespace, test.target, got, test.want)
+		if got := found(r.Match(read(t, c.method, "cart", c.target, c.fields...), "web", 80)); got != c.want {
+			t.Errorf("%v: %s", c, got)
+		}
+	}
+	if len(r.Problems) > 0 {
+		t.Error(r.Problems)
+	}
+}
+
+func TestHostnames(t *testing.T) {
+	with := func(name string, hostnames ...string) *mesh.Route {
+		r := one(name, &mesh.RouteMatch{})
+		r.Hostnames = hostnames
+		return r
+	}
+	r := route.Compile([]*mesh.Route{with("any"), with("wild", "*.example"), with("longer", "*.a.example"), with("exact", "x.a.example", "y")})
+	for host, want := range map[string]string{"x.a.example": "exact0", "X.A.example.:80": "exact0", "y": "exact0", "z.a.example": "longer0", "b.c.example": "wild0", "example": "any0"} {
+		if got := found(r.Match(read(t, "GET", host, "/"), "", 80)); got != want {
+			t.Errorf("%s: %s, want %s", host, got, want)
 		}
 	}
 }
 
-// Where routes are attached, what none of them matches goes nowhere; to another port,
-// none are.
-func TestAttached(t *testing.T) {
-	r := http("r", prefix("/a"))
-	r.Port = 80
-	table := route.Compile([]*mesh.Route{r, {Kind: mesh.Route_TCP, Namespace: "shop", Name: "tcp"}})
-	if _, matched, attached := table.Decide(read(t, "GET", "/b"), 80, "shop"); matched || !attached {
-		t.Errorf("matched %v, attached %v", matched, attached)
-	}
-	if _, _, attached := table.Decide(read(t, "GET", "/b"), 81, "shop"); attached {
-		t.Error("attached to another port")
-	}
-}
-
-func TestGRPC(t *testing.T) {
-	match := func(service, method string, regex bool) *mesh.RouteMatch {
-		return &mesh.RouteMatch{Grpc: &mesh.GRPCMethodMatch{Service: service, Method: method, Regex: regex}}
-	}
-	r := http("g", match("", "", false), match("a.B", "", false), match("a.B", "C", false), match("", "D", false), match("x.*", "E", true))
-	r.Kind = mesh.Route_GRPC
-	table := route.Compile([]*mesh.Route{r})
-	call := http1.Field{Name: "content-type", Value: "application/grpc+proto"}
-	for target, want := range map[string]string{"/y.Z/F": "g/0", "/a.B/F": "g/1", "/a.BC/F": "g/0", "/a.B/C": "g/2", "/y.Z/D": "g/3", "/x.Y/E": "g/4", "/x.Y/EE": "g/0"} {
-		if got := ruled(table, read(t, "POST", target, call), "shop"); got != want {
-			t.Errorf("%s: %s, want %s", target, got, want)
+// Whose routes there are: consumers' for their own clients, ports', gRPC's before HTTP's.
+func TestWhichRoutesApply(t *testing.T) {
+	producer, consumer, port, call := one("producer", prefix("/")), one("consumer", prefix("/c")), one("port", prefix("/")), one("grpc", grpc("a.B", "C"), grpc("a.B", ""), grpc("", "D"))
+	consumer.Consumer, consumer.Namespace = true, "web"
+	port.Port = 8080
+	call.Kind, call.Port = mesh.Route_GRPC, 9090
+	r := route.Compile([]*mesh.Route{producer, consumer, port, call})
+	for _, c := range []struct {
+		namespace string
+		port      uint16
+		path      string
+		want      string
+	}{
+		{"shop", 80, "/", "producer0"}, {"web", 80, "/c", "consumer0"}, {"web", 80, "/", "none"}, {"shop", 9090, "/a.B/C", "grpc0"}, {"shop", 9090, "/a.B/X", "grpc1"},
+		{"shop", 9090, "/x/D", "grpc2"}, {"shop", 9090, "/", "none"}, {"", 80, "/", "producer0"},
+	} {
+		if got := found(r.Match(read(t, "POST", "a", c.path, http1.Field{Name: "content-type", Value: "application/grpc"}), c.namespace, c.port)); got != c.want {
+			t.Errorf("%v: %s", c, got)
 		}
 	}
-	if got := ruled(table, read(t, "POST", "/a.B/C"), "shop"); got != "" {
-		t.Errorf("what is no GRPC has %s", got)
+	onlyPort := route.Compile([]*mesh.Route{port})
+	if got := found(onlyPort.Match(read(t, "GET", "a", "/"), "", 80)); got != "the service" {
+		t.Error(got)
 	}
 }
 
-// What cannot be read is refused wherever it might have matched.
-func TestUnreadableMatchesAreInvalid(t *testing.T) {
-	table := route.Compile([]*mesh.Route{http("r", regex("("), exact("/a"))})
-	if m, matched, _ := table.Decide(read(t, "GET", "/b"), 80, "shop"); !matched || m.Invalid == "" {
-		t.Errorf("%+v, %v", m, matched)
+// What cannot be read is answered with 500 for all that it may match, and reported.
+func TestWhatCannotBeRead(t *testing.T) {
+	badHeader := prefix("/h")
+	badHeader.Headers = []*mesh.ValueMatch{{Name: "a", Match: &mesh.ValueMatch_Regex{Regex: "("}}}
+	for name, c := range map[string]struct {
+		match *mesh.RouteMatch
+		path  string
+	}{
+		"regex": {regex("("), "/"}, "long regex": {regex(strings.Repeat("a", 5000)), "/"}, "nothing": {&mesh.RouteMatch{Path: &mesh.PathMatch{}}, "/"}, "path": {exact("/a;b"), "/x"}, "header": {badHeader, "/h"},
+	} {
+		r := route.Compile([]*mesh.Route{one("r", c.match)})
+		got := found(r.Match(read(t, "GET", "a", c.path, http1.Field{Name: "a", Value: "x"}), "", 80))
+		if got != "invalid" || len(r.Problems) == 0 || !strings.Contains(r.Problems[0].Error(), "shop/r: rules[0].matches[0].") {
+			t.Errorf("%s: %s, %v", name, got, r.Problems)
+		}
 	}
-	if m, matched, _ := table.Decide(read(t, "GET", "/a"), 80, "shop"); !matched || m.Invalid != "" {
-		t.Errorf("%+v, %v", m, matched)
+	withRule := func(change func(*mesh.RouteRule)) *mesh.Route {
+		r := one("r", prefix("/"))
+		change(r.Rules[0])
+		return r
+	}
+	for name, change := range map[string]func(*mesh.RouteRule){
+		"invalid": func(r *mesh.RouteRule) { r.Invalid = "no" },
+		"filter":  func(r *mesh.RouteRule) { r.Filters = []*mesh.RouteFilter{{}} },
+		"session": func(r *mesh.RouteRule) { r.SessionPersistence = &mesh.SessionPersistence{} },
+	} {
+		if got := found(route.Compile([]*mesh.Route{withRule(change)}).Match(read(t, "GET", "a", "/"), "", 80)); got != "invalid" {
+			t.Errorf("%s: %s", name, got)
+		}
+	}
+}
+
+func TestWeights(t *testing.T) {
+	in := one("r", prefix("/"))
+	for i, weight := range []uint32{0, 3, 0, 7} {
+		in.Rules[0].Backends = append(in.Rules[0].Backends, &mesh.RouteBackend{Service: fmt.Sprint(i), Port: 80, Weight: weight})
+	}
+	rule := route.Compile([]*mesh.Route{in}).Match(read(t, "GET", "a", "/"), "", 80).Rule
+	counts := map[string]int{}
+	for n := range uint64(10) {
+		counts[rule.Pick(func(all uint64) uint64 {
+			if all != 10 {
+				t.Errorf("of %d", all)
+			}
+			return n
+		}).Service]++
+	}
+	if counts["1"] != 3 || counts["3"] != 7 {
+		t.Error(counts)
+	}
+	none := route.Compile([]*mesh.Route{one("r", prefix("/"))}).Match(read(t, "GET", "a", "/"), "", 80).Rule
+	if none.Pick(func(uint64) uint64 { return 0 }) != nil {
+		t.Error("a backend out of none")
+	}
+}
+
+// Match finds what looking through all matches one after the other would find.
+func TestMatchEqualsTheReference(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	pieces := []string{"/", "/a", "/b", "/a/", "/a/b", "/a/b/c", "/b/a"}
+	hosts := []string{"x.y", "z.y", "y"}
+	for range 300 {
+		var routes []*mesh.Route
+		for i := range 1 + random.IntN(6) {
+			m := []func(string) *mesh.RouteMatch{exact, prefix}[random.IntN(2)]
+			in := one(fmt.Sprint("r", i, "-"), func() (all []*mesh.RouteMatch) {
+				for range 1 + random.IntN(4) {
+					one := m(pieces[random.IntN(len(pieces))])
+					if random.IntN(3) == 0 {
+						one.Method = "PUT"
+					}
+					all = append(all, one)
+				}
+				return all
+			}()...)
+			in.Created = int64(random.IntN(3))
+			in.Hostnames = [][]string{nil, {"x.y"}, {"*.y"}}[random.IntN(3)]
+			routes = append(routes, in)
+		}
+		r := route.Compile(routes)
+		for _, host := range hosts {
+			for _, path := range pieces {
+				for _, method := range []string{"GET", "PUT"} {
+					q := read(t, method, host, path)
+					if got, want := found(r.Match(q, "", 80)), reference(routes, q); got != want {
+						t.Fatalf("%s %s%s: %s, want %s of %v", method, host, path, got, want, routes)
+					}
+				}
+			}
+		}
+	}
+}
+
+// reference compares all matches by the words of the specification.
+func reference(routes []*mesh.Route, q *request.Request) string {
+	best, name := []any(nil), "none"
+	for _, r := range routes {
+		host := -1
+		if len(r.Hostnames) == 0 {
+			host = 0
+		} else if r.Hostnames[0] == q.Host {
+			host = 1000
+		} else if strings.HasPrefix(r.Hostnames[0], "*") && strings.HasSuffix(q.Host, r.Hostnames[0][1:]) {
+			host = len(r.Hostnames[0])
+		}
+		for i, rule := range r.Rules {
+			m := rule.Matches[0]
+			e, p := m.Path.GetExact(), strings.TrimSuffix(m.Path.GetPrefix(), "/")
+			isExact := e != ""
+			if host < 0 || isExact && e != q.Path || !isExact && q.Path != p && !strings.HasPrefix(q.Path, p+"/") || m.Method != "" && m.Method != q.Method {
+				continue
+			}
+			length := len(p)
+			if isExact {
+				length = 1000
+			}
+			key := []any{-host, -length, -len(m.Method), int(r.Created), r.Name, i}
+			if best == nil || less(key, best) {
+				best, name = key, rule.Name
+			}
+		}
+	}
+	return name
+}
+
+func less(a, b []any) bool {
+	for i := range a {
+		if a[i] == b[i] {
+			continue
+		}
+		if s, ok := a[i].(string); ok {
+			return s < b[i].(string)
+		}
+		return a[i].(int) < b[i].(int)
+	}
+	return false
+}
+
+func thousand() []*mesh.Route {
+	var routes []*mesh.Route
+	for i := range 1000 {
+		routes = append(routes, one(fmt.Sprintf("r%04d-", i), exact(fmt.Sprintf("/exact/%d", i)), prefix(fmt.Sprintf("/prefix/%d", i))))
+	}
+	return routes
+}
+
+func TestMatchAllocatesNothing(t *testing.T) {
+	r, q := route.Compile(thousand()), read(t, "GET", "cart", "/prefix/999/a/b")
+	if n := testing.AllocsPerRun(100, func() {
+		if r.Match(q, "web", 80).Rule == nil {
+			t.Error("not found")
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func BenchmarkMatch1000(b *testing.B) {
+	r, q := route.Compile(thousand()), read(b, "GET", "cart", "/prefix/999/a/b")
+	b.ReportAllocs()
+	for b.Loop() {
+		r.Match(q, "web", 80)
 	}
 }
