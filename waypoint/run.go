@@ -183,7 +183,7 @@ func (w *waypoint) run(running, force context.Context) error {
 	case <-ctx.Done():
 	}
 	drain()
-	w.engine.Drain(ctx)
+	group.Go(func() { w.engine.Drain(ctx) }) // which may last as long as they do
 	stop := context.AfterFunc(force, w.server.Cut)
 	defer stop()
 	traffic.Wait()
