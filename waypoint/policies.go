@@ -69,7 +69,7 @@ func (p *policies) judge(s *workload.Snapshot, names []string, subject *policy.S
 		apply = append(apply, p.compile(message))
 	}
 	d := policy.Decide(subject, apply)
-	if d.WouldDeny != nil && d.Allowed {
+	if d.WouldDeny != nil && d.Allowed && subject.Endpoint.IsValid() { // once a request
 		p.logger.Info("a dry run would have denied", "policy", d.WouldDeny.Name, "client", subject.Identity.String(), "addr", subject.Client.String())
 	}
 	switch d.Reason {

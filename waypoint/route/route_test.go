@@ -129,6 +129,12 @@ func TestWhichRoutesApply(t *testing.T) {
 			t.Errorf("%v: %s", c, got)
 		}
 	}
+	// Routes for gRPC are for nothing else.
+	for _, fields := range [][]http1.Field{nil, {{Name: "content-type", Value: "application/json"}}} {
+		if got := found(r.Match(read(t, "POST", "a", "/a.B/C", fields...), "shop", 9090)); got != "none" {
+			t.Errorf("%v: %s", fields, got)
+		}
+	}
 	onlyPort := route.Compile([]*mesh.Route{port})
 	if got := found(onlyPort.Match(read(t, "GET", "a", "/"), "", 80)); got != "the service" {
 		t.Error(got)
