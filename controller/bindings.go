@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"sync"
 	"time"
 
@@ -20,6 +21,7 @@ type bindings struct {
 	acked   func(publication uint64) bool
 	changed func()
 	now     func() time.Time
+	wake    chan struct{} // capacity 1
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -36,7 +38,7 @@ type binding struct {
 
 func newBindings(acked func(publication uint64) bool, changed func()) *bindings {
 	return &bindings{
-		acked: acked, changed: changed, now: time.Now,
+		acked: acked, changed: changed, now: time.Now, wake: make(chan struct{}, 1),
 		waiting: make(map[translate.Binder]binding), holds: make(map[translate.Binder]bool),
 	}
 }
@@ -77,12 +79,34 @@ func (b *bindings) published(bound []*translate.Bound, publication uint64) {
 	wait := len(b.waiting) > 0
 	b.mu.Unlock()
 	if wait {
-		time.AfterFunc(enforceAfter, b.check)
-		b.check() // nodes that lack nothing have acknowledged it
+		b.answered() // nodes that lack nothing have acknowledged it
 	}
 }
 
-// check enforces what every node has heard of: to be called when nodes answered.
+// answered tells that nodes may have come further. It never blocks.
+func (b *bindings) answered() {
+	select {
+	case b.wake <- struct{}{}:
+	default: // told already
+	}
+}
+
+// run enforces what every node has heard of, until ctx ends.
+func (b *bindings) run(ctx context.Context) error {
+	ticker := time.NewTicker(enforceAfter / 4)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-b.wake:
+		case <-ticker.C:
+		}
+		b.check()
+	}
+}
+
+// check enforces what every node has heard of by now.
 func (b *bindings) check() {
 	b.mu.Lock()
 	settled := false

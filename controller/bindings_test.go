@@ -50,3 +50,14 @@ func TestABindingIsEnforcedOnceEveryNodeHasHeardOfIt(t *testing.T) {
 		t.Error("a node that does not answer keeps it open for ever")
 	}
 }
+
+// A stream tells that a node answered while it holds its own lock, which whoever asks
+// what has been acknowledged takes: the two may not meet.
+func TestTellingOfAnswersNeverAsks(t *testing.T) {
+	b := newBindings(func(uint64) bool { t.Error("asked"); return false }, func() {})
+	b.published(nil, 1)
+	b.published([]*translate.Bound{boundService("a")}, 2)
+	for range 3 {
+		b.answered()
+	}
+}

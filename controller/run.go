@@ -77,6 +77,7 @@ func run(ctx, force context.Context, s settings, logger *slog.Logger, level *slo
 		parts.changes.Changed()
 		group.Go(func() error { return parts.root.Run(ctx) })
 		group.Go(func() error { return parts.publisher.Run(ctx) })
+		group.Go(func() error { return parts.bindings.run(ctx) })
 		group.Go(func() error { return parts.lead(ctx, force) })
 		return nil
 	})
@@ -144,7 +145,7 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 		Authenticator: pushAuthenticator{p.authenticator},
 		Namespace:     s.namespace, ServiceAccount: ca.TunnelServiceAccount,
 		Waypoint: waypoints{pods: p.pods, objects: p.sources}.of,
-		Answered: func() { p.policies.Changed(); p.keeper.Changed(); p.revoker.Changed(); p.bindings.check() },
+		Answered: func() { p.policies.Changed(); p.keeper.Changed(); p.revoker.Changed(); p.bindings.answered() },
 		Logger:   logger, Registerer: registry,
 	})
 	p.bindings = newBindings(func(publication uint64) bool { return len(p.push.AckedBy(publication)) == 0 }, p.changes.Changed)
