@@ -81,7 +81,8 @@ func TestConformance(t *testing.T) {
 	if err := run.Run(t, tests.ConformanceTests); err != nil {
 		t.Error(err)
 	}
-	write(t, run, results)
+	// The suite reports once it has ended, which it says in a clean-up of its own.
+	t.Cleanup(func() { write(t, run, results) })
 }
 
 // standBefore puts a waypoint before the Services of the suite's namespace.
