@@ -100,7 +100,7 @@ faults: cluster images-load bin/ambit ## What happens when things die, are missi
 	go build -o .tmp/faults-run ./e2e/faults
 	.tmp/faults-run -version '$(VERSION)' -out $(if $(FAULTS)$(MODES),.tmp/faults,docs/faults) -faults '$(FAULTS)' $(if $(MODES),-modes '$(MODES)')
 
-# SUITE=v1.6.3 runs an older one. On a cluster of its own, or one that has no other release of the Gateway API.
+# SUITE=v1.6.3 runs an older one, on a cluster that has no newer release of the Gateway API (or with go test, and -allow-crds-mismatch).
 SUITE ?= v1.7.0
 SUITE_MODFILE := $(if $(filter v1.7.0,$(SUITE)),go.mod,$(SUITE).mod)
 
