@@ -52,6 +52,7 @@ lint: ## gofmt, vet
 	go vet -tags e2e ./e2e/...
 	go vet -C e2e/cluster -tags cluster .
 	go vet -C e2e/conformance/h2spec .
+	go vet -C e2e/conformance/gateway -tags conformance .
 	go vet -tags envoy ./e2e/conformance
 
 test-unit: setup ## Unit tests, and kernel tests in network namespaces (root)
@@ -98,6 +99,21 @@ faults: cluster images-load bin/ambit ## What happens when things die, are missi
 	@mkdir -p .tmp
 	go build -o .tmp/faults-run ./e2e/faults
 	.tmp/faults-run -version '$(VERSION)' -out $(if $(FAULTS)$(MODES),.tmp/faults,docs/faults) -faults '$(FAULTS)' $(if $(MODES),-modes '$(MODES)')
+
+# SUITE=v1.6.3 runs an older one, on a cluster that has no newer release of the Gateway API (or with go test, and -allow-crds-mismatch).
+SUITE ?= v1.7.0
+SUITE_MODFILE := $(if $(filter v1.7.0,$(SUITE)),go.mod,$(SUITE).mod)
+
+conformance: cluster images-load gateway-api bin/ambit ## The Gateway API's own tests for meshes: e2e/conformance/VERSION
+	@mkdir -p .tmp/conformance e2e/conformance/$(SUITE)
+	go run ./e2e/conformance/echoimage -modfile $(SUITE_MODFILE) -out .tmp/conformance
+	$(CLUSTER) load .tmp/conformance/*.tar
+	bin/ambit install --kubeconfig .cluster/kubeconfig
+	KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -C e2e/conformance/gateway -modfile $(SUITE_MODFILE) -tags conformance -count=1 -timeout 20m . \
+		-args -ambit-version '$(VERSION)' -report $(CURDIR)/e2e/conformance/$(SUITE)/report.yaml -list $(CURDIR)/e2e/conformance/$(SUITE)/tests.txt
+
+gateway-api: cluster ## Install the Gateway API's definitions, of the release that SUITE names
+	$(KUBECTL) --kubeconfig .cluster/kubeconfig apply --server-side -f "$$(go list -C e2e/conformance/gateway -modfile $(SUITE_MODFILE) -m -f '{{.Dir}}' sigs.k8s.io/gateway-api)/config/crd/standard"
 
 revocation: cluster images-load bin/ambit ## How long a permission outlives kubectl apply of a DENY: docs/faults/revocation.json, or .tmp/faults with TRIALS=..
 	go run ./e2e/revocation -version '$(VERSION)' -out $(if $(TRIALS),.tmp/faults -trials $(TRIALS),docs/faults)

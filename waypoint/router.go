@@ -32,7 +32,7 @@ func newRouter(logger *slog.Logger) *router {
 
 // Route is exchange.Router's.
 func (r *router) Route(s *workload.Snapshot, t *target.Target, c target.Client, q *exchange.Request) exchange.Plan {
-	if t.Service == nil || len(t.Binding.Routes) == 0 {
+	if len(t.Routes()) == 0 {
 		return exchange.Plan{Service: t.Service, Port: t.Port}
 	}
 	m := r.compile(t.Binding).Match(&q.Seen, c.Identity.Namespace, t.Port.Service)

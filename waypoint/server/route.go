@@ -53,7 +53,7 @@ func routed(s *workload.Snapshot, t *target.Target, namespace string, pick func(
 // any, in place of all others.
 func attached(t *target.Target, namespace string) *mesh.Route {
 	var producers, consumers []*mesh.Route
-	for _, r := range t.Binding.Routes {
+	for _, r := range t.Routes() {
 		connections := r.GetKind() == mesh.Route_TCP || r.GetKind() == mesh.Route_TLS
 		switch {
 		case !connections || r.GetPort() != 0 && r.GetPort() != uint32(t.Port.Service):

@@ -113,9 +113,19 @@ func (t *Target) EndpointPort() uint16 {
 	return t.Port.Service
 }
 
+// Routes are those that are attached to what was addressed: a Service. Who addresses
+// one of its pods wants that pod, subject to the Service's policies and to none of
+// its routes (GEP-1324: routes are of a Service's front end).
+func (t *Target) Routes() []*mesh.Route {
+	if t.Service == nil || t.Endpoint != nil {
+		return nil
+	}
+	return t.Binding.Routes
+}
+
 // Routed tells whether routes for requests are attached to the port.
 func (t *Target) Routed() bool {
-	return slices.ContainsFunc(t.Binding.Routes, func(r *mesh.Route) bool {
+	return slices.ContainsFunc(t.Routes(), func(r *mesh.Route) bool {
 		http := r.GetKind() == mesh.Route_HTTP || r.GetKind() == mesh.Route_GRPC
 		return http && (r.GetPort() == 0 || r.GetPort() == uint32(t.Port.Service))
 	})
