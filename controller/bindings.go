@@ -26,12 +26,12 @@ type bindings struct {
 	mu sync.Mutex
 	// Guarded by mu.
 	begun   bool
-	waiting map[translate.Binder]binding
+	waiting map[translate.Binder]announced
 	holds   map[translate.Binder]bool // enforced
 }
 
-// binding that is not enforced yet.
-type binding struct {
+// announced is a binding that is not enforced yet.
+type announced struct {
 	publication uint64
 	since       time.Time
 }
@@ -39,7 +39,7 @@ type binding struct {
 func newBindings(acked func(publication uint64) bool, changed func()) *bindings {
 	return &bindings{
 		acked: acked, changed: changed, now: time.Now, wake: make(chan struct{}, 1),
-		waiting: make(map[translate.Binder]binding), holds: make(map[translate.Binder]bool),
+		waiting: make(map[translate.Binder]announced), holds: make(map[translate.Binder]bool),
 	}
 }
 
@@ -62,7 +62,7 @@ func (b *bindings) published(bound []*translate.Bound, publication uint64) {
 		case !b.begun:
 			b.holds[binder] = true
 		case !waits && !b.holds[binder]:
-			b.waiting[binder] = binding{publication, b.now()}
+			b.waiting[binder] = announced{publication, b.now()}
 		}
 	}
 	for binder := range b.holds {

@@ -8,8 +8,8 @@ import (
 
 	"github.com/ambit-mesh/ambit/controller/ca"
 	"github.com/ambit-mesh/ambit/controller/push"
-	"github.com/ambit-mesh/ambit/controller/translate"
 	"github.com/ambit-mesh/ambit/controller/watch"
+	"github.com/ambit-mesh/ambit/internal/binding"
 	"github.com/ambit-mesh/ambit/internal/workload"
 )
 
@@ -28,7 +28,7 @@ func (w waypoints) of(peer push.Peer) (key string, ok bool) {
 	if !found || string(pod.UID) != peer.PodUID || pod.Spec.ServiceAccountName != peer.ServiceAccount {
 		return "", false
 	}
-	name := types.NamespacedName{Namespace: peer.Namespace, Name: pod.Labels[translate.GatewayLabel]}
+	name := types.NamespacedName{Namespace: peer.Namespace, Name: pod.Labels[binding.GatewayLabel]}
 	if name.Name != peer.ServiceAccount {
 		return "", false
 	}
@@ -37,6 +37,6 @@ func (w waypoints) of(peer push.Peer) (key string, ok bool) {
 		return "", false
 	}
 	return workload.WaypointAlias(name.Namespace, name.Name), slices.ContainsFunc(objects.Gateways, func(g *gateway.Gateway) bool {
-		return g.Namespace == name.Namespace && g.Name == name.Name && translate.IsWaypoint(g)
+		return g.Namespace == name.Namespace && g.Name == name.Name && binding.IsWaypoint(g)
 	})
 }

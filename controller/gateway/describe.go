@@ -8,7 +8,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	gwapi "sigs.k8s.io/gateway-api/apis/v1"
 
-	"github.com/ambit-mesh/ambit/controller/translate"
+	"github.com/ambit-mesh/ambit/internal/binding"
 )
 
 // observed is how far a Gateway's waypoint has come.
@@ -34,15 +34,15 @@ const ConditionBound = "ambit.mesh/Bound"
 func check(g *gwapi.Gateway) string {
 	if len(g.Spec.Listeners) != 1 {
 		return fmt.Sprintf("spec.listeners: has %d, a waypoint has one: {name: %s, port: %d, protocol: %s}",
-			len(g.Spec.Listeners), translate.WaypointListener, translate.WaypointPort, translate.WaypointProtocol)
+			len(g.Spec.Listeners), binding.Listener, binding.Port, binding.Protocol)
 	}
 	l := g.Spec.Listeners[0]
 	var wrong []string
-	if l.Port != translate.WaypointPort {
-		wrong = append(wrong, fmt.Sprintf("spec.listeners[0].port: is %d, must be %d", l.Port, translate.WaypointPort))
+	if l.Port != binding.Port {
+		wrong = append(wrong, fmt.Sprintf("spec.listeners[0].port: is %d, must be %d", l.Port, binding.Port))
 	}
-	if l.Protocol != translate.WaypointProtocol {
-		wrong = append(wrong, fmt.Sprintf("spec.listeners[0].protocol: is %q, must be %s", l.Protocol, translate.WaypointProtocol))
+	if l.Protocol != binding.Protocol {
+		wrong = append(wrong, fmt.Sprintf("spec.listeners[0].protocol: is %q, must be %s", l.Protocol, binding.Protocol))
 	}
 	if l.Hostname != nil && *l.Hostname != "" {
 		wrong = append(wrong, "spec.listeners[0].hostname: must be empty: a waypoint is for what is bound to it")
@@ -50,7 +50,7 @@ func check(g *gwapi.Gateway) string {
 	if l.TLS != nil {
 		wrong = append(wrong, "spec.listeners[0].tls: must be empty: a waypoint has the mesh's certificates")
 	}
-	if _, known := translate.ScopeOf(g); !known {
+	if _, known := binding.ScopeOf(g); !known {
 		wrong = append(wrong, "metadata.labels[ambit.mesh/waypoint-for]: is none of service, workload, all, none")
 	}
 	if _, err := replicasOf(g); err != nil {

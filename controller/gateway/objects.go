@@ -14,7 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	gwapi "sigs.k8s.io/gateway-api/apis/v1"
 
-	"github.com/ambit-mesh/ambit/controller/translate"
+	"github.com/ambit-mesh/ambit/internal/binding"
 )
 
 const (
@@ -57,7 +57,7 @@ type wanted struct {
 
 // objectsOf a Gateway. roots are PEM.
 func objectsOf(g *gwapi.Gateway, roots string, s Settings) (wanted, error) {
-	labels := map[string]string{translate.GatewayLabel: g.Name, "app.kubernetes.io/part-of": "ambit"}
+	labels := map[string]string{binding.GatewayLabel: g.Name, "app.kubernetes.io/part-of": "ambit"}
 	annotations := map[string]string{}
 	if g.Spec.Infrastructure != nil {
 		for key, value := range g.Spec.Infrastructure.Labels {
@@ -82,7 +82,7 @@ func objectsOf(g *gwapi.Gateway, roots string, s Settings) (wanted, error) {
 	if err != nil {
 		return wanted{}, err
 	}
-	selector := map[string]string{translate.GatewayLabel: g.Name}
+	selector := map[string]string{binding.GatewayLabel: g.Name}
 	return wanted{
 		// Of all waypoints of the namespace: nobody's to take along.
 		roots: &corev1.ConfigMap{
@@ -101,8 +101,8 @@ func objectsOf(g *gwapi.Gateway, roots string, s Settings) (wanted, error) {
 			Spec: corev1.ServiceSpec{
 				Type: corev1.ServiceTypeClusterIP, Selector: selector,
 				Ports: []corev1.ServicePort{{
-					Name: translate.WaypointListener, Port: translate.WaypointPort, Protocol: corev1.ProtocolTCP,
-					TargetPort: intstr.FromInt32(translate.WaypointPort), AppProtocol: new("tcp"),
+					Name: binding.Listener, Port: binding.Port, Protocol: corev1.ProtocolTCP,
+					TargetPort: intstr.FromInt32(binding.Port), AppProtocol: new("tcp"),
 				}},
 			},
 		},
@@ -150,7 +150,7 @@ func podOf(g *gwapi.Gateway, labels, annotations map[string]string, s Settings) 
 	spread := func(key string) corev1.TopologySpreadConstraint {
 		return corev1.TopologySpreadConstraint{
 			MaxSkew: 1, TopologyKey: key, WhenUnsatisfiable: corev1.ScheduleAnyway,
-			LabelSelector:  &metav1.LabelSelector{MatchLabels: map[string]string{translate.GatewayLabel: g.Name}},
+			LabelSelector:  &metav1.LabelSelector{MatchLabels: map[string]string{binding.GatewayLabel: g.Name}},
 			MatchLabelKeys: []string{"pod-template-hash"},
 		}
 	}
@@ -188,7 +188,7 @@ func podOf(g *gwapi.Gateway, labels, annotations map[string]string, s Settings) 
 					{Name: "LOG_FORMAT", Value: s.LogFormat}, {Name: "LOG_LEVEL", Value: s.LogLevel},
 				},
 				Ports: []corev1.ContainerPort{
-					{Name: translate.WaypointListener, ContainerPort: translate.WaypointPort, Protocol: corev1.ProtocolTCP},
+					{Name: binding.Listener, ContainerPort: binding.Port, Protocol: corev1.ProtocolTCP},
 					{Name: "metrics", ContainerPort: metricsPort, Protocol: corev1.ProtocolTCP},
 					{Name: "readiness", ContainerPort: readinessPort, Protocol: corev1.ProtocolTCP},
 				},

@@ -25,6 +25,7 @@ import (
 	"github.com/ambit-mesh/ambit/controller/gatewayapi"
 	"github.com/ambit-mesh/ambit/controller/translate"
 	"github.com/ambit-mesh/ambit/controller/watch"
+	"github.com/ambit-mesh/ambit/internal/binding"
 )
 
 const (
@@ -137,12 +138,12 @@ func (r *Reconciler) pass(ctx context.Context) error {
 	bound := r.bound
 	r.mu.Unlock()
 	var errs []error
-	if waypoints := slices.ContainsFunc(objects.Gateways, translate.IsWaypoint); waypoints || len(objects.GatewayClasses) > 0 {
+	if waypoints := slices.ContainsFunc(objects.Gateways, binding.IsWaypoint); waypoints || len(objects.GatewayClasses) > 0 {
 		errs = append(errs, r.class(ctx, objects.GatewayClasses))
 	}
 	roots := strings.Join(r.cfg.Roots(), "")
 	for _, g := range objects.Gateways {
-		if !translate.IsWaypoint(g) || g.DeletionTimestamp != nil {
+		if !binding.IsWaypoint(g) || g.DeletionTimestamp != nil {
 			continue
 		}
 		o := observe(g, objects, bound)
@@ -169,9 +170,9 @@ func (r *Reconciler) pass(ctx context.Context) error {
 
 // class accepts our GatewayClass, which is made where the cluster knows the kind.
 func (r *Reconciler) class(ctx context.Context, classes []*gwapi.GatewayClass) error {
-	i := slices.IndexFunc(classes, func(c *gwapi.GatewayClass) bool { return c.Name == translate.WaypointClass })
+	i := slices.IndexFunc(classes, func(c *gwapi.GatewayClass) bool { return c.Name == binding.Class })
 	if i < 0 {
-		class := &gwapi.GatewayClass{ObjectMeta: metav1.ObjectMeta{Name: translate.WaypointClass, Labels: map[string]string{"app.kubernetes.io/part-of": "ambit"}}}
+		class := &gwapi.GatewayClass{ObjectMeta: metav1.ObjectMeta{Name: binding.Class, Labels: map[string]string{"app.kubernetes.io/part-of": "ambit"}}}
 		class.Spec.ControllerName = gatewayapi.Controller
 		class.Spec.Description = new("Waypoints of the Ambit mesh")
 		_, err := r.cfg.Gateways.GatewayClasses().Create(ctx, class, metav1.CreateOptions{})
@@ -202,7 +203,7 @@ func (r *Reconciler) class(ctx context.Context, classes []*gwapi.GatewayClass) e
 func observe(g *gwapi.Gateway, objects watch.Objects, bound []*translate.Bound) observed {
 	o := observed{invalid: check(g)}
 	for _, p := range objects.Pods {
-		if p.Namespace != g.Namespace || p.Labels[translate.GatewayLabel] != g.Name || p.DeletionTimestamp != nil {
+		if p.Namespace != g.Namespace || p.Labels[binding.GatewayLabel] != g.Name || p.DeletionTimestamp != nil {
 			continue
 		}
 		o.all++

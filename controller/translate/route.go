@@ -12,6 +12,7 @@ import (
 	gateway "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/ambit-mesh/ambit/api/mesh"
+	"github.com/ambit-mesh/ambit/internal/binding"
 )
 
 // RouteKind is a kind of route object.
@@ -195,7 +196,7 @@ func (a attaching) parent(field, namespace string, ref gateway.ParentReference) 
 	}
 	if !a.bound(s) {
 		return nil, nil, &unattached{RouteReasonNoWaypoint,
-			fmt.Sprintf("%s: no waypoint stands before Service %s: label it, or its namespace, with %s=NAME", field, name, labelWaypoint)}
+			fmt.Sprintf("%s: no waypoint stands before Service %s: label it, or its namespace, with %s=NAME", field, name, binding.Label)}
 	}
 	return s, ports, nil
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/ambit-mesh/ambit/api/mesh"
 	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/controller/resource"
+	"github.com/ambit-mesh/ambit/internal/binding"
 )
 
 // Every file in testdata/routes is a promise: Services and routes in NAME.yaml,
@@ -86,7 +87,7 @@ func TestEveryRuleIsSent(t *testing.T) {
 	}
 }
 
-func isBound(s *service) bool { return s.Labels[labelWaypoint] != "" }
+func isBound(s *service) bool { return s.Labels[binding.Label] != "" }
 
 func routeCases(t *testing.T) []string {
 	files, err := filepath.Glob("testdata/routes/*.yaml")

@@ -1,7 +1,6 @@
 package translate
 
 import (
-	"cmp"
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
@@ -9,12 +8,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/ambit-mesh/ambit/api/v1alpha1"
-)
-
-const (
-	// The labels that bind a namespace, a Service or a pod to a waypoint.
-	labelWaypoint          = "ambit.mesh/use-waypoint"
-	labelWaypointNamespace = "ambit.mesh/use-waypoint-namespace"
+	"github.com/ambit-mesh/ambit/internal/binding"
 )
 
 // targetsOfRefs finds the pods that stand for the Services and waypoints which a
@@ -89,7 +83,7 @@ func (r targetsOfRefs) ofWaypoint(waypoint types.NamespacedName, wanted map[*pod
 	}
 	for _, p := range r.targets.all {
 		labels := p.Labels
-		if _, ok := labels[labelWaypoint]; !ok {
+		if _, ok := labels[binding.Label]; !ok {
 			if n := namespaces[p.Namespace]; n != nil {
 				labels = n.Labels
 			}
@@ -106,5 +100,6 @@ func (r targetsOfRefs) ofWaypoint(waypoint types.NamespacedName, wanted map[*pod
 }
 
 func boundTo(labels map[string]string, namespace string, waypoint types.NamespacedName) bool {
-	return labels[labelWaypoint] == waypoint.Name && cmp.Or(labels[labelWaypointNamespace], namespace) == waypoint.Namespace
+	name, ok := binding.Named(labels, namespace)
+	return ok && name == waypoint
 }

@@ -134,7 +134,7 @@ func Translate(in Input) (Result, error) {
 		out.guard(p, waypoints, policies, services, serving.ofPod[p], enforced)
 		w := workloadOfPod(p, serving.ofPod[p], nodes, in)
 		policies.attached[p].to(w)
-		if waypoints.isPod(p.Pod) {
+		if waypoints.IsPod(p.Pod) {
 			w.TunnelProtocol, w.NativeTunnel = workload.TunnelProtocol_HBONE, true
 		}
 		if names := requests.policiesAtWaypoints(p, waypoints, services, serving.ofPod[p]); len(names) > 0 {

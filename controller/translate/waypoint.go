@@ -1,191 +1,40 @@
 package translate
 
 import (
-	"cmp"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
-	gateway "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/ambit-mesh/ambit/api/mesh"
 	"github.com/ambit-mesh/ambit/api/security"
 	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/controller/resource"
+	"github.com/ambit-mesh/ambit/internal/binding"
 )
 
-const (
-	// WaypointClass is the GatewayClass of waypoints.
-	WaypointClass = "ambit-waypoint"
-	// WaypointListener is the one listener that a waypoint has.
-	WaypointListener = "mesh"
-	// WaypointProtocol of that listener.
-	WaypointProtocol = "HBONE"
-	// WaypointPort of that listener, of the waypoint's Service and of its pods.
-	WaypointPort = 15008
-	// GatewayLabel names, on a pod and on what else belongs to a Gateway, that Gateway.
-	GatewayLabel = "gateway.networking.k8s.io/gateway-name"
-
-	// labelWaypointFor, on a waypoint, says what of a labelled namespace it is for.
-	labelWaypointFor = "ambit.mesh/waypoint-for"
-	// noWaypoint takes back what the namespace's label says.
-	noWaypoint = "none"
-	// fallbackAnnotation, on what is bound, says what happens while its waypoint has
-	// no endpoint: fallbackDirect, or else connections are refused.
-	fallbackAnnotation = "ambit.mesh/waypoint-fallback"
-	fallbackDirect     = "direct"
-	fallbackExtension  = "ambit.mesh/waypoint-fallback"
-)
-
-// Scope is what of a namespace a waypoint is for.
-type Scope string
-
-// The scopes, as the label has them.
-const (
-	ForService  Scope = "service"
-	ForWorkload Scope = "workload"
-	ForAll      Scope = "all"
-	ForNone     Scope = "none"
-)
-
-func (s Scope) services() bool  { return s == ForService || s == ForAll }
-func (s Scope) workloads() bool { return s == ForWorkload || s == ForAll }
-
-// ScopeOf is what a waypoint is for; a label that means nothing means the default,
-// and is reported.
-func ScopeOf(g *gateway.Gateway) (scope Scope, known bool) {
-	value, ok := g.Labels[labelWaypointFor]
-	switch scope := Scope(value); {
-	case !ok:
-		return ForService, true
-	case scope == ForService, scope == ForWorkload, scope == ForAll, scope == ForNone:
-		return scope, true
-	}
-	return ForService, false
-}
-
-// IsWaypoint tells whether a Gateway is one of ours.
-func IsWaypoint(g *gateway.Gateway) bool { return g.Spec.GatewayClassName == WaypointClass }
+// fallbackExtension says that what has it is reached without its waypoint while that
+// has no endpoint.
+const fallbackExtension = "ambit.mesh/waypoint-fallback"
 
 // waypoints are the Gateways of our class, and who is bound to them.
 type waypoints struct {
-	config     Config
-	byName     map[types.NamespacedName]*gateway.Gateway
-	namespaces map[string]*corev1.Namespace
+	binding.Waypoints
+	config Config
 }
 
 func indexWaypoints(in Input) *waypoints {
-	w := &waypoints{config: in.Config, byName: make(map[types.NamespacedName]*gateway.Gateway), namespaces: make(map[string]*corev1.Namespace)}
-	for _, g := range in.Gateways {
-		if IsWaypoint(g) {
-			w.byName[types.NamespacedName{Namespace: g.Namespace, Name: g.Name}] = g
-		}
-	}
-	for _, n := range in.Namespaces {
-		w.namespaces[n.Name] = n
-	}
-	return w
+	return &waypoints{binding.Index(in.Gateways, in.Namespaces), in.Config}
 }
 
-// isPod tells whether a pod is a waypoint's own: it has the label and the service
-// account that the controller gave it.
-func (w *waypoints) isPod(p *corev1.Pod) bool {
-	name := p.Labels[GatewayLabel]
-	return name != "" && !p.Spec.HostNetwork && p.Spec.ServiceAccountName == name &&
-		w.byName[types.NamespacedName{Namespace: p.Namespace, Name: name}] != nil
-}
-
-// isService tells whether a Service is a waypoint's own.
-func (w *waypoints) isService(s *corev1.Service) bool {
-	return s.Labels[GatewayLabel] == s.Name && w.byName[types.NamespacedName{Namespace: s.Namespace, Name: s.Name}] != nil
-}
-
-// wanted is the waypoint that labels ask for: the object's own ones, or else those
-// of its namespace. own tells which.
-func (w *waypoints) wanted(o metav1.Object) (name types.NamespacedName, own, ok bool) {
-	all := o.GetLabels()
-	_, own = all[labelWaypoint]
-	if !own {
-		n := w.namespaces[o.GetNamespace()]
-		if n == nil {
-			return types.NamespacedName{}, false, false
-		}
-		all = n.Labels
-	}
-	value := all[labelWaypoint]
-	if value == "" || value == noWaypoint {
-		return types.NamespacedName{}, own, false
-	}
-	return types.NamespacedName{Namespace: cmp.Or(all[labelWaypointNamespace], o.GetNamespace()), Name: value}, own, true
-}
-
-// ofService is the waypoint that a Service is bound to. One that is not there, or
-// gives no consent, is one all the same: nobody gets past it.
-func (w *waypoints) ofService(s *service) (types.NamespacedName, bool) {
-	if w.isService(s.Service) {
-		return types.NamespacedName{}, false
-	}
-	name, own, ok := w.wanted(s)
-	if !ok {
-		return types.NamespacedName{}, false
-	}
-	if g := w.byName[name]; g != nil && !own {
-		scope, _ := ScopeOf(g)
-		return name, scope.services()
-	}
-	return name, true
-}
+// ofService is the waypoint that a Service is bound to.
+func (w *waypoints) ofService(s *service) (types.NamespacedName, bool) { return w.OfService(s.Service) }
 
 // ofPod is the waypoint that a pod is bound to when it is addressed itself.
-func (w *waypoints) ofPod(p *pod) (types.NamespacedName, bool) {
-	if w.isPod(p.Pod) || p.Spec.HostNetwork {
-		return types.NamespacedName{}, false
-	}
-	name, own, ok := w.wanted(p)
-	if !ok {
-		return types.NamespacedName{}, false
-	}
-	if own {
-		return name, true
-	}
-	g := w.byName[name]
-	if g == nil {
-		return types.NamespacedName{}, false // for Services, unless it says otherwise
-	}
-	scope, _ := ScopeOf(g)
-	return name, scope.workloads()
-}
-
-// consents tells whether a waypoint takes what is of another namespace: its
-// listener's allowedRoutes say so.
-func (w *waypoints) consents(name types.NamespacedName, namespace string) bool {
-	g := w.byName[name]
-	if g == nil {
-		return false
-	}
-	if namespace == name.Namespace {
-		return true
-	}
-	return slices.ContainsFunc(g.Spec.Listeners, func(l gateway.Listener) bool {
-		if l.AllowedRoutes == nil || l.AllowedRoutes.Namespaces == nil || l.AllowedRoutes.Namespaces.From == nil {
-			return false
-		}
-		switch allowed := l.AllowedRoutes.Namespaces; *allowed.From {
-		case gateway.NamespacesFromAll:
-			return true
-		case gateway.NamespacesFromSelector:
-			selector, err := metav1.LabelSelectorAsSelector(allowed.Selector)
-			n := w.namespaces[namespace]
-			return err == nil && n != nil && selector.Matches(labels.Set(n.Labels))
-		}
-		return false
-	})
-}
+func (w *waypoints) ofPod(p *pod) (types.NamespacedName, bool) { return w.OfPod(p.Pod) }
 
 // address is where a waypoint is found: its Service, which may not be there.
 func (w *waypoints) address(name types.NamespacedName) *workload.GatewayAddress {
@@ -193,7 +42,7 @@ func (w *waypoints) address(name types.NamespacedName) *workload.GatewayAddress 
 		Destination: &workload.GatewayAddress_Hostname{Hostname: &workload.NamespacedHostname{
 			Namespace: name.Namespace, Hostname: name.Name + "." + name.Namespace + ".svc." + w.config.ClusterDomain,
 		}},
-		HboneMtlsPort: WaypointPort,
+		HboneMtlsPort: binding.Port,
 	}
 }
 
@@ -219,7 +68,7 @@ func (o *output) bindService(s *service, w *waypoints, routes []*mesh.Route, pol
 		return
 	}
 	s.message.Waypoint = w.address(name)
-	if s.Annotations[fallbackAnnotation] == fallbackDirect {
+	if s.Annotations[binding.FallbackAnnotation] == binding.FallbackDirect {
 		s.message.Extensions = append(s.message.Extensions, extension(fallbackExtension, &mesh.WaypointFallback{}))
 	}
 	o.bind("Service", s, name, w, s.key, &mesh.Binding{
@@ -234,7 +83,7 @@ func (o *output) bindPod(p *pod, message *workload.Workload, w *waypoints, polic
 		return
 	}
 	message.Waypoint = w.address(name)
-	if p.Annotations[fallbackAnnotation] == fallbackDirect {
+	if p.Annotations[binding.FallbackAnnotation] == binding.FallbackDirect {
 		message.Extensions = append(message.Extensions, extension(fallbackExtension, &mesh.WaypointFallback{}))
 	}
 	o.bind("Pod", p, name, w, message.Uid, &mesh.Binding{
@@ -244,15 +93,15 @@ func (o *output) bindPod(p *pod, message *workload.Workload, w *waypoints, polic
 
 // bind publishes a Binding to a waypoint that is there and consents; without one
 // the waypoint refuses.
-func (o *output) bind(kind string, object metav1.Object, name types.NamespacedName, w *waypoints, target string, binding *mesh.Binding) {
+func (o *output) bind(kind string, object metav1.Object, name types.NamespacedName, w *waypoints, target string, message *mesh.Binding) {
 	bound := &Bound{Kind: kind, Namespace: object.GetNamespace(), Name: object.GetName(), UID: object.GetUID(), Waypoint: name}
 	switch {
-	case w.byName[name] == nil:
-		bound.Problem = fmt.Sprintf("there is no Gateway %s of class %s: connections are refused", name, WaypointClass)
-	case !w.consents(name, object.GetNamespace()):
+	case w.Gateway(name) == nil:
+		bound.Problem = fmt.Sprintf("there is no Gateway %s of class %s: connections are refused", name, binding.Class)
+	case !w.Consents(name, object.GetNamespace()):
 		bound.Problem = fmt.Sprintf("Gateway %s does not allow namespace %s in its listener's allowedRoutes: connections are refused", name, object.GetNamespace())
 	default:
-		o.add(target, binding, resource.Relations{Aliases: []string{WaypointAlias(name)}})
+		o.add(target, message, resource.Relations{Aliases: []string{WaypointAlias(name)}})
 	}
 	o.bound = append(o.bound, bound)
 }
@@ -269,7 +118,7 @@ func (o *output) guard(p *pod, w *waypoints, t *targets, services *serviceIndex,
 	if p.Spec.HostNetwork {
 		return
 	}
-	if name, ok := w.ofPod(p); ok && p.Annotations[fallbackAnnotation] != fallbackDirect && enforced(Binder{"Pod", p.Namespace, p.Name, name.String()}) {
+	if name, ok := w.ofPod(p); ok && p.Annotations[binding.FallbackAnnotation] != binding.FallbackDirect && enforced(Binder{"Pod", p.Namespace, p.Name, name.String()}) {
 		t.attachGenerated(p, o.onlyThrough(p.Namespace, []types.NamespacedName{name}, nil))
 	}
 	ports := make(map[uint32][]types.NamespacedName)
@@ -279,7 +128,7 @@ func (o *output) guard(p *pod, w *waypoints, t *targets, services *serviceIndex,
 		for _, port := range serving[s.key].GetPorts() {
 			switch {
 			case !ok:
-			case s.Annotations[fallbackAnnotation] == fallbackDirect, !enforced(Binder{"Service", s.Namespace, s.Name, name.String()}):
+			case s.Annotations[binding.FallbackAnnotation] == binding.FallbackDirect, !enforced(Binder{"Service", s.Namespace, s.Name, name.String()}):
 				open[port.TargetPort] = true
 			case !slices.Contains(ports[port.TargetPort], name):
 				ports[port.TargetPort] = append(ports[port.TargetPort], name)
