@@ -2,8 +2,6 @@ package ca
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -22,17 +20,17 @@ const (
 	informerLook = 20 * time.Millisecond
 )
 
-// authorize says whether a peer may have an identity. The error is the reason
-// why not, for the log.
+// authorize says whether a peer may have an identity. The error is a *refusal, for
+// the log: the caller does not get to know it.
 func (s *Server) authorize(ctx context.Context, peer Peer, identity spiffe.ID) error {
 	if identity == peer.Identity(s.cfg.Authority.TrustDomain()) {
 		return nil
 	}
 	if identity.TrustDomain != s.cfg.Authority.TrustDomain() {
-		return fmt.Errorf("trust domain %q is not this mesh's", identity.TrustDomain)
+		return refuse(ForeignTrustDomain, "trust domain %q is not this mesh's", identity.TrustDomain)
 	}
 	if peer.Namespace != s.cfg.SystemNamespace || peer.ServiceAccount != TunnelServiceAccount {
-		return errors.New("only ztunnel may ask for another identity")
+		return refuse(NotZtunnel, "only ztunnel may ask for another identity")
 	}
 	reason := s.mayImpersonate(peer, identity)
 	for deadline := time.After(informerLag); reason != nil; reason = s.mayImpersonate(peer, identity) {
@@ -52,22 +50,22 @@ func (s *Server) mayImpersonate(peer Peer, identity spiffe.ID) error {
 	caller, found := s.cfg.Pods.Pod(peer.Namespace, peer.PodName)
 	switch {
 	case !found:
-		return errors.New("the calling pod is not known")
+		return refuse(CallerUnknown, "the calling pod is not known")
 	case string(caller.UID) != peer.PodUID:
-		return fmt.Errorf("the calling pod's UID is %s now", caller.UID)
+		return refuse(CallerReplaced, "the calling pod's UID is %s now", caller.UID)
 	case caller.Spec.ServiceAccountName != peer.ServiceAccount:
-		return fmt.Errorf("the calling pod's service account is %s", caller.Spec.ServiceAccountName)
+		return refuse(CallerReplaced, "the calling pod's service account is %s", caller.Spec.ServiceAccountName)
 	case caller.Spec.NodeName != peer.Node:
-		return fmt.Errorf("the calling pod runs on node %s", caller.Spec.NodeName)
+		return refuse(CallerElsewhere, "the calling pod runs on node %s", caller.Spec.NodeName)
 	case terminal(caller):
-		return errors.New("the calling pod has ended")
+		return refuse(CallerEnded, "the calling pod has ended")
 	}
 	for _, pod := range s.cfg.Pods.PodsOnNode(peer.Node) {
 		if pod.Namespace == identity.Namespace && pod.Spec.ServiceAccountName == identity.ServiceAccount && !terminal(pod) {
 			return nil
 		}
 	}
-	return fmt.Errorf("no pod on node %s has it", peer.Node)
+	return refuse(NotOnNode, "no pod on node %s has it", peer.Node)
 }
 
 func terminal(pod *corev1.Pod) bool {

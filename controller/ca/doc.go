@@ -16,6 +16,7 @@
 //	root.go          the root itself, and what makes a stored one acceptable
 //	authenticate.go  a projected token -> Peer, by TokenReview
 //	authorize.go     Peer and requested identity -> yes, or the reason why not
+//	audit.go         who was refused what, and why: a metric and a line in the log
 //	pods.go          which pods there are, and on which node
 //	request.go       what a certificate signing request may contain
 //	issue.go         sign a workload's certificate

@@ -9,6 +9,8 @@ import (
 	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/pem"
 	"errors"
 	"math/big"
@@ -65,6 +67,12 @@ func csr(t *testing.T, key crypto.Signer, template x509.CertificateRequest) stri
 		t.Fatal(err)
 	}
 	return requestPEM(der)
+}
+
+// requestFor asks for names that are URIs.
+func requestFor(t *testing.T, names ...string) x509.CertificateRequest {
+	t.Helper()
+	return x509.CertificateRequest{URIs: uris(t, names...)}
 }
 
 func requestPEM(der []byte) string {
@@ -145,7 +153,7 @@ func TestIssuedCertificate(t *testing.T) {
 
 func TestNothingButTheKeyIsTakenFromARequest(t *testing.T) {
 	authority, _ := testAuthority(t)
-	request := x509.CertificateRequest{}
+	request := requestFor(t, cart.String())
 	request.Subject.CommonName = "spiffe://cluster.local/ns/kube-system/sa/admin"
 	request.ExtraExtensions = append(request.ExtraExtensions, basicConstraintsCA)
 	_, leaf, err := authority.Issue(cart, csr(t, ecKey(t, elliptic.P256()), request), time.Hour)
@@ -159,7 +167,7 @@ func TestNothingButTheKeyIsTakenFromARequest(t *testing.T) {
 
 func TestSerialNumbersDiffer(t *testing.T) {
 	authority, _ := testAuthority(t)
-	request := csr(t, ecKey(t, elliptic.P256()), x509.CertificateRequest{})
+	request := csr(t, ecKey(t, elliptic.P256()), requestFor(t, cart.String()))
 	var before *big.Int
 	for range 3 {
 		_, leaf, err := authority.Issue(cart, request, 0)
@@ -175,7 +183,7 @@ func TestSerialNumbersDiffer(t *testing.T) {
 
 func TestLifetimes(t *testing.T) {
 	authority, c := testAuthority(t)
-	request := csr(t, ecKey(t, elliptic.P256()), x509.CertificateRequest{})
+	request := csr(t, ecKey(t, elliptic.P256()), requestFor(t, cart.String()))
 	for seconds, want := range map[int64]time.Duration{
 		0: 24 * time.Hour, -1: 24 * time.Hour, 60: time.Minute, 86400: 24 * time.Hour, 86401: 24 * time.Hour,
 		1 << 62: 24 * time.Hour, -1 << 62: 24 * time.Hour, 18446744074: 24 * time.Hour,
@@ -221,7 +229,7 @@ func TestAcceptedKeys(t *testing.T) {
 		"P-256": {ecKey(t, elliptic.P256()), true}, "P-384": {ecKey(t, elliptic.P384()), true}, "P-521": {ecKey(t, elliptic.P521()), true},
 		"Ed25519": {ed, true}, "RSA 2048": {strong, true}, "RSA 1024": {weak, false}, "P-224": {ecKey(t, elliptic.P224()), false},
 	} {
-		_, _, err := authority.Issue(cart, csr(t, c.key, x509.CertificateRequest{}), 0)
+		_, _, err := authority.Issue(cart, csr(t, c.key, requestFor(t, cart.String())), 0)
 		if (err == nil) != c.ok {
 			t.Errorf("%s: %v", title, err)
 		}
@@ -246,6 +254,10 @@ func TestRefusedRequests(t *testing.T) {
 		"cut":                   {requestPEM(der.Bytes[:len(der.Bytes)/2]), false},
 		"oversized":             {good + strings.Repeat("\n", maxRequestBytes), false},
 		"signature of another":  {requestPEM(forged), false},
+		"no name at all":        {csr(t, key, x509.CertificateRequest{}), false},
+		"an empty fragment":     {csr(t, key, x509.CertificateRequest{ExtraExtensions: []pkix.Extension{alternativeNames(t, cart.String()+"#")}}), false},
+		"a NUL":                 {csr(t, key, x509.CertificateRequest{ExtraExtensions: []pkix.Extension{alternativeNames(t, cart.String()+"\x00")}}), false},
+		"a name of no kind":     {csr(t, key, x509.CertificateRequest{ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 17}, Value: []byte{0x30, 0x00}}}}), false},
 		"another identity":      {csr(t, key, x509.CertificateRequest{URIs: uris(t, "spiffe://cluster.local/ns/shop/sa/pay")}), true},
 		"another trust domain":  {csr(t, key, x509.CertificateRequest{URIs: uris(t, "spiffe://evil/ns/shop/sa/cart")}), true},
 		"two identities":        {csr(t, key, x509.CertificateRequest{URIs: uris(t, cart.String(), "spiffe://cluster.local/ns/shop/sa/pay")}), true},
@@ -263,6 +275,20 @@ func TestRefusedRequests(t *testing.T) {
 			t.Errorf("%s: %v", title, err)
 		}
 	}
+}
+
+// alternativeNames is an extension with URIs, byte for byte.
+func alternativeNames(t *testing.T, names ...string) pkix.Extension {
+	t.Helper()
+	var raw []asn1.RawValue
+	for _, name := range names {
+		raw = append(raw, asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 6, Bytes: []byte(name)})
+	}
+	value, err := asn1.Marshal(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 17}, Value: value}
 }
 
 func TestServingCertificate(t *testing.T) {

@@ -28,14 +28,21 @@ type requestError struct{ reason error }
 func (e *requestError) Error() string { return "signing request: " + e.reason.Error() }
 func (e *requestError) Unwrap() error { return e.reason }
 
-// errForeignName: the request names somebody else than who was authorised.
-var errForeignName = errors.New("the request asks for another name")
+var (
+	// errForeignName: the request names somebody else than who was authorised.
+	errForeignName = errors.New("the request asks for another name")
+	// errLargeRequest: it is not read.
+	errLargeRequest = errors.New("the request is too large")
+	// errUnfitKey: nobody should rely on it.
+	errUnfitKey = errors.New("the key is not fit")
+)
 
 // parseRequest returns the public key of a signing request for an identity.
 // The request is not trusted for anything else; what it asks for must still be
-// what it gets, so that nobody believes to have been given another name.
+// what it gets, so that nobody believes to have been given another name: exactly
+// one URI, the identity's.
 //
-// The error is a *requestError, and errForeignName if that is the reason.
+// The error is a *requestError, and one of those above if that is the reason.
 func parseRequest(csrPEM string, identity spiffe.ID) (crypto.PublicKey, error) {
 	key, err := readRequest(csrPEM, identity)
 	if err != nil {
@@ -46,7 +53,7 @@ func parseRequest(csrPEM string, identity spiffe.ID) (crypto.PublicKey, error) {
 
 func readRequest(csrPEM string, identity spiffe.ID) (crypto.PublicKey, error) {
 	if len(csrPEM) > maxRequestBytes {
-		return nil, fmt.Errorf("the request has %d bytes, more than %d", len(csrPEM), maxRequestBytes)
+		return nil, fmt.Errorf("%w: %d bytes, %d are possible", errLargeRequest, len(csrPEM), maxRequestBytes)
 	}
 	block, err := onlyBlock([]byte(csrPEM), requestBlock)
 	if err != nil {
@@ -58,22 +65,18 @@ func readRequest(csrPEM string, identity spiffe.ID) (crypto.PublicKey, error) {
 	}
 	// The key is judged before it is used: verifying with a huge one is slow.
 	if err := checkPublicKey(request.PublicKey); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", errUnfitKey, err)
 	}
 	if err := request.CheckSignature(); err != nil {
 		return nil, fmt.Errorf("the requester does not have the key: %w", err)
 	}
-	if len(request.DNSNames)+len(request.IPAddresses)+len(request.EmailAddresses) > 0 {
-		return nil, fmt.Errorf("%w: DNS, IP or e-mail besides an identity", errForeignName)
-	}
-	switch len(request.URIs) {
-	case 0:
-	case 1:
-		if got := request.URIs[0].String(); got != identity.String() {
-			return nil, fmt.Errorf("%w: %s", errForeignName, got)
-		}
-	default:
-		return nil, fmt.Errorf("%w: %d URIs, one is possible", errForeignName, len(request.URIs))
+	switch named, err := spiffe.FromRequest(request); {
+	case errors.Is(err, spiffe.ErrManyNames):
+		return nil, fmt.Errorf("%w: %w", errForeignName, err)
+	case err != nil:
+		return nil, err
+	case named != identity:
+		return nil, fmt.Errorf("%w: %s", errForeignName, named)
 	}
 	return request.PublicKey, nil
 }

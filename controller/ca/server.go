@@ -3,7 +3,6 @@ package ca
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"time"
 
@@ -36,6 +35,7 @@ type Server struct {
 	caapi.UnimplementedIstioCertificateServiceServer
 	cfg      ServerConfig
 	requests *prometheus.CounterVec
+	audit    *audit
 	reading  *quota.Door[reader]
 }
 
@@ -51,7 +51,7 @@ const (
 
 // NewServer returns the certificate service.
 func NewServer(cfg ServerConfig) *Server {
-	s := &Server{cfg: cfg, reading: newReading(), requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+	s := &Server{cfg: cfg, audit: newAudit(cfg.Logger, cfg.Registerer), reading: newReading(), requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "ambit_ca_requests_total", Help: "Certificate signing requests, by result.",
 	}, []string{"result"})}
 	if cfg.Registerer != nil {
@@ -70,7 +70,7 @@ var errDenied = status.Error(codes.PermissionDenied, "not entitled to this ident
 func (s *Server) CreateCertificate(ctx context.Context, request *caapi.IstioCertificateRequest) (*caapi.IstioCertificateResponse, error) {
 	peer, err := s.cfg.Authenticator.Authenticate(ctx)
 	if err != nil {
-		s.requests.WithLabelValues(resultUnauthenticated).Inc()
+		s.unauthenticated(err)
 		return nil, err
 	}
 	return s.create(ctx, peer, request)
@@ -78,55 +78,62 @@ func (s *Server) CreateCertificate(ctx context.Context, request *caapi.IstioCert
 
 // create answers the request of a caller who is known.
 func (s *Server) create(ctx context.Context, peer Peer, request *caapi.IstioCertificateRequest) (*caapi.IstioCertificateResponse, error) {
-	logger := s.cfg.Logger.With("peer", peer)
-	identity, err := s.requested(peer, request)
+	asked := s.asked(peer, request)
+	identity, err := readIdentity(asked)
 	if err == nil {
 		err = s.authorize(ctx, peer, identity)
 	}
 	if err != nil {
-		s.requests.WithLabelValues(resultDenied).Inc()
-		logger.Warn("refused certificate", "identity", identity.String(), "reason", err)
-		return nil, errDenied
+		return nil, s.refuse(ctx, peer, asked, err)
 	}
 	chain, leaf, err := s.cfg.Authority.Issue(identity, request.GetCsr(), lifetime(request.GetValidityDuration()))
 	if err != nil {
-		return nil, s.refuse(logger.With("identity", identity.String()), err)
+		return nil, s.refuse(ctx, peer, asked, err)
 	}
 	s.requests.WithLabelValues(resultIssued).Inc()
-	logger.Info("issued certificate", "identity", identity.String(), "serial", leaf.SerialNumber.Text(16), "not_after", leaf.NotAfter)
+	s.cfg.Logger.Info("issued certificate", "peer", peer, "identity", identity.String(), "serial", leaf.SerialNumber.Text(16), "not_after", leaf.NotAfter)
 	return &caapi.IstioCertificateResponse{CertChain: chain}, nil
 }
 
-// requested returns the identity that a request is about.
-func (s *Server) requested(peer Peer, request *caapi.IstioCertificateRequest) (spiffe.ID, error) {
-	value, present := request.GetMetadata().GetFields()[impersonated]
-	if !present {
-		return peer.Identity(s.cfg.Authority.TrustDomain()), nil
+// asked returns the identity that a request is about, as it was written.
+func (s *Server) asked(peer Peer, request *caapi.IstioCertificateRequest) string {
+	if value, present := request.GetMetadata().GetFields()[impersonated]; present {
+		return value.GetStringValue()
 	}
-	identity, err := spiffe.Parse(value.GetStringValue())
+	return peer.Identity(s.cfg.Authority.TrustDomain()).String()
+}
+
+func readIdentity(asked string) (spiffe.ID, error) {
+	identity, err := spiffe.Parse(asked)
 	if err != nil {
-		return spiffe.ID{}, fmt.Errorf("read %s: %w", impersonated, err)
+		return spiffe.ID{}, refuse(MalformedIdentity, "read %s: %w", impersonated, err)
 	}
 	return identity, nil
 }
 
-// refuse logs why a request was not signed and returns what the caller gets.
-func (s *Server) refuse(logger *slog.Logger, err error) error {
-	var bad *requestError
-	switch {
-	case errors.Is(err, errForeignName):
-		s.requests.WithLabelValues(resultDenied).Inc()
-		logger.Warn("refused certificate", "reason", err)
-		return errDenied
-	case errors.As(err, &bad):
-		s.requests.WithLabelValues(resultBadRequest).Inc()
-		logger.Warn("refused certificate", "reason", err)
-		return status.Error(codes.InvalidArgument, bad.Error())
-	default:
+// unauthenticated counts a caller who did not prove who he is.
+func (s *Server) unauthenticated(err error) {
+	s.requests.WithLabelValues(resultUnauthenticated).Inc()
+	if status.Code(err) == codes.Unauthenticated {
+		s.audit.count(NotAuthenticated)
+	}
+}
+
+// refuse records why there is no certificate and returns what the caller gets.
+func (s *Server) refuse(ctx context.Context, peer Peer, asked string, err error) error {
+	reason, refused := refusalOf(err)
+	if !refused {
 		s.requests.WithLabelValues(resultFailed).Inc()
-		logger.Error("sign certificate", "error", err)
+		s.cfg.Logger.Error("sign certificate", "peer", peer, "identity", clip(asked), "error", err)
 		return status.Error(codes.Unavailable, "certificates cannot be signed now")
 	}
+	s.audit.refused(ctx, peer, asked, reason, err)
+	if bad := (*requestError)(nil); errors.As(err, &bad) && reason != ForeignName {
+		s.requests.WithLabelValues(resultBadRequest).Inc()
+		return status.Error(codes.InvalidArgument, bad.Error())
+	}
+	s.requests.WithLabelValues(resultDenied).Inc()
+	return errDenied
 }
 
 // lifetime reads a number of seconds without overflowing.

@@ -6,11 +6,14 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"log/slog"
 	"net"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -43,6 +46,8 @@ func podOf(namespace, name, uid, account, node string) *corev1.Pod {
 // mesh is a certificate service over a cluster.
 type mesh struct {
 	connection *grpc.ClientConn
+	log        lockedBuffer
+	metrics    *prometheus.Registry
 	client     caapi.IstioCertificateServiceClient
 	api        *apiServer
 	pods       *Pods
@@ -63,14 +68,14 @@ func newMesh(t *testing.T) *mesh {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &mesh{api: &apiServer{tokens: map[string]authenticationv1.TokenReviewStatus{}}, pods: pods}
+	m := &mesh{api: &apiServer{tokens: map[string]authenticationv1.TokenReviewStatus{}}, pods: pods, metrics: prometheus.NewRegistry()}
 	m.add(t,
 		podOf(system, "ztunnel-1", "uid-z1", "ztunnel", "n1"), podOf(system, "ztunnel-2", "uid-z2", "ztunnel", "n2"),
 		podOf("shop", "cart-1", "uid-c1", "cart", "n1"), podOf("shop", "pay-1", "uid-p1", "pay", "n2"))
 	authority := authorityOf(t, testRoot(t), func() time.Time { return start })
 	server := grpc.NewServer()
 	NewServer(ServerConfig{
-		Authority: authority, Pods: pods, SystemNamespace: system, Logger: quiet(),
+		Authority: authority, Pods: pods, SystemNamespace: system, Logger: slog.New(slog.NewJSONHandler(&m.log, nil)), Registerer: m.metrics,
 		Authenticator: NewAuthenticator(AuthenticatorConfig{Reviews: m.api, Logger: quiet()}),
 	}).Register(server)
 	listener := bufconn.Listen(1 << 16)
@@ -105,7 +110,11 @@ func (m *mesh) ask(t *testing.T, peer Peer, identity string, request *caapi.Isti
 
 func (m *mesh) askFor(t *testing.T, peer Peer, identity string) (*caapi.IstioCertificateResponse, error) {
 	t.Helper()
-	return m.ask(t, peer, identity, &caapi.IstioCertificateRequest{Csr: csr(t, ecKey(t, elliptic.P256()), x509.CertificateRequest{})})
+	named, err := url.Parse(identity)
+	if err != nil || identity == "" {
+		named = peer.Identity(trustDomain).URL()
+	}
+	return m.ask(t, peer, identity, &caapi.IstioCertificateRequest{Csr: csr(t, ecKey(t, elliptic.P256()), x509.CertificateRequest{URIs: []*url.URL{named}})})
 }
 
 func identityIn(t *testing.T, response *caapi.IstioCertificateResponse) string {
@@ -153,32 +162,33 @@ func TestWhoIsDenied(t *testing.T) {
 		return peer
 	}
 	for title, c := range map[string]struct {
+		reason   Refusal
 		peer     Peer
 		identity string
 		prepare  func(*testing.T, *mesh)
 	}{
-		"a workload that asks for another identity": {peer: cartPod, identity: payID},
-		"ztunnel, for a pod of another node":        {peer: tunnel, identity: payID},
-		"ztunnel, for an account without a pod":     {peer: tunnel, identity: "spiffe://cluster.local/ns/shop/sa/admin"},
-		"ztunnel, for the same account elsewhere":   {peer: tunnel, identity: "spiffe://cluster.local/ns/other/sa/cart"},
-		"ztunnel, for another trust domain":         {peer: tunnel, identity: "spiffe://evil/ns/shop/sa/cart"},
-		"ztunnel, for no identity at all":           {peer: tunnel, identity: "cart"},
-		"ztunnel, for a name with a NUL":            {peer: tunnel, identity: cartID + "\x00"},
-		"ztunnel, for a name in capitals":           {peer: tunnel, identity: "SPIFFE://cluster.local/ns/shop/sa/cart"},
-		"an account ztunnel of another namespace":   {peer: as(func(p *Peer) { p.Namespace = "shop" }), identity: cartID},
-		"another account of the system namespace":   {peer: as(func(p *Peer) { p.ServiceAccount = "controller" }), identity: cartID},
-		"a ztunnel pod that was replaced (UID)":     {peer: as(func(p *Peer) { p.PodUID = "uid-old" }), identity: cartID},
-		"a ztunnel pod that is not there":           {peer: as(func(p *Peer) { p.PodName = "ztunnel-9" }), identity: cartID},
-		"a ztunnel whose token names another node":  {peer: as(func(p *Peer) { p.Node = "n2" }), identity: payID},
-		"a pod of another account with ztunnel's own": {peer: as(func(p *Peer) { p.PodName, p.PodUID = "odd", "uid-odd" }), identity: cartID, prepare: func(t *testing.T, m *mesh) {
+		"a workload that asks for another identity": {reason: NotZtunnel, peer: cartPod, identity: payID},
+		"ztunnel, for a pod of another node":        {reason: NotOnNode, peer: tunnel, identity: payID},
+		"ztunnel, for an account without a pod":     {reason: NotOnNode, peer: tunnel, identity: "spiffe://cluster.local/ns/shop/sa/admin"},
+		"ztunnel, for the same account elsewhere":   {reason: NotOnNode, peer: tunnel, identity: "spiffe://cluster.local/ns/other/sa/cart"},
+		"ztunnel, for another trust domain":         {reason: ForeignTrustDomain, peer: tunnel, identity: "spiffe://evil/ns/shop/sa/cart"},
+		"ztunnel, for no identity at all":           {reason: MalformedIdentity, peer: tunnel, identity: "cart"},
+		"ztunnel, for a name with a NUL":            {reason: MalformedIdentity, peer: tunnel, identity: cartID + "\x00"},
+		"ztunnel, for a name in capitals":           {reason: MalformedIdentity, peer: tunnel, identity: "SPIFFE://cluster.local/ns/shop/sa/cart"},
+		"an account ztunnel of another namespace":   {reason: NotZtunnel, peer: as(func(p *Peer) { p.Namespace = "shop" }), identity: cartID},
+		"another account of the system namespace":   {reason: NotZtunnel, peer: as(func(p *Peer) { p.ServiceAccount = "controller" }), identity: cartID},
+		"a ztunnel pod that was replaced (UID)":     {reason: CallerReplaced, peer: as(func(p *Peer) { p.PodUID = "uid-old" }), identity: cartID},
+		"a ztunnel pod that is not there":           {reason: CallerUnknown, peer: as(func(p *Peer) { p.PodName = "ztunnel-9" }), identity: cartID},
+		"a ztunnel whose token names another node":  {reason: CallerElsewhere, peer: as(func(p *Peer) { p.Node = "n2" }), identity: payID},
+		"a pod of another account with ztunnel's own": {reason: CallerReplaced, peer: as(func(p *Peer) { p.PodName, p.PodUID = "odd", "uid-odd" }), identity: cartID, prepare: func(t *testing.T, m *mesh) {
 			m.add(t, podOf(system, "odd", "uid-odd", "controller", "n1"))
 		}},
-		"ztunnel, for a pod that has ended": {peer: tunnel, identity: "spiffe://cluster.local/ns/shop/sa/job", prepare: func(t *testing.T, m *mesh) {
+		"ztunnel, for a pod that has ended": {reason: NotOnNode, peer: tunnel, identity: "spiffe://cluster.local/ns/shop/sa/job", prepare: func(t *testing.T, m *mesh) {
 			ended := podOf("shop", "job-1", "uid-j1", "job", "n1")
 			ended.Status.Phase = corev1.PodSucceeded
 			m.add(t, ended)
 		}},
-		"a ztunnel that has ended": {peer: as(func(p *Peer) { p.PodName, p.PodUID = "ztunnel-0", "uid-z0" }), identity: cartID, prepare: func(t *testing.T, m *mesh) {
+		"a ztunnel that has ended": {reason: CallerEnded, peer: as(func(p *Peer) { p.PodName, p.PodUID = "ztunnel-0", "uid-z0" }), identity: cartID, prepare: func(t *testing.T, m *mesh) {
 			ended := podOf(system, "ztunnel-0", "uid-z0", "ztunnel", "n1")
 			ended.Status.Phase = corev1.PodFailed
 			m.add(t, ended)
@@ -194,31 +204,41 @@ func TestWhoIsDenied(t *testing.T) {
 			if status.Code(err) != codes.PermissionDenied || status.Convert(err).Message() != "not entitled to this identity" {
 				t.Errorf("%v, want an opaque PermissionDenied", err)
 			}
+			m.audited(t, c.reason, c.peer, c.identity)
 		})
 	}
 }
 
 func TestRequestForOthersIsDenied(t *testing.T) {
-	m := newMesh(t)
 	key := ecKey(t, elliptic.P256())
 	for title, request := range map[string]x509.CertificateRequest{
 		"another identity": {URIs: uris(t, payID)},
 		"two identities":   {URIs: uris(t, cartID, payID)},
 		"a DNS name":       {DNSNames: []string{"controller.ambit-system.svc"}},
 	} {
+		m := newMesh(t)
 		_, err := m.ask(t, tunnel, cartID, &caapi.IstioCertificateRequest{Csr: csr(t, key, request)})
+		m.audited(t, ForeignName, tunnel, cartID)
 		if status.Code(err) != codes.PermissionDenied || strings.Contains(err.Error(), "pay") {
 			t.Errorf("%s: %v", title, err)
 		}
 	}
-	if _, err := m.ask(t, tunnel, cartID, &caapi.IstioCertificateRequest{Csr: "hello"}); status.Code(err) != codes.InvalidArgument {
-		t.Errorf("nonsense: %v", err)
+	for reason, request := range map[Refusal]string{
+		MalformedRequest: "hello",
+		LargeRequest:     csr(t, key, requestFor(t, cartID)) + strings.Repeat("\n", maxRequestBytes),
+		UnfitKey:         csr(t, ecKey(t, elliptic.P224()), requestFor(t, cartID)),
+	} {
+		m := newMesh(t)
+		if _, err := m.ask(t, tunnel, cartID, &caapi.IstioCertificateRequest{Csr: request}); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%s: %v", reason, err)
+		}
+		m.audited(t, reason, tunnel, cartID)
 	}
 }
 
 func TestWithoutATokenNothingIsSigned(t *testing.T) {
 	m := newMesh(t)
-	request := &caapi.IstioCertificateRequest{Csr: csr(t, ecKey(t, elliptic.P256()), x509.CertificateRequest{})}
+	request := &caapi.IstioCertificateRequest{Csr: csr(t, ecKey(t, elliptic.P256()), requestFor(t, cartID))}
 	if _, err := m.client.CreateCertificate(t.Context(), request); status.Code(err) != codes.Unauthenticated {
 		t.Error(err)
 	}
@@ -249,7 +269,7 @@ func TestAskedLifetimeIsHonouredAndCapped(t *testing.T) {
 	m := newMesh(t)
 	for seconds, want := range map[int64]time.Duration{600: 10 * time.Minute, 0: 24 * time.Hour, 864000: 24 * time.Hour} {
 		response, err := m.ask(t, cartPod, "", &caapi.IstioCertificateRequest{
-			Csr: csr(t, ecKey(t, elliptic.P256()), x509.CertificateRequest{}), ValidityDuration: seconds,
+			Csr: csr(t, ecKey(t, elliptic.P256()), requestFor(t, cartID)), ValidityDuration: seconds,
 		})
 		if err != nil {
 			t.Fatal(err)

@@ -38,7 +38,7 @@ func (s *Server) Register(registrar grpc.ServiceRegistrar) {
 func (s *Server) serve(_ any, stream grpc.ServerStream) error {
 	peer, err := s.cfg.Authenticator.Authenticate(stream.Context())
 	if err != nil {
-		s.requests.WithLabelValues(resultUnauthenticated).Inc()
+		s.unauthenticated(err)
 		return err
 	}
 	request, err := s.read(stream, peer)

@@ -13,8 +13,8 @@
 //
 // Invariants: no expired or revoked certificate is ever used; a peer is accepted
 // only if its certificate chains to the bundle of that moment, nothing on that way
-// is revoked, and it bears exactly one SPIFFE ID, of our own trust domain, and one
-// of those expected where any are. No session is resumed: each is judged anew.
+// is revoked, it is meant for what it is used for, and it bears exactly one SPIFFE ID,
+// of our own trust domain, and one of those expected where any are. No session is resumed: each is judged anew.
 //
 // Which identities a node may have is the CA's decision.
 package certs

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/url"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -355,6 +356,57 @@ func TestWhoIsAcceptedAsAPeer(t *testing.T) {
 			clientErr, serverErr := handshake(t, c.client, c.server)
 			if ok := clientErr == nil && serverErr == nil; ok != c.accepted {
 				t.Errorf("accepted %v, want %v (client: %v, server: %v)", ok, c.accepted, clientErr, serverErr)
+			}
+		})
+	}
+}
+
+// misissued are certificates that an authority of the mesh signed, and that are not
+// ones to be accepted: for a client, for a server, or both.
+var misissued = map[string]struct {
+	change             func(*x509.Certificate)
+	asClient, asServer bool
+}{
+	"as it should be":     {func(*x509.Certificate) {}, true, true},
+	"for clients alone":   {func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} }, true, false},
+	"for servers alone":   {func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }, false, true},
+	"for nothing it says": {func(c *x509.Certificate) { c.ExtKeyUsage = nil }, false, false},
+	"for anything":        {func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny} }, false, false},
+	"for signing code":    {func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning} }, false, false},
+	"without signatures":  {func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyEncipherment }, false, false},
+	"without a key's use": {func(c *x509.Certificate) { c.KeyUsage = 0 }, false, false},
+	"an authority's":      {func(c *x509.Certificate) { c.IsCA, c.BasicConstraintsValid = true, true }, false, false},
+	"not valid yet": {func(c *x509.Certificate) {
+		c.NotBefore = time.Now().Add(time.Hour)
+		c.NotAfter = c.NotBefore.Add(time.Hour)
+	}, false, false},
+	"ended": {func(c *x509.Certificate) {
+		c.NotBefore = time.Now().Add(-time.Hour)
+		c.NotAfter = time.Now().Add(-time.Second)
+	}, false, false},
+	"two identities": {func(c *x509.Certificate) {
+		c.URIs = append(c.URIs, &url.URL{Scheme: "spiffe", Host: "cluster.local", Path: "/ns/shop/sa/till"})
+	}, false, false},
+	"the same one twice": {func(c *x509.Certificate) { c.URIs = append(c.URIs, c.URIs...) }, false, false},
+	"no identity":        {func(c *x509.Certificate) { c.URIs = nil; c.DNSNames = []string{"web.shop.svc"} }, false, false},
+}
+
+// TestWhatACertificateIsGoodFor: the authority's signature alone opens nothing.
+func TestWhatACertificateIsGoodFor(t *testing.T) {
+	ca, web, till := certstest.NewCA(t, "cluster.local"), id(t, "shop", "web"), id(t, "shop", "till")
+	s := store(t, certs.Config{Fetch: ca.Fetch, Bundle: ca.Bundle})
+	s.Want(till)
+	for name, c := range misissued {
+		t.Run(name, func(t *testing.T) {
+			shows := &tls.Config{
+				InsecureSkipVerify: true, NextProtos: []string{"h2"}, ClientAuth: tls.RequireAnyClientCert,
+				Certificates: []tls.Certificate{ca.Issue(web, time.Hour, c.change)},
+			}
+			if _, err := handshake(t, shows, s.ServerConfig(till)); (err == nil) != c.asClient {
+				t.Errorf("as a client's: %v", err)
+			}
+			if err, _ := handshake(t, s.ClientConfig(till, web), shows); (err == nil) != c.asServer {
+				t.Errorf("as a server's: %v", err)
 			}
 		})
 	}

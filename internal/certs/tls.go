@@ -131,8 +131,28 @@ func rootOf(certificate *tls.Certificate, roots *x509.CertPool) string {
 	return hex.EncodeToString(sum[:])
 }
 
+// checkUsage says why a certificate is not one to be a client's or a server's, which
+// [x509.Certificate.Verify] does not: to it, one that says nothing is good for
+// everything, and one that may sign others is as good as a leaf.
+func checkUsage(leaf *x509.Certificate, usage x509.ExtKeyUsage) error {
+	switch {
+	case leaf.IsCA:
+		return errors.New("it is an authority's, not a workload's")
+	case leaf.KeyUsage&x509.KeyUsageDigitalSignature == 0:
+		return errors.New("its key is not for signatures")
+	case !slices.Contains(leaf.ExtKeyUsage, usage):
+		return fmt.Errorf("it is not for %s", usageNames[usage])
+	}
+	return nil
+}
+
+var usageNames = map[x509.ExtKeyUsage]string{x509.ExtKeyUsageServerAuth: "servers (serverAuth)", x509.ExtKeyUsageClientAuth: "clients (clientAuth)"}
+
 // verifyChain finds the ways up to the roots, and whether something on them is revoked.
 func (s *Store) verifyChain(leaf *x509.Certificate, intermediates, roots *x509.CertPool, usage x509.ExtKeyUsage) error {
+	if err := checkUsage(leaf, usage); err != nil {
+		return err
+	}
 	chains, err := leaf.Verify(x509.VerifyOptions{
 		Roots: roots, Intermediates: intermediates, CurrentTime: time.Now(), KeyUsages: []x509.ExtKeyUsage{usage},
 	})

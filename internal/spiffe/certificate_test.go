@@ -87,3 +87,26 @@ func TestFromCertificateRefuses(t *testing.T) {
 		}
 	}
 }
+
+// A signing request asks for exactly one name: other kinds, which a certificate may
+// have besides, are too many.
+func TestFromRequest(t *testing.T) {
+	identity := name{tagURI, "spiffe://cluster.local/ns/shop/sa/cart"}
+	for title, c := range map[string]struct {
+		names []name
+		want  error
+	}{
+		"one URI":               {[]name{identity}, nil},
+		"none":                  {nil, spiffe.ErrMalformed},
+		"two URIs":              {[]name{identity, {tagURI, "spiffe://cluster.local/ns/shop/sa/pay"}}, spiffe.ErrManyNames},
+		"the same twice":        {[]name{identity, identity}, spiffe.ErrManyNames},
+		"a DNS name besides it": {[]name{identity, {tagDNS, "cart.shop.svc"}}, spiffe.ErrManyNames},
+		"a DNS name":            {[]name{{tagDNS, "cart.shop.svc"}}, spiffe.ErrManyNames},
+		"scheme in upper case":  {[]name{{tagURI, "SPIFFE://cluster.local/ns/shop/sa/cart"}}, spiffe.ErrMalformed},
+	} {
+		got, err := spiffe.FromRequest(&x509.CertificateRequest{Extensions: certificate(t, c.names...).Extensions})
+		if !errors.Is(err, c.want) || (err == nil) != (got.String() == identity.value) {
+			t.Errorf("%s: %v, %v; want %v", title, got, err, c.want)
+		}
+	}
+}

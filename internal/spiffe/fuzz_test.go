@@ -10,7 +10,8 @@ import (
 )
 
 // FuzzFromCertificate: whatever alternative names a certificate has, byte for byte,
-// an identity is found only in the one URI that spells it.
+// an identity is found only in the one URI that spells it; and a signing request
+// with the same names asks for that one, or is refused.
 func FuzzFromCertificate(f *testing.F) {
 	san := func(names ...name) []byte {
 		var raw []asn1.RawValue
@@ -34,6 +35,9 @@ func FuzzFromCertificate(f *testing.F) {
 			}
 		}
 		id, err := spiffe.FromCertificate(cert)
+		if asked, err2 := spiffe.FromRequest(&x509.CertificateRequest{Extensions: cert.Extensions}); err2 == nil && (err != nil || asked != id) {
+			t.Fatalf("a request for %v makes a certificate of %v, %v", asked, id, err)
+		}
 		if err != nil {
 			return
 		}

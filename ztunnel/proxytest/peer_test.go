@@ -212,10 +212,11 @@ func (c *caller) connect(t *testing.T, server *Pod, authority, body string) (sta
 	return response.StatusCode, string(all)
 }
 
-// serveHTTP2 stands in for the pod's tunnel end, and returns the certificate that it shows.
-func serveHTTP2(t *testing.T, m *Mesh, p *Pod, handler http.HandlerFunc) *x509.Certificate {
+// serveHTTP2 stands in for the pod's tunnel end, and returns the certificate that it
+// shows, with changes.
+func serveHTTP2(t *testing.T, m *Mesh, p *Pod, handler http.HandlerFunc, changes ...func(*x509.Certificate)) *x509.Certificate {
 	t.Helper()
-	certificate := m.CA.Issue(p.ID, time.Hour)
+	certificate := m.CA.Issue(p.ID, time.Hour, changes...)
 	l := p.Listen(15008)
 	s := &http.Server{Handler: handler, TLSConfig: &tls.Config{
 		Certificates: []tls.Certificate{certificate},

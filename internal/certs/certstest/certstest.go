@@ -81,11 +81,12 @@ func (ca *CA) below() [][]byte {
 	return [][]byte{ca.cert.Raw}
 }
 
-// Issue returns a certificate and key for id, valid from now for ttl.
-func (ca *CA) Issue(id spiffe.ID, ttl time.Duration) tls.Certificate {
+// Issue returns a certificate and key for id, valid from now for ttl; with changes,
+// whatever those make of it.
+func (ca *CA) Issue(id spiffe.ID, ttl time.Duration, changes ...func(*x509.Certificate)) tls.Certificate {
 	ca.t.Helper()
 	key := newKey(ca.t)
-	der, err := ca.sign(key.Public(), []*url.URL{id.URL()}, ttl)
+	der, err := ca.sign(key.Public(), []*url.URL{id.URL()}, ttl, changes...)
 	if err != nil {
 		ca.t.Fatal(err)
 	}
@@ -123,17 +124,21 @@ func (ca *CA) Fetch(_ context.Context, id spiffe.ID, csrPEM []byte) ([]string, e
 // Bundle returns the roots, as certs.Config.Bundle wants it.
 func (ca *CA) Bundle() []*x509.Certificate { return []*x509.Certificate{ca.root} }
 
-func (ca *CA) sign(key crypto.PublicKey, names []*url.URL, ttl time.Duration) ([]byte, error) {
+func (ca *CA) sign(key crypto.PublicKey, names []*url.URL, ttl time.Duration, changes ...func(*x509.Certificate)) ([]byte, error) {
 	number, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
 	if err != nil {
 		return nil, err
 	}
-	return x509.CreateCertificate(rand.Reader, &x509.Certificate{
+	template := &x509.Certificate{
 		SerialNumber: number, URIs: names,
 		NotBefore: time.Now(), NotAfter: time.Now().Add(ttl),
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}, ca.cert, key, ca.key)
+	}
+	for _, change := range changes {
+		change(template)
+	}
+	return x509.CreateCertificate(rand.Reader, template, ca.cert, key, ca.key)
 }
 
 func newKey(t testing.TB) *ecdsa.PrivateKey {
