@@ -213,7 +213,7 @@ func setHost(host Host, connect *ebpf.CollectionSpec) error {
 // loadMaps creates every mesh_ map, or takes it from its pin.
 func loadMaps(spec *ebpf.CollectionSpec, pins string) (map[string]*ebpf.Map, error) {
 	maps := &ebpf.CollectionSpec{Maps: map[string]*ebpf.MapSpec{}, ByteOrder: spec.ByteOrder}
-	for _, name := range append([]string{guardMapMeshHeld, guardMapMeshListeners}, pinnedMaps...) {
+	for _, name := range append([]string{guardMapMeshAsking, guardMapMeshHeld, guardMapMeshListeners}, pinnedMaps...) {
 		m := spec.Maps[name].Copy()
 		if slices.Contains(pinnedMaps, name) {
 			m.Pinning = ebpf.PinByName

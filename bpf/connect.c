@@ -46,45 +46,49 @@ static __always_inline bool source_is_foreign(struct bpf_sock *sk, const struct 
 	return !addr_equal(&source, self);
 }
 
+static __always_inline void ask(int change)
+{
+	__u32 only = 0;
+	__u32 *asking = bpf_map_lookup_elem(&mesh_asking, &only);
+
+	if (asking)
+		__sync_fetch_and_add(asking, change);
+}
+
 /* Tells whether a connection with the ends of this delivery exists: the client's own, to ztunnel or to the application, if its
- * ports reach into the range that deliveries use. Two such would break each other. The lookup ends among the listeners,
- * where steer would count it as a connection if it were not told. One of which only the application's TIME_WAIT is left is over:
- * it gives way to a new SYN (RFC 6191), as it does without ztunnel; where servers close first, such fill the range in a minute. */
+ * ports reach into the range that deliveries use. Two such would break each other. If there is none the lookup ends among the
+ * listeners, by steer's answer. A connection of which only the application's TIME_WAIT is left is over: it gives way to a new SYN
+ * (RFC 6191), as it does without ztunnel; where servers close first, such fill the range in a minute.
+ *
+ * The question must leave no trace: the permit of these ends may be that of a delivery whose handshake is on its way. */
 static __always_inline bool delivery_is_taken(struct bpf_sock_addr *ctx, struct bpf_sock *sk, const struct addr *destination)
 {
 	struct bpf_sock_tuple tuple = {};
-	enum permit asked = PERMIT_ASKED;
 	struct bpf_sock *found;
-	struct flow flow = {};
 	__u32 size, state;
 
-	flow.destination = *destination;
-	flow.source_port = bpf_htons((__u16)sk->src_port);
-	flow.destination_port = (__u16)ctx->user_port;
 	if (addr_is4(destination)) {
-		addr_from4(&flow.source, sk->src_ip4);
 		tuple.ipv4.saddr = sk->src_ip4;
 		tuple.ipv4.daddr = destination->word[3];
-		tuple.ipv4.sport = flow.source_port;
-		tuple.ipv4.dport = flow.destination_port;
+		tuple.ipv4.sport = bpf_htons((__u16)sk->src_port);
+		tuple.ipv4.dport = (__u16)ctx->user_port;
 		size = sizeof(tuple.ipv4);
 	} else {
-		flow.source.word[0] = tuple.ipv6.saddr[0] = sk->src_ip6[0];
-		flow.source.word[1] = tuple.ipv6.saddr[1] = sk->src_ip6[1];
-		flow.source.word[2] = tuple.ipv6.saddr[2] = sk->src_ip6[2];
-		flow.source.word[3] = tuple.ipv6.saddr[3] = sk->src_ip6[3];
+		tuple.ipv6.saddr[0] = sk->src_ip6[0];
+		tuple.ipv6.saddr[1] = sk->src_ip6[1];
+		tuple.ipv6.saddr[2] = sk->src_ip6[2];
+		tuple.ipv6.saddr[3] = sk->src_ip6[3];
 		tuple.ipv6.daddr[0] = destination->word[0];
 		tuple.ipv6.daddr[1] = destination->word[1];
 		tuple.ipv6.daddr[2] = destination->word[2];
 		tuple.ipv6.daddr[3] = destination->word[3];
-		tuple.ipv6.sport = flow.source_port;
-		tuple.ipv6.dport = flow.destination_port;
+		tuple.ipv6.sport = bpf_htons((__u16)sk->src_port);
+		tuple.ipv6.dport = (__u16)ctx->user_port;
 		size = sizeof(tuple.ipv6);
 	}
-	if (bpf_map_update_elem(&mesh_permits, &flow, &asked, BPF_NOEXIST))
-		return true;
+	ask(1);
 	found = bpf_skc_lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
-	bpf_map_delete_elem(&mesh_permits, &flow);
+	ask(-1);
 	if (!found)
 		return false;
 	state = found->state;

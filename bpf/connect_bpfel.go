@@ -123,7 +123,6 @@ const (
 type connectPermit uint32
 
 const (
-	connectPermitPERMIT_ASKED    connectPermit = 0
 	connectPermitPERMIT_DELIVERY connectPermit = 1
 	connectPermitPERMIT_KUBELET  connectPermit = 2
 )
@@ -216,6 +215,7 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	connectMapMeshAsking       = "mesh_asking"
 	connectMapMeshClasses      = "mesh_classes"
 	connectMapMeshEgress       = "mesh_egress"
 	connectMapMeshEnrolled     = "mesh_enrolled"
@@ -289,6 +289,7 @@ type connectProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type connectMapSpecs struct {
+	MeshAsking     *ebpf.MapSpec `ebpf:"mesh_asking"`
 	MeshClasses    *ebpf.MapSpec `ebpf:"mesh_classes"`
 	MeshEgress     *ebpf.MapSpec `ebpf:"mesh_egress"`
 	MeshEnrolled   *ebpf.MapSpec `ebpf:"mesh_enrolled"`
@@ -336,6 +337,7 @@ func (o *connectObjects) Close() error {
 //
 // It can be passed to loadConnectObjects or ebpf.CollectionSpec.LoadAndAssign.
 type connectMaps struct {
+	MeshAsking     *ebpf.Map `ebpf:"mesh_asking"`
 	MeshClasses    *ebpf.Map `ebpf:"mesh_classes"`
 	MeshEgress     *ebpf.Map `ebpf:"mesh_egress"`
 	MeshEnrolled   *ebpf.Map `ebpf:"mesh_enrolled"`
@@ -354,6 +356,7 @@ type connectMaps struct {
 
 func (m *connectMaps) Close() error {
 	return _ConnectClose(
+		m.MeshAsking,
 		m.MeshClasses,
 		m.MeshEgress,
 		m.MeshEnrolled,

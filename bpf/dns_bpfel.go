@@ -16,6 +16,7 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	dnsMapMeshAsking     = "mesh_asking"
 	dnsMapMeshClasses    = "mesh_classes"
 	dnsMapMeshEgress     = "mesh_egress"
 	dnsMapMeshEnrolled   = "mesh_enrolled"
@@ -87,6 +88,7 @@ type dnsProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type dnsMapSpecs struct {
+	MeshAsking     *ebpf.MapSpec `ebpf:"mesh_asking"`
 	MeshClasses    *ebpf.MapSpec `ebpf:"mesh_classes"`
 	MeshEgress     *ebpf.MapSpec `ebpf:"mesh_egress"`
 	MeshEnrolled   *ebpf.MapSpec `ebpf:"mesh_enrolled"`
@@ -134,6 +136,7 @@ func (o *dnsObjects) Close() error {
 //
 // It can be passed to loadDnsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type dnsMaps struct {
+	MeshAsking     *ebpf.Map `ebpf:"mesh_asking"`
 	MeshClasses    *ebpf.Map `ebpf:"mesh_classes"`
 	MeshEgress     *ebpf.Map `ebpf:"mesh_egress"`
 	MeshEnrolled   *ebpf.Map `ebpf:"mesh_enrolled"`
@@ -152,6 +155,7 @@ type dnsMaps struct {
 
 func (m *dnsMaps) Close() error {
 	return _DnsClose(
+		m.MeshAsking,
 		m.MeshClasses,
 		m.MeshEgress,
 		m.MeshEnrolled,

@@ -74,6 +74,7 @@ type guardRangeKey struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	guardMapMeshAsking      = "mesh_asking"
 	guardMapMeshClasses     = "mesh_classes"
 	guardMapMeshEgress      = "mesh_egress"
 	guardMapMeshEnrolled    = "mesh_enrolled"
@@ -146,6 +147,7 @@ type guardProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type guardMapSpecs struct {
+	MeshAsking     *ebpf.MapSpec `ebpf:"mesh_asking"`
 	MeshClasses    *ebpf.MapSpec `ebpf:"mesh_classes"`
 	MeshEgress     *ebpf.MapSpec `ebpf:"mesh_egress"`
 	MeshEnrolled   *ebpf.MapSpec `ebpf:"mesh_enrolled"`
@@ -194,6 +196,7 @@ func (o *guardObjects) Close() error {
 //
 // It can be passed to loadGuardObjects or ebpf.CollectionSpec.LoadAndAssign.
 type guardMaps struct {
+	MeshAsking     *ebpf.Map `ebpf:"mesh_asking"`
 	MeshClasses    *ebpf.Map `ebpf:"mesh_classes"`
 	MeshEgress     *ebpf.Map `ebpf:"mesh_egress"`
 	MeshEnrolled   *ebpf.Map `ebpf:"mesh_enrolled"`
@@ -212,6 +215,7 @@ type guardMaps struct {
 
 func (m *guardMaps) Close() error {
 	return _GuardClose(
+		m.MeshAsking,
 		m.MeshClasses,
 		m.MeshEgress,
 		m.MeshEnrolled,

@@ -24,6 +24,7 @@ type holdHeld struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	holdMapMeshAsking     = "mesh_asking"
 	holdMapMeshClasses    = "mesh_classes"
 	holdMapMeshEgress     = "mesh_egress"
 	holdMapMeshEnrolled   = "mesh_enrolled"
@@ -95,6 +96,7 @@ type holdProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type holdMapSpecs struct {
+	MeshAsking     *ebpf.MapSpec `ebpf:"mesh_asking"`
 	MeshClasses    *ebpf.MapSpec `ebpf:"mesh_classes"`
 	MeshEgress     *ebpf.MapSpec `ebpf:"mesh_egress"`
 	MeshEnrolled   *ebpf.MapSpec `ebpf:"mesh_enrolled"`
@@ -142,6 +144,7 @@ func (o *holdObjects) Close() error {
 //
 // It can be passed to loadHoldObjects or ebpf.CollectionSpec.LoadAndAssign.
 type holdMaps struct {
+	MeshAsking     *ebpf.Map `ebpf:"mesh_asking"`
 	MeshClasses    *ebpf.Map `ebpf:"mesh_classes"`
 	MeshEgress     *ebpf.Map `ebpf:"mesh_egress"`
 	MeshEnrolled   *ebpf.Map `ebpf:"mesh_enrolled"`
@@ -160,6 +163,7 @@ type holdMaps struct {
 
 func (m *holdMaps) Close() error {
 	return _HoldClose(
+		m.MeshAsking,
 		m.MeshClasses,
 		m.MeshEgress,
 		m.MeshEnrolled,

@@ -39,8 +39,7 @@ struct {
 	__type(value, enum own);
 } mesh_own SEC(".maps");
 
-/* Connection that may reach the application past the pod's listeners -> enum permit. Written by permit; by connect for as
- * long as it asks. steer needs it during the handshake, guard as long as the application answers: it is used then, and the
+/* Connection that may reach the application past the pod's listeners -> enum permit. Written by permit. steer needs it during the handshake, guard as long as the application answers: it is used then, and the
  * least recently used may go. One entry for each connection of the node to its own pods. Pinned. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -186,6 +185,16 @@ struct {
 	__type(value, __u64);
 } mesh_verdicts SEC(".maps");
 _Static_assert(VERDICT_COUNT <= MAX_VERDICTS, "every verdict has a counter");
+
+/* 0 -> how many runs of connect ask which socket would take a SYN, on this CPU: one may be put off by another. steer answers that
+ * as ever, and counts it apart. It decides nothing, for a SYN may come between the question and its end. Written by connect. Not
+ * pinned. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} mesh_asking SEC(".maps");
 
 static __always_inline void count(enum verdict verdict)
 {

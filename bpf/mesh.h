@@ -55,8 +55,6 @@ enum listener {
 
 /* Value in mesh_permits: whose the connection is. */
 enum permit {
-	/* Nobody's: connect only asks which socket would take such a SYN. */
-	PERMIT_ASKED = 0,
 	/* ztunnel's, to the application. What the application answers goes back to ztunnel, never to the wire. */
 	PERMIT_DELIVERY = 1,
 	/* The kubelet's: what the application answers goes to the wire. */

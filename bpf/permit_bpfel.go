@@ -16,6 +16,7 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	permitMapMeshAsking     = "mesh_asking"
 	permitMapMeshClasses    = "mesh_classes"
 	permitMapMeshEgress     = "mesh_egress"
 	permitMapMeshEnrolled   = "mesh_enrolled"
@@ -82,6 +83,7 @@ type permitProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type permitMapSpecs struct {
+	MeshAsking     *ebpf.MapSpec `ebpf:"mesh_asking"`
 	MeshClasses    *ebpf.MapSpec `ebpf:"mesh_classes"`
 	MeshEgress     *ebpf.MapSpec `ebpf:"mesh_egress"`
 	MeshEnrolled   *ebpf.MapSpec `ebpf:"mesh_enrolled"`
@@ -124,6 +126,7 @@ func (o *permitObjects) Close() error {
 //
 // It can be passed to loadPermitObjects or ebpf.CollectionSpec.LoadAndAssign.
 type permitMaps struct {
+	MeshAsking     *ebpf.Map `ebpf:"mesh_asking"`
 	MeshClasses    *ebpf.Map `ebpf:"mesh_classes"`
 	MeshEgress     *ebpf.Map `ebpf:"mesh_egress"`
 	MeshEnrolled   *ebpf.Map `ebpf:"mesh_enrolled"`
@@ -142,6 +145,7 @@ type permitMaps struct {
 
 func (m *permitMaps) Close() error {
 	return _PermitClose(
+		m.MeshAsking,
 		m.MeshClasses,
 		m.MeshEgress,
 		m.MeshEnrolled,

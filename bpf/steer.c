@@ -16,9 +16,18 @@ const volatile __u32 slot;	  /* in mesh_listeners */
 const volatile __u16 own_ports[SLOT_SIZE]; /* host byte order: what the pod's listeners are bound to; zero: none */
 const volatile bool captures_dns;
 
+/* Tells whether nobody connects: connect asks. */
+static __always_inline bool is_asked(void)
+{
+	__u32 only = 0;
+	__u32 *asking = bpf_map_lookup_elem(&mesh_asking, &only);
+
+	return asking && *asking;
+}
+
 static __always_inline int end(enum verdict verdict, int answer)
 {
-	count(verdict);
+	count(is_asked() ? VERDICT_STEER_ASKED : verdict);
 	return answer;
 }
 
@@ -100,7 +109,6 @@ int steer_sk_lookup(struct bpf_sk_lookup *ctx)
 {
 	struct flow flow = {};
 	bool from_self;
-	enum permit *permit;
 
 	if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP)
 		return end(VERDICT_STEER_NOT_TCP, SK_PASS);
@@ -122,10 +130,7 @@ int steer_sk_lookup(struct bpf_sk_lookup *ctx)
 	}
 	if (from_self)
 		return leave(ctx, VERDICT_STEER_LOCAL);
-	permit = bpf_map_lookup_elem(&mesh_permits, &flow);
-	if (permit && *permit == PERMIT_ASKED)
-		return end(VERDICT_STEER_ASKED, SK_PASS);
-	if (permit)
+	if (bpf_map_lookup_elem(&mesh_permits, &flow))
 		return leave(ctx, VERDICT_STEER_PERMITTED);
 	if (ctx->local_port == PORT_HBONE)
 		return hand_to(ctx, LISTENER_HBONE, VERDICT_STEER_HBONE);

@@ -16,6 +16,7 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	steerMapMeshAsking     = "mesh_asking"
 	steerMapMeshClasses    = "mesh_classes"
 	steerMapMeshEgress     = "mesh_egress"
 	steerMapMeshEnrolled   = "mesh_enrolled"
@@ -87,6 +88,7 @@ type steerProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type steerMapSpecs struct {
+	MeshAsking     *ebpf.MapSpec `ebpf:"mesh_asking"`
 	MeshClasses    *ebpf.MapSpec `ebpf:"mesh_classes"`
 	MeshEgress     *ebpf.MapSpec `ebpf:"mesh_egress"`
 	MeshEnrolled   *ebpf.MapSpec `ebpf:"mesh_enrolled"`
@@ -134,6 +136,7 @@ func (o *steerObjects) Close() error {
 //
 // It can be passed to loadSteerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type steerMaps struct {
+	MeshAsking     *ebpf.Map `ebpf:"mesh_asking"`
 	MeshClasses    *ebpf.Map `ebpf:"mesh_classes"`
 	MeshEgress     *ebpf.Map `ebpf:"mesh_egress"`
 	MeshEnrolled   *ebpf.Map `ebpf:"mesh_enrolled"`
@@ -152,6 +155,7 @@ type steerMaps struct {
 
 func (m *steerMaps) Close() error {
 	return _SteerClose(
+		m.MeshAsking,
 		m.MeshClasses,
 		m.MeshEgress,
 		m.MeshEnrolled,

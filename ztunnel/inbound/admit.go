@@ -47,10 +47,10 @@ func (l *Listener) admit(ctx context.Context, attempt *conns.Attempt) (*appConn,
 	if err != nil {
 		return nil, conns.Fail(conns.ConnectFailed, fmt.Errorf("connect the application at %s: %w", dst, err))
 	}
-	app := &appConn{TCPConn: tcp, loops: &l.loops, from: addrPort(tcp.LocalAddr())}
-	if l.loops.dialed(app.from) {
+	app := &appConn{TCPConn: tcp, loops: &l.loops, ends: ends{addrPort(tcp.LocalAddr()), addrPort(tcp.RemoteAddr())}}
+	if l.loops.dialed(app.ends) {
 		relay.Reset(tcp)
-		l.loops.forgetDialed(app.from)
+		l.loops.forgetDialed(app.ends)
 		return nil, conns.Fail(conns.Loop, fmt.Errorf("connecting the application at %s came back to the tunnel", dst))
 	}
 	return app, nil
@@ -60,10 +60,10 @@ func (l *Listener) admit(ctx context.Context, attempt *conns.Attempt) (*appConn,
 type appConn struct {
 	*net.TCPConn
 	loops *loops
-	from  netip.AddrPort
+	ends  ends
 }
 
-func (a *appConn) done() { a.loops.forgetDialed(a.from) }
+func (a *appConn) done() { a.loops.forgetDialed(a.ends) }
 
 // identify adds to the record who the peer is, as far as its address and what it
 // proved agree.

@@ -22,10 +22,10 @@ func (l *Listener) servePlaintext(_, cut context.Context, client *net.TCPConn, o
 	}
 	l.identify(&attempt.Source, false)
 
-	from := attempt.Source.Addr
-	looped := l.loops.accepted(from)
+	connection := ends{attempt.Source.Addr, attempt.Destination.Addr}
+	looped := l.loops.accepted(connection)
 	done := func() {
-		l.loops.forgetAccepted(from)
+		l.loops.forgetAccepted(connection)
 		over()
 	}
 	refuse := func(err error) {
@@ -37,7 +37,7 @@ func (l *Listener) servePlaintext(_, cut context.Context, client *net.TCPConn, o
 		refuse(conns.Fail(conns.Loop, errors.New("the tunnel's own connection to the application came back")))
 		return
 	}
-	s := seat{client: from.Addr()}
+	s := seat{client: attempt.Source.Addr.Addr()}
 	if err := l.enter(s); err != nil {
 		refuse(err)
 		return

@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -461,6 +463,52 @@ func TestDeliveryAvoidsTheClientsOwnPorts(t *testing.T) {
 		if err := conn.Echo("still here"); err != nil {
 			t.Errorf("%v: %v", conn.Sight, err)
 		}
+	}
+}
+
+// Deliveries that choose the same port at the same time do not take each other's way past the pod's listeners: all but one
+// of them choose another.
+func TestDeliveriesDoNotTakeEachOthersPermit(t *testing.T) {
+	network := netnstest.New(t, "a")
+	a := openNode(t, network.Node("a"))
+	a.spoofed = portRange{2000, 2003}
+	pod, client := a.Pod("pod"), a.Pod("client")
+	pod.Start().Listen("[::]:8080")
+	u := a.capture(t, pod)
+	was := verdicts(t, a)
+	const workers, each = 16, 1000
+	var deliveries sync.WaitGroup
+	var taken atomic.Int64
+	for range workers {
+		deliveries.Go(func() {
+			for range each {
+				conn, err := u.DialApp(t.Context(), client.IPv4, netip.AddrPortFrom(pod.IPv4, appPort))
+				if errors.Is(err, unix.EADDRINUSE) || errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EPERM) {
+					taken.Add(1)
+					continue
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				conn.SetLinger(0) // its port is free at once
+				conn.Close()
+			}
+		})
+	}
+	deliveries.Wait()
+	is := verdicts(t, a)
+	u.closeListeners()
+	u.cut()
+	u.running.Wait()
+	if back := u.take(); len(back) != 0 {
+		t.Errorf("%d deliveries came back to ztunnel, the first from %s to %s", len(back), back[0].client, back[0].dst)
+	}
+	if n := is["steer_permitted"] - was["steer_permitted"]; n < workers*each/2 {
+		t.Errorf("%d deliveries of %d reached the application, %d found every port taken", n, workers*each, taken.Load())
+	}
+	if is["connect_denied_taken"] == was["connect_denied_taken"] {
+		t.Error("no two deliveries met: the test shows nothing")
 	}
 }
 

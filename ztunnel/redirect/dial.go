@@ -15,14 +15,19 @@ import (
 	"github.com/ambit-mesh/ambit/bpf"
 )
 
-// Ports that are bound together with a client's address lie below those that clients are given by default: the client may
-// have a connection of its own to the same port of the pod, and two connections cannot have the same ends.
-const (
-	firstSpoofedPort = 1024
-	lastSpoofedPort  = 32767
-	// A busy client has some thousand of 32,000 ports in use: eight in a row are taken once in 10^12 connections.
-	spoofAttempts = 8
-)
+// A portRange has both its ends in it.
+type portRange struct{ first, last uint16 }
+
+// spoofedPorts are what is bound together with a client's address: they lie below those that clients are given by default,
+// for the client may have a connection of its own to the same port of the pod, and two connections cannot have the same ends.
+var spoofedPorts = portRange{1024, 32767}
+
+// spoofAttempts is how many ports are tried: that all of them are taken while one in four is free happens once in 10^8 times.
+const spoofAttempts = 64
+
+func (r portRange) random() uint16 {
+	return r.first + uint16(rand.IntN(int(r.last-r.first)+1))
+}
 
 // Dial connects from the pod's namespace, with the pod's address, past outbound capture. The error of a failed connection
 // wraps its errno.
@@ -56,8 +61,8 @@ func (c *Capture) dialApp(ctx context.Context, client netip.Addr, dst netip.Addr
 		return c.connect(ctx, dst, func(fd int) error { return c.redirect.node.Tag(fd, bpf.Delivery) })
 	}
 	for attempt := 1; ; attempt++ {
-		port := uint16(firstSpoofedPort + rand.IntN(lastSpoofedPort-firstSpoofedPort+1))
-		conn, err := c.connect(ctx, dst, func(fd int) error { return c.spoof(fd, netip.AddrPortFrom(client, port)) })
+		from := netip.AddrPortFrom(client, c.redirect.spoofed.random())
+		conn, err := c.connect(ctx, dst, func(fd int) error { return c.spoof(fd, from) })
 		// By another delivery (in use by bind, not available to connect), or by the client itself (EPERM from connect.c).
 		taken := errors.Is(err, unix.EADDRINUSE) || errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EPERM)
 		if !taken || attempt == spoofAttempts {

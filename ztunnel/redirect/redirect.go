@@ -133,6 +133,7 @@ type Redirect struct {
 	node       *bpf.Node
 	programs   map[string]numbered // node's, by name
 	withoutTCX bool                // as before Linux 6.6
+	spoofed    portRange
 
 	// holds are the pods whose connections are held, by slot: for the reader, who must not wait for mu.
 	holds   [bpf.MaxPods]atomic.Pointer[hold]
@@ -179,6 +180,7 @@ func Open(config Config) (_ *Redirect, err error) {
 		closing:    make(chan struct{}),
 		pins:       layoutPins(config.PinDir, layout),
 		captures:   map[string]*Capture{},
+		spoofed:    spoofedPorts,
 	}
 	if err := r.pins.make(); err != nil {
 		return nil, errors.Join(err, netns.Close())
