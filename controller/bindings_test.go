@@ -14,8 +14,8 @@ func boundService(name string) *translate.Bound {
 }
 
 func TestABindingIsEnforcedOnceEveryNodeHasHeardOfIt(t *testing.T) {
-	acked, changed, now := uint64(0), 0, time.Unix(1000, 0)
-	b := newBindings(func(p uint64) bool { return p <= acked }, func() { changed++ })
+	acked, changed, settled, now := uint64(0), 0, 0, time.Unix(1000, 0)
+	b := newBindings(func(p uint64) bool { return p <= acked }, func() { changed++ }, func() { settled++ })
 	b.now = func() time.Time { return now }
 	old, fresh := boundService("old"), boundService("fresh")
 
@@ -37,10 +37,29 @@ func TestABindingIsEnforcedOnceEveryNodeHasHeardOfIt(t *testing.T) {
 	if !b.enforced(fresh.Binder()) || changed != 1 {
 		t.Errorf("not enforced although every node acknowledged it (told %d times)", changed)
 	}
+	if b.isInForce(fresh.Binder()) || !b.isInForce(old.Binder()) || settled != 1 {
+		t.Errorf("in force before any node has heard that nobody else is let in (told %d times)", settled)
+	}
+	closed := boundService("fresh")
+	closed.Enforced = true
+	b.published([]*translate.Bound{old, closed}, 4)
+	b.published([]*translate.Bound{old, closed}, 5)
+	b.check()
+	if b.isInForce(fresh.Binder()) {
+		t.Error("in force before that is acknowledged")
+	}
+	acked = 4
+	b.check()
+	if !b.isInForce(fresh.Binder()) || settled != 2 || changed != 1 {
+		t.Errorf("not in force although every node acknowledged that (told %d times, changed %d times)", settled, changed)
+	}
 
 	// Unbound, and bound again: once more from the beginning.
-	b.published([]*translate.Bound{old}, 4)
-	b.published([]*translate.Bound{old, fresh}, 5)
+	b.published([]*translate.Bound{old}, 6)
+	b.published([]*translate.Bound{old, fresh}, 7)
+	if b.isInForce(fresh.Binder()) {
+		t.Error("in force at once when it is bound again")
+	}
 	if b.enforced(fresh.Binder()) {
 		t.Error("enforced at once when it is bound again")
 	}
@@ -54,7 +73,7 @@ func TestABindingIsEnforcedOnceEveryNodeHasHeardOfIt(t *testing.T) {
 // A stream tells that a node answered while it holds its own lock, which whoever asks
 // what has been acknowledged takes: the two may not meet.
 func TestTellingOfAnswersNeverAsks(t *testing.T) {
-	b := newBindings(func(uint64) bool { t.Error("asked"); return false }, func() {})
+	b := newBindings(func(uint64) bool { t.Error("asked"); return false }, func() {}, func() {})
 	b.published(nil, 1)
 	b.published([]*translate.Bound{boundService("a")}, 2)
 	for range 3 {

@@ -106,6 +106,7 @@ type parts struct {
 	routes        *routes.Keeper
 	gateways      *gateway.Reconciler
 	bindings      *bindings
+	through       *through
 	publisher     *publisher
 	leadership    leadership
 }
@@ -148,7 +149,7 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 		Answered: func() { p.policies.Changed(); p.keeper.Changed(); p.revoker.Changed(); p.bindings.answered() },
 		Logger:   logger, Registerer: registry,
 	})
-	p.bindings = newBindings(func(publication uint64) bool { return len(p.push.AckedBy(publication)) == 0 }, p.changes.Changed)
+	p.bindings = newBindings(func(publication uint64) bool { return len(p.push.AckedBy(publication)) == 0 }, p.changes.Changed, func() { p.gateways.Settled(); p.through.Settled() })
 	p.policies = policy.New(policy.Config{
 		Client: policies, Objects: p.sources, Proxies: proxies{p.push}, Logger: logger, Registerer: registry,
 	})
@@ -156,7 +157,7 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 		Controller: gatewayapi.Controller, Objects: p.sources, Writer: gateways, Logger: logger, Registerer: registry,
 	})
 	p.gateways = gateway.New(gateway.Config{
-		Settings: s.waypoints, Client: client, Gateways: gateways, Objects: p.sources,
+		Settings: s.waypoints, Client: client, Gateways: gateways, Objects: p.sources, InForce: p.bindings.isInForce,
 		Roots: func() []string { return p.authority.Bundle().Roots }, Logger: logger, Registerer: registry,
 	})
 	p.reports = report.NewRegistry(report.RegistryConfig{
@@ -184,6 +185,7 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 	if err != nil {
 		return nil, err
 	}
+	p.through = &through{inForce: p.bindings.isInForce, tell: p.status.Waypoints}
 	p.publisher = newPublisher(p.sources, p.reports, p.push, p.changes, translate.Config{
 		TrustDomain: s.trustDomain, ClusterID: s.clusterID, ClusterDomain: s.clusterDomain, PodRanges: s.podRanges,
 		SystemNamespace: s.namespace,
@@ -199,6 +201,7 @@ func (p *parts) outcomes(r translate.Result) {
 	p.policies.Published(r.Policies)
 	p.routes.Published(r.Routes)
 	p.gateways.Published(r.Bound)
+	p.through.Published(r)
 }
 
 // openAuthority waits until the authority has something to sign with.

@@ -71,7 +71,8 @@ type WorkloadSpec struct {
 	// Identity is the SPIFFE ID that the pod has in the mesh.
 	// +optional
 	Identity string `json:"identity,omitempty"`
-	// Waypoint that the pod's traffic passes, as namespace/name.
+	// Waypoint that connections to the pod pass, as namespace/name: its own, or that
+	// of the Services that it serves; all of them, separated by commas, if these differ.
 	// +optional
 	Waypoint string `json:"waypoint,omitempty"`
 }
@@ -93,6 +94,11 @@ type WorkloadStatus struct {
 	// Protocol over which other pods of the mesh reach the workload.
 	// +optional
 	Protocol Protocol `json:"protocol,omitempty"`
+	// Binding is how far it is that the pod is reached through its own waypoint:
+	// InForce, Pending, Direct, NotCaptured, WaypointNotFound or NotAllowed, as the
+	// reasons of the condition ambit.mesh/Bound of Services. Empty if it has none.
+	// +optional
+	Binding string `json:"binding,omitempty"`
 	// CertificateExpires is the end of validity of the certificate in use.
 	// +optional
 	CertificateExpires *metav1.Time `json:"certificateExpires,omitempty"`

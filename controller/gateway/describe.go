@@ -27,9 +27,6 @@ type observed struct {
 	refusals []string
 }
 
-// ConditionBound tells what is bound to a waypoint.
-const ConditionBound = "ambit.mesh/Bound"
-
 // check finds what is wrong with a Gateway; empty if nothing is.
 func check(g *gwapi.Gateway) string {
 	if len(g.Spec.Listeners) != 1 {
@@ -75,7 +72,7 @@ func describe(g *gwapi.Gateway, o observed, now metav1.Time) gwapi.GatewayStatus
 		programmed.Status, programmed.Reason = metav1.ConditionFalse, string(gwapi.GatewayReasonPending)
 		programmed.Message += ": connections to what is bound to it are refused"
 	}
-	bound := metav1.Condition{Type: ConditionBound, Status: metav1.ConditionTrue, Reason: "Bound", Message: fmt.Sprintf("%d Services and pods", o.bound)}
+	bound := metav1.Condition{Type: binding.Condition, Status: metav1.ConditionTrue, Reason: "Bound", Message: fmt.Sprintf("%d Services and pods", o.bound)}
 	switch {
 	case len(o.refusals) > 0:
 		bound.Status, bound.Reason = metav1.ConditionFalse, "Refused"

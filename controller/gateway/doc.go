@@ -4,6 +4,7 @@
 //
 //	objects.go   Gateway -> objects; pure
 //	describe.go  what became of a Gateway -> its status; pure
+//	bound.go     what became of a Service that is bound -> a condition of it
 //	reconcile.go what triggers that, and the writes
 //
 // It is level-based: each pass applies what is wanted of all Gateways, of which the

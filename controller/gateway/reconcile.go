@@ -49,6 +49,9 @@ type Config struct {
 	Client   kubernetes.Interface
 	Gateways *gatewayapi.Client
 	Objects  Objects
+	// InForce tells whether a binding is acknowledged everywhere: clients go through
+	// the waypoint, and nobody else is let in.
+	InForce func(translate.Binder) bool
 	// Roots of the mesh, PEM.
 	Roots      func() []string
 	Logger     *slog.Logger
@@ -62,8 +65,9 @@ type Reconciler struct {
 	writes  *prometheus.CounterVec
 	changed chan struct{} // capacity 1
 
-	mu    sync.Mutex
-	bound []*translate.Bound // of the last publication; guarded by mu
+	mu        sync.Mutex
+	bound     []*translate.Bound // of the last publication; guarded by mu
+	published bool               // there was one; guarded by mu
 
 	// owned by RunLeader
 	applied map[string]string // what was applied last, by object
@@ -87,10 +91,13 @@ func New(cfg Config) *Reconciler {
 // Published tells what is bound in the publication that is out now.
 func (r *Reconciler) Published(bound []*translate.Bound) {
 	r.mu.Lock()
-	r.bound = bound
+	r.bound, r.published = bound, true
 	r.mu.Unlock()
 	r.again()
 }
+
+// Settled tells that some binding came into force.
+func (r *Reconciler) Settled() { r.again() }
 
 func (r *Reconciler) again() {
 	select {
@@ -135,11 +142,15 @@ func (r *Reconciler) pass(ctx context.Context) error {
 		r.repair = now.Add(repairEvery)
 	}
 	r.mu.Lock()
-	bound := r.bound
+	bound, published := r.bound, r.published
 	r.mu.Unlock()
 	var errs []error
 	if waypoints := slices.ContainsFunc(objects.Gateways, binding.IsWaypoint); waypoints || len(objects.GatewayClasses) > 0 {
 		errs = append(errs, r.class(ctx, objects.GatewayClasses))
+	}
+	now := metav1.NewTime(time.Now().Truncate(time.Second))
+	if published {
+		errs = append(errs, r.services(ctx, objects.Services, bound, now))
 	}
 	roots := strings.Join(r.cfg.Roots(), "")
 	for _, g := range objects.Gateways {
@@ -153,7 +164,7 @@ func (r *Reconciler) pass(ctx context.Context) error {
 				errs = append(errs, fmt.Errorf("run waypoint %s/%s: %w", g.Namespace, g.Name, err))
 			}
 		}
-		status := describe(g, o, metav1.NewTime(time.Now().Truncate(time.Second)))
+		status := describe(g, o, now)
 		if equality.Semantic.DeepEqual(g.Status, status) {
 			continue
 		}

@@ -29,7 +29,9 @@ type known struct {
 	previous *v1alpha1.WorkloadStatus
 	// hbone is what is remembered of the protocol.
 	hbone bool
-	now   time.Time
+	// waypoint is what is known of the way to the pod.
+	waypoint Waypoint
+	now      time.Time
 }
 
 func (k known) observed() reportapi.CaptureState {
@@ -87,6 +89,7 @@ func (k known) status() v1alpha1.WorkloadStatus {
 		Reason:   s.reason,
 		Protocol: k.protocol(),
 		Since:    k.since(s),
+		Binding:  k.waypoint.Binding,
 	}
 	switch {
 	case s.state == v1alpha1.StateNotEnrolled:

@@ -7,6 +7,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	reportapi "github.com/ambit-mesh/ambit/api/report"
 	"github.com/ambit-mesh/ambit/api/v1alpha1"
@@ -234,5 +235,29 @@ func TestSpec(t *testing.T) {
 	pod.Status.Phase = corev1.PodSucceeded
 	if got := spec(pod, "cluster.local").Addresses; len(got) != 0 {
 		t.Errorf("a pod that ended has addresses %v", got)
+	}
+}
+
+// Before the first publication nobody knows the way to a pod: what its object says
+// stays.
+func TestTheWayToAPodIsAsPublished(t *testing.T) {
+	var w waypoints
+	present := &v1alpha1.Workload{}
+	present.Spec.Waypoint, present.Status.Binding = "shop/waypoint", "InForce"
+	pod := runningPod()
+	if got := w.of(pod, present); got.Through != "shop/waypoint" || got.Binding != "InForce" {
+		t.Errorf("before anything is published: %+v", got)
+	}
+	if changed := w.swap(map[types.UID]Waypoint{pod.UID: {Through: "shop/other"}}); !changed("any") {
+		t.Error("the first publication is news for every pod")
+	}
+	if got := w.of(pod, present); got != (Waypoint{Through: "shop/other"}) {
+		t.Errorf("published: %+v", got)
+	}
+	if changed := w.swap(nil); !changed(pod.UID) || changed("any") {
+		t.Error("what is gone is news for its pod, and for no other")
+	}
+	if got := w.of(pod, present); got != (Waypoint{}) {
+		t.Errorf("not mentioned any more: %+v", got)
 	}
 }

@@ -55,6 +55,7 @@ func (r *Reconciler) known(pod *corev1.Pod, present *v1alpha1.Workload) known {
 	if present != nil && present.Status.State != "" {
 		k.previous = &present.Status
 	}
+	k.waypoint = r.waypoints.of(pod, present)
 	remembered, known := r.cfg.Registry.Protocol(pod.UID)
 	k.hbone = remembered || !known && present != nil && present.Status.Protocol == v1alpha1.ProtocolHBONE
 	return k
@@ -77,6 +78,7 @@ func (r *Reconciler) remove(ctx context.Context, pod *corev1.Pod, present *v1alp
 // protocol after it is written.
 func (r *Reconciler) keep(ctx context.Context, k known, present *v1alpha1.Workload) (again time.Duration, err error) {
 	wanted, desired := spec(k.pod, r.cfg.TrustDomain), k.status()
+	wanted.Waypoint = k.waypoint.Through
 	hbone := desired.Protocol == v1alpha1.ProtocolHBONE
 	if present == nil {
 		if present, err = r.create(ctx, k.pod, wanted); err != nil || present == nil {

@@ -60,6 +60,7 @@ type Reconciler struct {
 	workloads cache.SharedIndexInformer
 	written   *written
 	writes    *prometheus.CounterVec
+	waypoints waypoints
 	// seeded says that every Workload object has been given to the registry.
 	seeded cache.ResourceEventHandlerRegistration
 	queue  atomic.Pointer[queue] // nil unless leading

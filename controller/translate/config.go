@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/ambit-mesh/ambit/api/mesh"
 	"github.com/ambit-mesh/ambit/api/workload"
@@ -22,6 +23,7 @@ type output struct {
 	resources   resource.Resources
 	outcomes    []*Policy
 	bound       []*Bound
+	through     map[types.UID][]string
 	problems    []error
 }
 

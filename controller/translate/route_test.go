@@ -16,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/scheme"
 	gateway "sigs.k8s.io/gateway-api/apis/v1"
 	"sigs.k8s.io/yaml"
@@ -185,6 +186,32 @@ func TestBound(t *testing.T) {
 		"Pod shop/db-0":              "shop/every",
 		"Service shop/plain":         "shop/waypoint is not bound, but uses port 80 of pods behind it: its clients are refused; bind it too, or give it another port",
 	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	through := map[types.UID][]string{
+		"shop/cart-0": {"shop/waypoint"}, "shop/soft-0": {"shop/waypoint"}, "shop/db-0": {"shop/every"},
+	}
+	if diff := cmp.Diff(through, result.Through); diff != "" {
+		t.Errorf("through (-want +got):\n%s", diff)
+	}
+}
+
+// Who addresses a pod that is not captured gets past the waypoint, and that is told.
+func TestBoundAndNotCaptured(t *testing.T) {
+	in := readInput(t, "waypoints")
+	delete(in.Captured.(captured), "shop/cart-0")
+	result, err := Translate(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make(map[string]int)
+	for _, b := range result.Bound {
+		if b.Problem == "" && !b.Direct {
+			got[b.Kind+" "+b.Namespace+"/"+b.Name] = b.Uncaptured
+		}
+	}
+	want := map[string]int{"Service shop/cart": 1, "Service web/front": 0, "Pod shop/db-0": 1}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

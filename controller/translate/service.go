@@ -28,12 +28,23 @@ type service struct {
 	*corev1.Service
 	key     string // namespace/hostname
 	message *workload.Service
+	// uncaptured is how many of its endpoints are no captured pods.
+	uncaptured int
 }
 
 // serviceIndex finds published services.
 type serviceIndex struct {
 	all    []*service // ordered by key
 	byName map[types.NamespacedName]*service
+}
+
+// byKey finds a published Service; nil if there is none.
+func (i *serviceIndex) byKey(key string) *service {
+	at, found := slices.BinarySearchFunc(i.all, key, func(s *service, key string) int { return strings.Compare(s.key, key) })
+	if !found {
+		return nil
+	}
+	return i.all[at]
 }
 
 // indexServices picks and describes the Services that are published: all but

@@ -81,6 +81,20 @@ type Input struct {
 	Config Config
 }
 
+// enforced asks Enforced once about each binding: the answer may change meanwhile,
+// and all of a result is made of the same one.
+func (in Input) enforced() func(Binder) bool {
+	answers := make(map[Binder]bool)
+	return func(b Binder) bool {
+		answer, asked := answers[b]
+		if !asked {
+			answer = in.Enforced == nil || in.Enforced(b)
+			answers[b] = answer
+		}
+		return answer
+	}
+}
+
 // Captured is the set of pods that are captured at one moment.
 type Captured interface {
 	Has(uid types.UID) bool
@@ -110,12 +124,15 @@ type Result struct {
 	Routes []*Route
 	// Bound is what labels bind to waypoints, in no particular order.
 	Bound []*Bound
+	// Through are the waypoints, by namespace/name, that connections to a pod pass:
+	// its own, then those of the Services that it serves.
+	Through map[types.UID][]string
 }
 
 // Translate returns the mesh model. The error joins what could not be expressed
 // and is missing from the result, which is good to be published all the same.
 func Translate(in Input) (Result, error) {
-	out := &output{resources: make(resource.Resources), trustDomain: in.Config.TrustDomain}
+	out := &output{resources: make(resource.Resources), trustDomain: in.Config.TrustDomain, through: make(map[types.UID][]string)}
 	nodes := indexNodes(in.Nodes)
 	pods := indexPods(in.Pods)
 	services := indexServices(in.Services, pods, in.Config)
@@ -126,10 +143,7 @@ func Translate(in Input) (Result, error) {
 	policies := out.policies(in, pods, services, serving)
 
 	requests := indexRequests(in)
-	enforced := in.Enforced
-	if enforced == nil {
-		enforced = func(Binder) bool { return true }
-	}
+	enforced := in.enforced()
 	for _, p := range pods.all {
 		out.guard(p, waypoints, policies, services, serving.ofPod[p], enforced)
 		w := workloadOfPod(p, serving.ofPod[p], nodes, in)
@@ -141,9 +155,11 @@ func Translate(in Input) (Result, error) {
 			w.Extensions = append(w.Extensions, extension(waypointPoliciesExtension, &mesh.WaypointPolicies{Names: names}))
 		}
 		out.bindPod(p, w, waypoints, nil)
+		out.passes(p, w, waypoints, services)
 		out.workload(w)
 	}
 	for _, e := range serving.external {
+		e.service.uncaptured++
 		out.workload(workloadOfEndpoint(e, nodes, in.Config))
 	}
 	for _, s := range services.all {
@@ -156,5 +172,8 @@ func Translate(in Input) (Result, error) {
 	}
 	out.requests(requests)
 	out.mesh(in)
-	return Result{Resources: out.resources, Policies: out.outcomes, Routes: routes.outcomes, Bound: out.bound}, errors.Join(out.problems...)
+	for _, b := range out.bound {
+		b.Enforced = enforced(b.Binder())
+	}
+	return Result{Resources: out.resources, Policies: out.outcomes, Routes: routes.outcomes, Bound: out.bound, Through: out.through}, errors.Join(out.problems...)
 }

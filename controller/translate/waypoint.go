@@ -57,8 +57,15 @@ type Bound struct {
 	Name      string
 	UID       types.UID
 	Waypoint  types.NamespacedName
-	// Problem is why nobody gets through; empty if that is up to the waypoint's pods.
-	Problem string
+	// Enforced: its pods let in nobody but the waypoint, as far as they know.
+	Enforced bool
+	// Direct: its pods let in clients without the waypoint, as its owner wishes.
+	Direct bool
+	// Uncaptured is how many of its endpoints, or of itself, nobody guards.
+	Uncaptured int
+	// Reason and Problem are why nobody gets through; empty if that is up to the
+	// waypoint's pods.
+	Reason, Problem string
 }
 
 // bindService has clients of a Service go through its waypoint.
@@ -71,7 +78,7 @@ func (o *output) bindService(s *service, w *waypoints, routes []*mesh.Route, pol
 	if s.Annotations[binding.FallbackAnnotation] == binding.FallbackDirect {
 		s.message.Extensions = append(s.message.Extensions, extension(fallbackExtension, &mesh.WaypointFallback{}))
 	}
-	o.bind("Service", s, name, w, s.key, &mesh.Binding{
+	o.bind("Service", s, name, w, s.uncaptured, s.key, &mesh.Binding{
 		Target: &mesh.Binding_Service{Service: s.key}, Waypoint: name.String(), Routes: routes, Policies: policies,
 	})
 }
@@ -86,24 +93,61 @@ func (o *output) bindPod(p *pod, message *workload.Workload, w *waypoints, polic
 	if p.Annotations[binding.FallbackAnnotation] == binding.FallbackDirect {
 		message.Extensions = append(message.Extensions, extension(fallbackExtension, &mesh.WaypointFallback{}))
 	}
-	o.bind("Pod", p, name, w, message.Uid, &mesh.Binding{
+	uncaptured := 0
+	if message.TunnelProtocol != workload.TunnelProtocol_HBONE {
+		uncaptured = 1
+	}
+	o.bind("Pod", p, name, w, uncaptured, message.Uid, &mesh.Binding{
 		Target: &mesh.Binding_Workload{Workload: message.Uid}, Waypoint: name.String(), Policies: policies,
 	})
 }
 
 // bind publishes a Binding to a waypoint that is there and consents; without one
 // the waypoint refuses.
-func (o *output) bind(kind string, object metav1.Object, name types.NamespacedName, w *waypoints, target string, message *mesh.Binding) {
-	bound := &Bound{Kind: kind, Namespace: object.GetNamespace(), Name: object.GetName(), UID: object.GetUID(), Waypoint: name}
+func (o *output) bind(kind string, object metav1.Object, name types.NamespacedName, w *waypoints, uncaptured int, target string, message *mesh.Binding) {
+	bound := &Bound{
+		Kind: kind, Namespace: object.GetNamespace(), Name: object.GetName(), UID: object.GetUID(), Waypoint: name,
+		Direct: object.GetAnnotations()[binding.FallbackAnnotation] == binding.FallbackDirect, Uncaptured: uncaptured,
+	}
 	switch {
 	case w.Gateway(name) == nil:
+		bound.Reason = binding.NotFound
 		bound.Problem = fmt.Sprintf("there is no Gateway %s of class %s: connections are refused", name, binding.Class)
 	case !w.Consents(name, object.GetNamespace()):
+		bound.Reason = binding.NotAllowed
 		bound.Problem = fmt.Sprintf("Gateway %s does not allow namespace %s in its listener's allowedRoutes: connections are refused", name, object.GetNamespace())
 	default:
 		o.add(target, message, resource.Relations{Aliases: []string{WaypointAlias(name)}})
 	}
 	o.bound = append(o.bound, bound)
+}
+
+// passes notes which waypoints stand before a pod, and at each Service that it serves
+// whether anybody guards it.
+func (o *output) passes(p *pod, message *workload.Workload, w *waypoints, services *serviceIndex) {
+	if w.IsPod(p.Pod) {
+		return
+	}
+	var own, through []string
+	if name, ok := w.ofPod(p); ok {
+		own = append(own, name.String())
+	}
+	for key := range message.Services {
+		s := services.byKey(key)
+		if s == nil {
+			continue
+		}
+		if message.TunnelProtocol != workload.TunnelProtocol_HBONE {
+			s.uncaptured++
+		}
+		if name, ok := w.ofService(s); ok && !slices.Contains(own, name.String()) {
+			through = append(through, name.String())
+		}
+	}
+	slices.Sort(through)
+	if all := append(own, slices.Compact(through)...); len(all) > 0 {
+		o.through[p.UID] = all
+	}
 }
 
 // waypointOnly begins the names of the authorizations that keep everybody but a
@@ -171,7 +215,7 @@ func (o *output) conflict(s *service, port uint32, waypoint types.NamespacedName
 		}
 	}
 	o.bound = append(o.bound, &Bound{
-		Kind: "Service", Namespace: s.Namespace, Name: s.Name, UID: s.UID, Waypoint: waypoint,
+		Kind: "Service", Namespace: s.Namespace, Name: s.Name, UID: s.UID, Waypoint: waypoint, Reason: binding.PortConflict,
 		Problem: fmt.Sprintf("is not bound, but uses port %d of pods behind it: its clients are refused; bind it too, or give it another port", port),
 	})
 }

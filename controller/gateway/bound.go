@@ -1,0 +1,115 @@
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/ambit-mesh/ambit/controller/translate"
+	"github.com/ambit-mesh/ambit/internal/binding"
+)
+
+// boundManager of the condition on Services. It is another one than that of the
+// objects that run for a Gateway: what one applies does not take back the other's.
+const boundManager = "ambit-controller-bound"
+
+// How tells how far a binding is: one of package binding's reasons.
+func How(b *translate.Bound, inForce bool) string {
+	switch {
+	case b.Problem != "":
+		return b.Reason
+	case b.Direct:
+		return binding.Direct
+	case b.Uncaptured > 0:
+		return binding.NotCaptured
+	case !inForce:
+		return binding.Pending
+	}
+	return binding.InForce
+}
+
+// describeBound is the condition of a Service that is bound, or wants to be.
+func describeBound(s *corev1.Service, b *translate.Bound, inForce bool, now metav1.Time) metav1.Condition {
+	c := metav1.Condition{
+		Type: binding.Condition, Status: metav1.ConditionFalse, Reason: How(b, inForce),
+		ObservedGeneration: s.Generation, LastTransitionTime: now,
+	}
+	switch c.Reason {
+	case binding.InForce:
+		c.Status = metav1.ConditionTrue
+		c.Message = fmt.Sprintf("clients go through waypoint %s, and nobody else is let in", b.Waypoint)
+	case binding.Direct:
+		c.Status = metav1.ConditionTrue
+		c.Message = fmt.Sprintf("clients go through waypoint %s while it has pods; others are let in, as annotation %s says", b.Waypoint, binding.FallbackAnnotation)
+	case binding.Pending:
+		c.Message = fmt.Sprintf("clients are sent through waypoint %s; others are let in until every node has acknowledged that", b.Waypoint)
+	case binding.NotCaptured:
+		c.Message = fmt.Sprintf("clients are sent through waypoint %s, but whoever addresses its endpoints gets past it: %d of them are not captured", b.Waypoint, b.Uncaptured)
+	default:
+		c.Message = b.Problem
+	}
+	for _, old := range s.Status.Conditions {
+		if old.Type == c.Type && old.Status == c.Status {
+			c.LastTransitionTime = old.LastTransitionTime
+		}
+	}
+	return c
+}
+
+// services says on each Service what became of its binding, and nothing on those
+// that are not bound any more.
+func (r *Reconciler) services(ctx context.Context, services []*corev1.Service, bound []*translate.Bound, now metav1.Time) error {
+	byUID := make(map[types.UID]*translate.Bound, len(bound))
+	for _, b := range bound {
+		if b.Kind == "Service" {
+			byUID[b.UID] = b
+		}
+	}
+	var errs []error
+	for _, s := range services {
+		present := meta.FindStatusCondition(s.Status.Conditions, binding.Condition)
+		b := byUID[s.UID]
+		var conditions []metav1.Condition
+		switch {
+		case b == nil && present == nil, s.DeletionTimestamp != nil:
+			continue
+		case b != nil:
+			c := describeBound(s, b, r.cfg.InForce(b.Binder()), now)
+			if present != nil && *present == c {
+				continue
+			}
+			conditions = append(conditions, c)
+		}
+		if err := r.applyConditions(ctx, s, conditions); err != nil && !apierrors.IsNotFound(err) {
+			errs = append(errs, fmt.Errorf("apply status of Service %s/%s: %w", s.Namespace, s.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// applyConditions has a Service bear these of ours, and no others of ours.
+func (r *Reconciler) applyConditions(ctx context.Context, s *corev1.Service, conditions []metav1.Condition) error {
+	status := map[string]any{}
+	if len(conditions) > 0 {
+		status["conditions"] = conditions
+	}
+	body, err := json.Marshal(map[string]any{
+		"apiVersion": "v1", "kind": "Service", "status": status,
+		// Of this very one, not of one that was made since.
+		"metadata": map[string]any{"namespace": s.Namespace, "name": s.Name, "uid": s.UID},
+	})
+	if err != nil {
+		return err
+	}
+	_, err = r.cfg.Client.CoreV1().Services(s.Namespace).Patch(ctx, s.Name, types.ApplyYAMLPatchType, body,
+		metav1.PatchOptions{FieldManager: boundManager, Force: new(true)}, "status")
+	r.count("Service", err)
+	return err
+}

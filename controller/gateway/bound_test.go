@@ -1,0 +1,88 @@
+package gateway
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
+
+	"github.com/ambit-mesh/ambit/controller/translate"
+	"github.com/ambit-mesh/ambit/internal/binding"
+)
+
+func serviceNamed(name string, conditions ...metav1.Condition) *corev1.Service {
+	s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: types.UID(name), Generation: 2}}
+	s.Status.Conditions = conditions
+	return s
+}
+
+func boundTo(name string, change func(*translate.Bound)) *translate.Bound {
+	b := &translate.Bound{Kind: "Service", Namespace: "shop", Name: name, UID: types.UID(name), Waypoint: types.NamespacedName{Namespace: "shop", Name: "waypoint"}}
+	if change != nil {
+		change(b)
+	}
+	return b
+}
+
+func TestWhatBecameOfABinding(t *testing.T) {
+	for _, test := range []struct {
+		change  func(*translate.Bound)
+		inForce bool
+		status  metav1.ConditionStatus
+		reason  string
+		says    string
+	}{
+		{nil, true, metav1.ConditionTrue, binding.InForce, "waypoint shop/waypoint, and nobody else"},
+		{nil, false, metav1.ConditionFalse, binding.Pending, "until every node"},
+		{func(b *translate.Bound) { b.Uncaptured = 2 }, true, metav1.ConditionFalse, binding.NotCaptured, "2 of them are not captured"},
+		{func(b *translate.Bound) { b.Direct = true }, true, metav1.ConditionTrue, binding.Direct, "others are let in"},
+		{func(b *translate.Bound) { b.Reason, b.Problem = binding.NotFound, "there is no Gateway" }, true, metav1.ConditionFalse, binding.NotFound, "there is no Gateway"},
+	} {
+		c := describeBound(serviceNamed("cart"), boundTo("cart", test.change), test.inForce, metav1.NewTime(time.Unix(1, 0)))
+		if c.Status != test.status || c.Reason != test.reason || !strings.Contains(c.Message, test.says) || c.ObservedGeneration != 2 {
+			t.Errorf("%s: %+v", test.reason, c)
+		}
+	}
+}
+
+// Only changes are written; what is not bound any more says nothing any more; a
+// condition's time is that of its last change.
+func TestServicesSayWhatBecameOfTheirBinding(t *testing.T) {
+	earlier, now := metav1.NewTime(time.Unix(1, 0)), metav1.NewTime(time.Unix(9, 0))
+	right := describeBound(serviceNamed("right"), boundTo("right", nil), true, earlier)
+	pending := describeBound(serviceNamed("changed"), boundTo("changed", nil), false, earlier)
+	services := []*corev1.Service{
+		serviceNamed("right", right), serviceNamed("changed", pending), serviceNamed("fresh"), serviceNamed("unbound", right), serviceNamed("never"),
+	}
+	client := fake.NewClientset()
+	written := map[string][]metav1.Condition{}
+	client.PrependReactor("patch", "services", func(action clienttesting.Action) (bool, runtime.Object, error) {
+		patch := action.(clienttesting.PatchAction)
+		var s corev1.Service
+		if err := json.Unmarshal(patch.GetPatch(), &s); err != nil || patch.GetSubresource() != "status" || string(s.UID) != patch.GetName() {
+			t.Errorf("patch of %q %s: %v", patch.GetSubresource(), patch.GetPatch(), err)
+		}
+		written[patch.GetName()] = s.Status.Conditions
+		return true, &s, nil
+	})
+	r := New(Config{Client: client, InForce: func(translate.Binder) bool { return true }})
+	bound := []*translate.Bound{boundTo("right", nil), boundTo("changed", nil), boundTo("fresh", nil), {Kind: "Pod", Namespace: "shop", Name: "never", UID: "never"}}
+	if err := r.services(t.Context(), services, bound, now); err != nil {
+		t.Fatal(err)
+	}
+	if len(written) != 3 || len(written["unbound"]) != 0 {
+		t.Fatalf("written: %+v", written)
+	}
+	for _, name := range []string{"changed", "fresh"} {
+		if c := written[name]; len(c) != 1 || c[0].Reason != binding.InForce || !c[0].LastTransitionTime.Equal(&now) {
+			t.Errorf("%s: %+v", name, c)
+		}
+	}
+}
