@@ -4,6 +4,7 @@
 //	ambit uninstall   remove everything, on the nodes too
 //	ambit check       coded checks, each with its reason and next step
 //	ambit ca          what signs, which roots are trusted, what is revoked; rotate, revoke
+//	ambit waypoint    apply, list, status, delete: what stands before Services
 //	ambit workloads   what the mesh observes of every pod
 //	ambit version     of this tool and of what the cluster runs
 //
@@ -12,6 +13,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,6 +31,7 @@ import (
 	"github.com/ambit-mesh/ambit/cli/kube"
 	"github.com/ambit-mesh/ambit/cli/term"
 	"github.com/ambit-mesh/ambit/cli/uninstall"
+	"github.com/ambit-mesh/ambit/cli/waypoint"
 	"github.com/ambit-mesh/ambit/cli/workloads"
 	"github.com/ambit-mesh/ambit/deploy"
 )
@@ -63,7 +66,7 @@ func newRoot() *cobra.Command {
 	}
 	root.PersistentFlags().StringVar(&g.kubeconfig, "kubeconfig", "", "kubeconfig file (default: KUBECONFIG, then ~/.kube/config)")
 	root.PersistentFlags().StringVar(&g.context, "context", "", "kubeconfig context")
-	root.AddCommand(newInstall(&g), newUninstall(&g), newCheck(&g), newWorkloads(&g), newAuthority(&g), newVersion(&g))
+	root.AddCommand(newInstall(&g), newUninstall(&g), newCheck(&g), newWorkloads(&g), newWaypoint(&g), newAuthority(&g), newVersion(&g))
 	return root
 }
 
@@ -188,6 +191,86 @@ func newWorkloads(g *target) *cobra.Command {
 	cmd.Flags().StringVarP(&query.Namespace, "namespace", "n", "", "of one namespace (default: of all)")
 	cmd.Flags().StringVarP(&query.Output, "output", "o", "", "wide, json, yaml or name")
 	return cmd
+}
+
+// namespaced connects, and returns the namespace that a command is about.
+func (g *target) namespaced(namespace string) (*kube.Cluster, string, error) {
+	cluster, err := g.connect()
+	if err != nil {
+		return nil, "", err
+	}
+	return cluster, cmp.Or(namespace, cluster.Namespace), nil
+}
+
+func newWaypoint(g *target) *cobra.Command {
+	parent := &cobra.Command{Use: "waypoint", Short: "Make, show and remove waypoints: what routes requests, and asks policy about them"}
+	var namespace string
+	parent.PersistentFlags().StringVarP(&namespace, "namespace", "n", "", "of the waypoint (default: that of the kubeconfig's context; list: all)")
+	nameOf := func(args []string) string {
+		if len(args) == 1 {
+			return args[0]
+		}
+		return waypoint.DefaultName
+	}
+	var options waypoint.Options
+	apply := &cobra.Command{
+		Use: "apply", Short: "Make a waypoint, or change the one that is there", Args: cobra.NoArgs,
+		Example: "  ambit waypoint apply -n shop --enroll-namespace --wait   # and have the namespace's Services go through it\n" +
+			"  ambit waypoint apply -n infra --allow-namespaces all     # for other namespaces too",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cluster, ns, err := g.namespaced(namespace)
+			if err != nil {
+				return err
+			}
+			options.Namespace = ns
+			return waypoint.Apply(cmd.Context(), cluster, options, term.New(os.Stdout))
+		},
+	}
+	flags := apply.Flags()
+	flags.StringVar(&options.Name, "name", waypoint.DefaultName, "name of the Gateway, and of all that runs for it")
+	flags.StringVar(&options.For, "for", "", "what of a labelled namespace goes through it: service, workload or all (default: service)")
+	flags.StringVar(&options.AllowNamespaces, "allow-namespaces", "", "whose Services and pods may use it: same or all (default: same)")
+	flags.BoolVar(&options.EnrollNamespace, "enroll-namespace", false, "label the namespace, so that it uses the waypoint")
+	flags.DurationVar(&options.Wait, "wait", 0, "wait until it is programmed and in force, so long at most (without a value: 2m)")
+	flags.Lookup("wait").NoOptDefVal = "2m"
+
+	var listOutput, statusOutput string
+	list := &cobra.Command{
+		Use: "list", Short: "Show the waypoints, and how much of what is bound to them is in force", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cluster, err := g.connect()
+			if err != nil {
+				return err
+			}
+			return waypoint.PrintList(cmd.Context(), cluster, namespace, listOutput, cmd.OutOrStdout())
+		},
+	}
+	list.Flags().StringVarP(&listOutput, "output", "o", "", "json")
+	status := &cobra.Command{
+		Use: "status [NAME]", Short: "Show one: its conditions, addresses, what is bound to it and whether that is in force", Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cluster, ns, err := g.namespaced(namespace)
+			if err != nil {
+				return err
+			}
+			return waypoint.PrintStatus(cmd.Context(), cluster, ns, nameOf(args), statusOutput, cmd.OutOrStdout())
+		},
+	}
+	status.Flags().StringVarP(&statusOutput, "output", "o", "", "json")
+	var force bool
+	remove := &cobra.Command{
+		Use: "delete [NAME]", Short: "Remove one that nothing is bound to", Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cluster, ns, err := g.namespaced(namespace)
+			if err != nil {
+				return err
+			}
+			return waypoint.Delete(cmd.Context(), cluster, ns, nameOf(args), force, term.New(os.Stdout))
+		},
+	}
+	remove.Flags().BoolVar(&force, "force", false, "also if something is bound to it, which is refused from then on")
+	parent.AddCommand(apply, list, status, remove)
+	return parent
 }
 
 func newAuthority(g *target) *cobra.Command {

@@ -25,9 +25,11 @@ import (
 type Cluster struct {
 	// Context names the kubeconfig context, for messages.
 	Context string
-	Config  *rest.Config
-	Typed   kubernetes.Interface
-	Dynamic dynamic.Interface
+	// Namespace that the kubeconfig has for commands without one.
+	Namespace string
+	Config    *rest.Config
+	Typed     kubernetes.Interface
+	Dynamic   dynamic.Interface
 	// Discovery is cached; Refresh forgets what it knew.
 	Discovery discovery.CachedDiscoveryInterface
 	mapper    meta.ResettableRESTMapper
@@ -52,7 +54,14 @@ func Connect(kubeconfig, context string) (*Cluster, error) {
 	if context == "" {
 		context = raw.CurrentContext
 	}
-	return connect(context, config)
+	cluster, err := connect(context, config)
+	if err != nil {
+		return nil, err
+	}
+	if cluster.Namespace, _, err = deferred.Namespace(); err != nil {
+		return nil, fmt.Errorf("read kubeconfig: %w", err)
+	}
+	return cluster, nil
 }
 
 func connect(context string, config *rest.Config) (*Cluster, error) {

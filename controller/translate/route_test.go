@@ -184,7 +184,7 @@ func TestBound(t *testing.T) {
 		"Service lone/orphan":        "lone/nobody there is no Gateway lone/nobody of class ambit-waypoint: connections are refused",
 		"Service stranger/uninvited": "shop/every Gateway shop/every does not allow namespace stranger in its listener's allowedRoutes: connections are refused",
 		"Pod shop/db-0":              "shop/every",
-		"Service shop/plain":         "shop/waypoint is not bound, but uses port 80 of pods behind it: its clients are refused; bind it too, or give it another port",
+		"Service shop/plain":         "shop/waypoint uses port 80 of pods behind waypoint shop/waypoint: it is not bound itself, so its clients are refused; bind it too, or give it another port",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

@@ -216,7 +216,7 @@ func (o *output) conflict(s *service, port uint32, waypoint types.NamespacedName
 	}
 	o.bound = append(o.bound, &Bound{
 		Kind: "Service", Namespace: s.Namespace, Name: s.Name, UID: s.UID, Waypoint: waypoint, Reason: binding.PortConflict,
-		Problem: fmt.Sprintf("is not bound, but uses port %d of pods behind it: its clients are refused; bind it too, or give it another port", port),
+		Problem: fmt.Sprintf("uses port %d of pods behind waypoint %s: it is not bound itself, so its clients are refused; bind it too, or give it another port", port, waypoint),
 	})
 }
 
