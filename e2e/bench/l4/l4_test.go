@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,9 +10,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/ambit-mesh/ambit/e2e/bench/l4/process"
-	"github.com/ambit-mesh/ambit/e2e/bench/l4/result"
-	"github.com/ambit-mesh/ambit/e2e/bench/l4/variant"
+	"github.com/ambit-mesh/ambit/e2e/bench/process"
+	"github.com/ambit-mesh/ambit/e2e/bench/result"
 )
 
 // Tests run as the program itself does: in namespaces, with roles as children.
@@ -38,13 +36,13 @@ func TestSmallBenchmarkMeasuresAndReports(t *testing.T) {
 		t.Errorf("failed: %+v, absent: %+v", outcome.Failed, outcome.Absent)
 	}
 	got := map[string][]result.Metric{}
-	for _, x := range outcome.Samples.Summarize(outcome.Variants) {
+	for _, x := range outcome.Samples.Summarize(outcome.Variants, result.L4.Metrics) {
 		got[x.Variant] = append(got[x.Variant], x.Metric)
 		if x.Median <= 0 && x.Metric != result.IdlePerTunnel && x.Unit != "s" && x.Unit != "s/GB" { // too short for CPU time's ticks
 			t.Errorf("%s of %s is %g %s", x.Metric, x.Variant, x.Median, x.Unit)
 		}
 	}
-	unasked := slices.DeleteFunc(slices.Clone(result.Metrics), func(m result.Metric) bool { return m == result.FilesAfterMany })
+	unasked := slices.DeleteFunc(slices.Clone(result.L4.Metrics), func(m result.Metric) bool { return m == result.FilesAfterMany })
 	withoutProxies := slices.DeleteFunc(slices.Clone(unasked), func(m result.Metric) bool {
 		return slices.Contains([]result.Metric{result.CPUPerGB1, result.CPUPerGB32, result.CPUPer10kConns, result.IdlePerTunnel}, m)
 	})
@@ -63,10 +61,10 @@ func TestSmallBenchmarkMeasuresAndReports(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("metrics: %s", diff)
 	}
-	if err := write(outcome, s.out); err != nil {
+	if err := result.L4.Write(outcome, s.out); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{summaryFile, samplesFile, reportFile} {
+	for _, name := range []string{"l4.json", "l4-samples.json", "l4.md"} {
 		if info, err := os.Stat(filepath.Join(s.out, name)); err != nil || info.Size() == 0 {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -98,35 +96,6 @@ func TestWhatIsMissingIsSaid(t *testing.T) {
 	if len(outcome.Failed) != 1 || outcome.Failed[0].Variant != result.HAProxy || outcome.Failed[0].Metric != result.FailedStart || len(outcome.Samples) != 1 {
 		t.Errorf("failed: %+v, samples: %+v", outcome.Failed, outcome.Samples)
 	}
-
-	outcome.Failed = nil
-	broken := &lane{variant: variant.Variant{Name: "broken", Start: variant.Envoy}}
-	if err := take(t.Context(), s, turn{group: groups[0], lane: broken}, outcome); err != nil {
-		t.Fatal(err)
-	}
-	if len(outcome.Failed) != 1 || outcome.Failed[0].Variant != "broken" || outcome.Failed[0].Metric != groups[0].name {
-		t.Errorf("failed: %+v", outcome.Failed)
-	}
-}
-
-func TestEachTakesItsTurnAsTheFirst(t *testing.T) {
-	lanes := []*lane{{variant: variant.Variant{Name: "x"}}, {variant: variant.Variant{Name: "y"}}, {variant: variant.Variant{Name: "same", SameNode: true}}}
-	everywhere, apart := group{name: "everywhere", rounds: always, sameNode: true}, group{name: "apart", rounds: always}
-	rare := group{name: "rare", rounds: rarely}
-	var got []string
-	for _, turn := range schedule(settings{rounds: 2, idleRounds: 1}, []group{everywhere, apart, rare}, lanes) {
-		got = append(got, fmt.Sprint(turn.round, " ", turn.group.name, " ", turn.lane.variant.Name))
-	}
-	want := []string{
-		"0 everywhere x", "0 everywhere y", "0 everywhere same",
-		"0 apart y", "0 apart x",
-		"0 rare x", "0 rare y",
-		"1 everywhere y", "1 everywhere same", "1 everywhere x",
-		"1 apart x", "1 apart y",
-	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Error(diff)
-	}
 }
 
 func TestChoices(t *testing.T) {
@@ -141,10 +110,10 @@ func TestChoices(t *testing.T) {
 	if err != nil || len(some) != 2 || some[0].Name != result.None || some[1].Name != result.Splice {
 		t.Errorf("variants %+v, %v", some, err)
 	}
-	someGroups, err := chosenGroups(s.groups)
+	someGroups, err := chosenGroups(s)
 	var names []string
 	for _, g := range someGroups {
-		names = append(names, g.name)
+		names = append(names, g.Name)
 	}
 	if diff := cmp.Diff([]string{"throughput, 32 streams", "throughput, one CPU", "idle connections"}, names); diff != "" || err != nil {
 		t.Errorf("groups: %s, %v", diff, err)
@@ -157,17 +126,8 @@ func TestChoices(t *testing.T) {
 	if _, err := chosen([]string{"nobody"}); err == nil {
 		t.Error("a variant that is none was accepted")
 	}
-	if _, err := chosenGroups([]string{"speed"}); err == nil {
+	if _, err := chosenGroups(settings{groups: []string{"speed"}}); err == nil {
 		t.Error("a metric that is none was accepted")
-	}
-}
-
-func TestCPUName(t *testing.T) {
-	if got := cpuName("processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\n"); got != "Some CPU @ 2 GHz" {
-		t.Errorf("got %q", got)
-	}
-	if got := cpuName("processor\t: 0\n"); got != "CPU of unknown name" {
-		t.Errorf("got %q", got)
 	}
 }
 

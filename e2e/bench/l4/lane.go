@@ -11,8 +11,9 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/e2e/bench/l4/load"
-	"github.com/ambit-mesh/ambit/e2e/bench/l4/process"
 	"github.com/ambit-mesh/ambit/e2e/bench/l4/variant"
+	"github.com/ambit-mesh/ambit/e2e/bench/machine"
+	"github.com/ambit-mesh/ambit/e2e/bench/process"
 	"github.com/ambit-mesh/ambit/internal/topology"
 )
 
@@ -65,18 +66,27 @@ func addPod(node *topology.Node, name string) (*topology.Pod, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := variant.Tune(pod.NetNS); err != nil {
+	if err := machine.Tune(pod.NetNS); err != nil {
 		return nil, fmt.Errorf("set up pod %s: %w", name, err)
 	}
 	return pod, nil
 }
 
-// start brings the variant up, with client and server, and waits until it
+// Name is the variant's.
+func (l *lane) Name() string { return l.variant.Name }
+
+// Version is that of what runs.
+func (l *lane) Version() string { return l.path.Version() }
+
+// Runs tells whether the variant is up.
+func (l *lane) Runs() bool { return l.path != nil }
+
+// Start brings the variant up, with client and server, and waits until it
 // carries something.
-func (l *lane) start(ctx context.Context) (err error) {
+func (l *lane) Start(ctx context.Context) (err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("start %s: %w", l.variant.Name, errors.Join(err, l.stop()))
+			err = fmt.Errorf("start %s: %w", l.variant.Name, errors.Join(err, l.Stop()))
 		}
 	}()
 	if l.path, err = l.variant.Start(ctx, l.site); err != nil {
@@ -98,8 +108,8 @@ func (l *lane) start(ctx context.Context) (err error) {
 	return l.client.Reach(l.to(), reachTimeout)
 }
 
-// stop ends the variant, client and server.
-func (l *lane) stop() error {
+// Stop ends the variant, client and server.
+func (l *lane) Stop() error {
 	var failed []error
 	for _, p := range l.running {
 		failed = append(failed, p.Stop())

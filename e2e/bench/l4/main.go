@@ -7,15 +7,13 @@
 //	run.go       the composition: network, lanes, rounds, files
 //	lane.go      one variant between its two pods, with client and server
 //	measure.go   what is measured, one function for each group of metrics
-//	rounds.go    who comes when
 //	variants.go  the variants
-//	machine.go   what it ran on; congestion.go: what it must allow
 //
 // Everything happens in network namespaces that end with the program: it needs
 // root, and sends nothing to any network of the machine.
 //
-// Loads are package load's, variants package variant's, and what is made of the
-// figures is package result's.
+// Loads are package load's, variants package variant's, who comes when is package
+// rounds', and what is made of the figures package result's.
 package main
 
 import (
@@ -33,8 +31,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/e2e/bench/l4/load"
-	"github.com/ambit-mesh/ambit/e2e/bench/l4/process"
 	"github.com/ambit-mesh/ambit/e2e/bench/l4/variant"
+	"github.com/ambit-mesh/ambit/e2e/bench/machine"
+	"github.com/ambit-mesh/ambit/e2e/bench/process"
 	"github.com/ambit-mesh/ambit/e2e/bench/simulated"
 )
 
@@ -58,7 +57,7 @@ func main() {
 // isolate returns only in the isolated process. In a namespace of their own,
 // processes of peers end with this one as well.
 func isolate() {
-	simulated.Isolation{Namespaces: unix.CLONE_NEWPID, Around: allowCongestion}.Enter()
+	simulated.Isolation{Namespaces: unix.CLONE_NEWPID, Around: machine.AllowCongestion}.Enter()
 }
 
 func exit(err error) {

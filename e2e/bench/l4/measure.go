@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/ambit-mesh/ambit/e2e/bench/l4/load"
-	"github.com/ambit-mesh/ambit/e2e/bench/l4/process"
-	"github.com/ambit-mesh/ambit/e2e/bench/l4/result"
+	"github.com/ambit-mesh/ambit/e2e/bench/process"
+	"github.com/ambit-mesh/ambit/e2e/bench/result"
+	"github.com/ambit-mesh/ambit/e2e/bench/rounds"
 )
 
 // The loads.
@@ -22,49 +24,46 @@ const (
 	warmConnections = 10
 )
 
-// values are what one measurement gives.
-type values map[result.Metric]float64
-
-// group is metrics that are measured together.
-type group struct {
-	name    string
-	metrics []result.Metric
-	// sameNode: pods of one node are measured too.
-	sameNode bool
-	// proxied: there is nothing to measure without proxies.
-	proxied bool
-	// onRequest: it takes too long to be measured unless it is named.
-	onRequest bool
-	// rounds are those in which it is measured, of all that there are.
-	rounds  func(settings) int
-	measure func(context.Context, settings, *lane) (values, error)
+// groups are what is measured, with these settings.
+func groups(s settings) []rounds.Group[*lane] {
+	with := func(measure func(context.Context, settings, *lane) (rounds.Values, error)) func(context.Context, *lane) (rounds.Values, error) {
+		return func(ctx context.Context, l *lane) (rounds.Values, error) { return measure(ctx, s, l) }
+	}
+	// Pods of one node are asked for a few metrics alone, and what proxies take not
+	// where there are none.
+	apart := func(l *lane) bool { return !l.variant.SameNode }
+	proxied := func(l *lane) bool { return apart(l) && len(l.proxies()) > 0 }
+	slow := min(s.rounds, s.slowRounds)
+	return []rounds.Group[*lane]{
+		{Name: "throughput, one stream", Rounds: s.rounds, Measure: with(bulkOf(1)),
+			Metrics: []result.Metric{result.Throughput1, result.CPUPerGB1}},
+		{Name: "throughput, 32 streams", Rounds: s.rounds, Measure: with(bulkOf(manyStreams)),
+			Metrics: []result.Metric{result.Throughput32, result.CPUPerGB32}},
+		{Name: "throughput, one CPU", Rounds: slow, Takes: apart, Measure: with(oneCPU),
+			Metrics: []result.Metric{result.Throughput32OneCPU}},
+		{Name: "round trips", Rounds: s.rounds, Measure: with(roundTrips),
+			Metrics: []result.Metric{result.PingP50, result.PingP99, result.PingP999}},
+		{Name: "new connections", Rounds: s.rounds, Takes: apart, Measure: with(newConnections),
+			Metrics: []result.Metric{result.ConnRate, result.CPUPer10kConns}},
+		{Name: "small, alone", Rounds: s.rounds, Takes: apart, Measure: with(smallAlone),
+			Metrics: []result.Metric{result.SmallP99Alone}},
+		{Name: "small, beside bulk", Rounds: slow, Takes: apart, Measure: with(smallBesideBulk),
+			Metrics: []result.Metric{result.SmallP99BesideBulk}},
+		{Name: "idle connections", Rounds: min(s.rounds, s.idleRounds), Takes: proxied, Measure: with(idleMemory),
+			Metrics: []result.Metric{result.IdlePerTunnel}},
+		{Name: "a million connections", Rounds: 1, Takes: proxied, OnRequest: true, Measure: with(manyConnections),
+			Metrics: []result.Metric{result.FilesAfterMany}},
+	}
 }
 
-var groups = []group{
-	{name: "throughput, one stream", rounds: always, sameNode: true, measure: bulkOf(1),
-		metrics: []result.Metric{result.Throughput1, result.CPUPerGB1}},
-	{name: "throughput, 32 streams", rounds: always, sameNode: true, measure: bulkOf(manyStreams),
-		metrics: []result.Metric{result.Throughput32, result.CPUPerGB32}},
-	{name: "throughput, one CPU", rounds: slowly, measure: oneCPU,
-		metrics: []result.Metric{result.Throughput32OneCPU}},
-	{name: "round trips", rounds: always, sameNode: true, measure: roundTrips,
-		metrics: []result.Metric{result.PingP50, result.PingP99, result.PingP999}},
-	{name: "new connections", rounds: always, measure: newConnections,
-		metrics: []result.Metric{result.ConnRate, result.CPUPer10kConns}},
-	{name: "small, alone", rounds: always, measure: smallAlone,
-		metrics: []result.Metric{result.SmallP99Alone}},
-	{name: "small, beside bulk", rounds: slowly, measure: smallBesideBulk,
-		metrics: []result.Metric{result.SmallP99BesideBulk}},
-	{name: "idle connections", proxied: true, rounds: rarely, measure: idleMemory,
-		metrics: []result.Metric{result.IdlePerTunnel}},
-	{name: "a million connections", proxied: true, onRequest: true, rounds: once, measure: manyConnections,
-		metrics: []result.Metric{result.FilesAfterMany}},
+// chosenGroups are those that hold any of the metrics that are wanted.
+func chosenGroups(s settings) ([]rounds.Group[*lane], error) {
+	wanted := s.groups
+	if i := slices.Index(wanted, string(result.Scaling)); i >= 0 { // made of two
+		wanted = slices.Replace(slices.Clone(wanted), i, i+1, string(result.Throughput32), string(result.Throughput32OneCPU))
+	}
+	return rounds.Chosen(groups(s), wanted)
 }
-
-func always(s settings) int { return s.rounds }
-func slowly(s settings) int { return min(s.rounds, s.slowRounds) }
-func rarely(s settings) int { return min(s.rounds, s.idleRounds) }
-func once(settings) int     { return 1 }
 
 // window runs a client's load and returns what was spent while it counted.
 func window(ctx context.Context, s settings, l *lane, client load.Generator, kind load.Kind, n int, warm time.Duration) (spent, load.Latencies, error) {
@@ -106,12 +105,12 @@ const (
 	batched = 10_000 // connections that CPU time is given for
 )
 
-func bulkOf(streams int) func(context.Context, settings, *lane) (values, error) {
+func bulkOf(streams int) func(context.Context, settings, *lane) (rounds.Values, error) {
 	throughput, cpu := result.Throughput1, result.CPUPerGB1
 	if streams > 1 {
 		throughput, cpu = result.Throughput32, result.CPUPerGB32
 	}
-	return func(ctx context.Context, s settings, l *lane) (values, error) {
+	return func(ctx context.Context, s settings, l *lane) (rounds.Values, error) {
 		during, _, err := window(ctx, s, l, l.client, load.Bulk, streams, s.warm)
 		if err != nil {
 			return nil, err
@@ -119,7 +118,7 @@ func bulkOf(streams int) func(context.Context, settings, *lane) (values, error) 
 		if during.bytes == 0 {
 			return nil, errors.New("no byte arrived")
 		}
-		v := values{throughput: during.bytes / giga / during.seconds}
+		v := rounds.Values{throughput: during.bytes / giga / during.seconds}
 		if len(l.proxies()) > 0 {
 			v[cpu] = during.cpuSeconds / (during.bytes / giga)
 		}
@@ -128,7 +127,7 @@ func bulkOf(streams int) func(context.Context, settings, *lane) (values, error) 
 }
 
 // oneCPU has everything that takes part share one CPU.
-func oneCPU(ctx context.Context, s settings, l *lane) (_ values, err error) {
+func oneCPU(ctx context.Context, s settings, l *lane) (_ rounds.Values, err error) {
 	every, err := process.CPUs()
 	if err != nil {
 		return nil, err
@@ -142,15 +141,15 @@ func oneCPU(ctx context.Context, s settings, l *lane) (_ values, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return values{result.Throughput32OneCPU: during.bytes / giga / during.seconds}, nil
+	return rounds.Values{result.Throughput32OneCPU: during.bytes / giga / during.seconds}, nil
 }
 
-func roundTrips(ctx context.Context, s settings, l *lane) (values, error) {
+func roundTrips(ctx context.Context, s settings, l *lane) (rounds.Values, error) {
 	_, latencies, err := window(ctx, s, l, l.client, load.Ping, 1, s.warm)
 	if err != nil {
 		return nil, err
 	}
-	return values{
+	return rounds.Values{
 		result.PingP50: micros(latencies.P50), result.PingP99: micros(latencies.P99), result.PingP999: micros(latencies.P999),
 	}, enough(latencies, 1)
 }
@@ -166,7 +165,7 @@ func enough(l load.Latencies, conns int) error {
 	return nil
 }
 
-func newConnections(ctx context.Context, s settings, l *lane) (values, error) {
+func newConnections(ctx context.Context, s settings, l *lane) (rounds.Values, error) {
 	during, _, err := window(ctx, s, l, l.client, load.Churn, churnWorkers, s.warm)
 	if err != nil {
 		return nil, err
@@ -174,7 +173,7 @@ func newConnections(ctx context.Context, s settings, l *lane) (values, error) {
 	if during.count == 0 {
 		return nil, errors.New("no connection was made")
 	}
-	v := values{result.ConnRate: during.count / during.seconds}
+	v := rounds.Values{result.ConnRate: during.count / during.seconds}
 	if len(l.proxies()) > 0 {
 		v[result.CPUPer10kConns] = during.cpuSeconds * batched / during.count
 	}
@@ -183,7 +182,7 @@ func newConnections(ctx context.Context, s settings, l *lane) (values, error) {
 
 // manyConnections opens and closes s.many connections, one after the other on each
 // of a few workers, and looks at what has stayed open.
-func manyConnections(ctx context.Context, s settings, l *lane) (_ values, err error) {
+func manyConnections(ctx context.Context, s settings, l *lane) (_ rounds.Values, err error) {
 	if _, _, err := window(ctx, s, l, l.client, load.Churn, churnWorkers, s.warm); err != nil {
 		return nil, err
 	}
@@ -216,21 +215,21 @@ func manyConnections(ctx context.Context, s settings, l *lane) (_ values, err er
 	if err != nil {
 		return nil, err
 	}
-	return values{result.FilesAfterMany: float64(max(after.client-before.client, after.server-before.server))}, nil
+	return rounds.Values{result.FilesAfterMany: float64(max(after.client-before.client, after.server-before.server))}, nil
 }
 
 // manyTimeout is several times what a million connections take.
 const manyTimeout = 40 * time.Minute
 
-func smallAlone(ctx context.Context, s settings, l *lane) (values, error) {
+func smallAlone(ctx context.Context, s settings, l *lane) (rounds.Values, error) {
 	_, latencies, err := window(ctx, s, l, l.client, load.Ping, smallStreams, s.warm)
 	if err != nil {
 		return nil, err
 	}
-	return values{result.SmallP99Alone: micros(latencies.P99)}, enough(latencies, smallStreams)
+	return rounds.Values{result.SmallP99Alone: micros(latencies.P99)}, enough(latencies, smallStreams)
 }
 
-func smallBesideBulk(ctx context.Context, s settings, l *lane) (_ values, err error) {
+func smallBesideBulk(ctx context.Context, s settings, l *lane) (_ rounds.Values, err error) {
 	s.window = s.beside
 	if err := l.beside.Start(load.Bulk, l.to(), besideStreams); err != nil {
 		return nil, err
@@ -243,13 +242,13 @@ func smallBesideBulk(ctx context.Context, s settings, l *lane) (_ values, err er
 	if err != nil {
 		return nil, err
 	}
-	return values{result.SmallP99BesideBulk: micros(latencies.P99)}, enough(latencies, smallStreams)
+	return rounds.Values{result.SmallP99BesideBulk: micros(latencies.P99)}, enough(latencies, smallStreams)
 }
 
 // idleMemory starts the variant anew: what earlier loads made it hold would hide
 // the growth.
-func idleMemory(ctx context.Context, s settings, l *lane) (_ values, err error) {
-	if err := errors.Join(l.stop(), l.start(ctx)); err != nil {
+func idleMemory(ctx context.Context, s settings, l *lane) (_ rounds.Values, err error) {
+	if err := errors.Join(l.Stop(), l.Start(ctx)); err != nil {
 		return nil, err
 	}
 	if err := l.client.Start(load.Idle, l.to(), warmConnections); err != nil {
@@ -280,7 +279,7 @@ func idleMemory(ctx context.Context, s settings, l *lane) (_ values, err error) 
 		return nil, err
 	}
 	growth := max(after.client-before.client, after.server-before.server)
-	return values{result.IdlePerTunnel: float64(growth) / kibi / float64(l.idle)}, nil
+	return rounds.Values{result.IdlePerTunnel: float64(growth) / kibi / float64(l.idle)}, nil
 }
 
 // sides is a figure of each side.

@@ -9,10 +9,12 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/ambit-mesh/ambit/e2e/bench/l4/pki"
-	"github.com/ambit-mesh/ambit/e2e/bench/l4/process"
-	"github.com/ambit-mesh/ambit/e2e/bench/l4/result"
 	"github.com/ambit-mesh/ambit/e2e/bench/l4/variant"
+	"github.com/ambit-mesh/ambit/e2e/bench/machine"
+	"github.com/ambit-mesh/ambit/e2e/bench/pki"
+	"github.com/ambit-mesh/ambit/e2e/bench/process"
+	"github.com/ambit-mesh/ambit/e2e/bench/result"
+	"github.com/ambit-mesh/ambit/e2e/bench/rounds"
 	"github.com/ambit-mesh/ambit/internal/topology"
 )
 
@@ -22,11 +24,7 @@ func run(ctx context.Context, s settings) error {
 	if outcome == nil {
 		return err
 	}
-	err = errors.Join(err, write(outcome, s.out))
-	if n := len(outcome.Failed); n > 0 {
-		err = errors.Join(err, fmt.Errorf("%d failures: see %s", n, filepath.Join(s.out, reportFile)))
-	}
-	return err
+	return errors.Join(err, result.L4.Write(outcome, s.out), outcome.Failure())
 }
 
 // benchmark measures. The outcome is nil if not all was tried; if it is not, the
@@ -40,12 +38,12 @@ func benchmark(ctx context.Context, s settings) (_ *result.Run, err error) {
 	if err != nil {
 		return nil, err
 	}
-	groups, err := chosenGroups(s.groups)
+	groups, err := chosenGroups(s)
 	if err != nil {
 		return nil, err
 	}
 	outcome := &result.Run{Begun: time.Now(), Rounds: s.rounds, Window: s.window, Idle: min(s.idle, fitting(files, 0))}
-	if outcome.Machine, err = describeMachine(files); err != nil {
+	if outcome.Machine, err = machine.Describe(files); err != nil {
 		return nil, err
 	}
 	lanes, cleanUp, err := prepare(ctx, s, wanted, outcome)
@@ -53,12 +51,8 @@ func benchmark(ctx context.Context, s settings) (_ *result.Run, err error) {
 	if err != nil {
 		return nil, err
 	}
-	turns := schedule(s, groups, lanes)
-	for i, t := range turns {
-		fmt.Fprintf(os.Stderr, "%3d/%d  round %d  %-24s %s\n", i+1, len(turns), t.round+1, t.group.name, t.lane.variant.Name)
-		if err := take(ctx, s, t, outcome); err != nil {
-			return nil, err
-		}
+	if err := rounds.Measure(ctx, outcome, rounds.Schedule(s.rounds, groups, lanes)); err != nil {
+		return nil, err
 	}
 	outcome.Samples = append(outcome.Samples, outcome.Samples.Scaling()...)
 	return outcome, nil
@@ -72,8 +66,8 @@ func fitting(files uint64, each int) int {
 	return int(files-spare) / cmp.Or(each, usual)
 }
 
-// prepare makes the network and starts all variants. Those that are absent are
-// noted, and have no lane.
+// prepare makes the network and starts all variants. Those that cannot be measured
+// are noted, and have no lane.
 func prepare(ctx context.Context, s settings, wanted []variant.Variant, outcome *result.Run) (lanes []*lane, cleanUp func() error, err error) {
 	var undo []func() error
 	cleanUp = func() error {
@@ -106,84 +100,17 @@ func prepare(ctx context.Context, s settings, wanted []variant.Variant, outcome 
 		if err != nil {
 			return nil, cleanUp, err
 		}
-		undo = append(undo, l.stop)
-		outcome.Variants = append(outcome.Variants, v.Name)
-		err = l.start(ctx)
-		var absent *variant.Absent
-		switch {
-		case errors.As(err, &absent):
-			fmt.Fprintf(os.Stderr, "%s absent: %s\n", v.Name, absent.Why)
-			outcome.Absent = append(outcome.Absent, result.Lack{Variant: v.Name, Why: absent.Why})
-			continue
-		case ctx.Err() != nil:
-			return nil, cleanUp, ctx.Err()
-		case err != nil: // the others can still be measured
-			fmt.Fprintln(os.Stderr, err)
-			outcome.Failed = append(outcome.Failed, result.Lack{Variant: v.Name, Metric: result.FailedStart, Why: err.Error()})
-			continue
+		undo = append(undo, l.Stop)
+		ok, err := rounds.Start(ctx, outcome, l)
+		if err != nil {
+			return nil, cleanUp, err
 		}
-		outcome.Versions = append(outcome.Versions, result.Version{Variant: v.Name, Version: l.path.Version()})
-		lanes = append(lanes, l)
+		if ok {
+			lanes = append(lanes, l)
+		}
 	}
 	if len(lanes) == 0 {
-		return nil, cleanUp, errors.New("no variant can run here")
+		return nil, cleanUp, fmt.Errorf("no variant can run here: %w", outcome.Failure())
 	}
 	return lanes, cleanUp, nil
-}
-
-// take makes one measurement. What fails is noted, and the variant started anew,
-// so that the next measurement does not suffer from it.
-func take(ctx context.Context, s settings, t turn, outcome *result.Run) error {
-	var measured values
-	var err error
-	if t.lane.path == nil {
-		err = t.lane.start(ctx)
-	}
-	if err == nil {
-		measured, err = t.group.measure(ctx, s, t.lane)
-	}
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "%s, %s: failed: %v\n", t.lane.variant.Name, t.group.name, err)
-		outcome.Failed = append(outcome.Failed, result.Lack{Variant: t.lane.variant.Name, Metric: t.group.name, Round: t.round, Why: err.Error()})
-		if err := t.lane.stop(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-		}
-		return nil
-	}
-	for metric, value := range measured {
-		outcome.Samples = append(outcome.Samples, result.Sample{Variant: t.lane.variant.Name, Metric: metric, Round: t.round, Value: value})
-	}
-	return nil
-}
-
-// The files of a run.
-const (
-	summaryFile = "l4.json"
-	samplesFile = "l4-samples.json"
-	reportFile  = "l4.md"
-)
-
-func write(outcome *result.Run, dir string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	if err := outcome.Write(filepath.Join(dir, summaryFile), filepath.Join(dir, samplesFile)); err != nil {
-		return err
-	}
-	charts, err := outcome.WriteCharts(dir)
-	if err != nil {
-		return err
-	}
-	report, err := os.Create(filepath.Join(dir, reportFile))
-	if err != nil {
-		return err
-	}
-	defer report.Close()
-	if err := outcome.Report(report, charts); err != nil {
-		return err
-	}
-	return report.Close()
 }

@@ -1,11 +1,9 @@
 package main
 
 import (
-	"fmt"
-	"slices"
-
-	"github.com/ambit-mesh/ambit/e2e/bench/l4/result"
 	"github.com/ambit-mesh/ambit/e2e/bench/l4/variant"
+	"github.com/ambit-mesh/ambit/e2e/bench/result"
+	"github.com/ambit-mesh/ambit/e2e/bench/rounds"
 )
 
 // variants in the order of the report.
@@ -24,19 +22,5 @@ var variants = []variant.Variant{
 
 // chosen returns the variants of these names, all if none are given.
 func chosen(names []string) ([]variant.Variant, error) {
-	if len(names) == 0 {
-		return variants, nil
-	}
-	var some []variant.Variant
-	for _, v := range variants {
-		if slices.Contains(names, v.Name) {
-			some = append(some, v)
-		}
-	}
-	for _, name := range names {
-		if !slices.ContainsFunc(variants, func(v variant.Variant) bool { return v.Name == name }) {
-			return nil, fmt.Errorf("no such variant: %q", name)
-		}
-	}
-	return some, nil
+	return rounds.Pick(variants, func(v variant.Variant) string { return v.Name }, names)
 }

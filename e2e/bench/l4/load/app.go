@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/ambit-mesh/ambit/e2e/bench/process"
 )
 
 // app is the server.
@@ -24,7 +26,7 @@ func runApp(in io.Reader, out io.Writer) error {
 	defer listener.Close()
 	a := &app{buffers: sync.Pool{New: func() any { return new([bulkBuffer]byte) }}}
 	go a.accept(listener)
-	return serve(in, out, func(q request) (reply, error) {
+	return process.Serve(in, out, func(q request) (reply, error) {
 		if q.Op != opReceived {
 			return reply{}, fmt.Errorf("no such request: %q", q.Op)
 		}

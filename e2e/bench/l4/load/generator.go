@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+
+	"github.com/ambit-mesh/ambit/e2e/bench/process"
 )
 
 // running is a load that has been started.
@@ -24,7 +26,7 @@ type generator struct {
 
 func runGenerator(in io.Reader, out io.Writer) error {
 	var g generator
-	return serve(in, out, g.answer)
+	return process.Serve(in, out, g.answer)
 }
 
 var errNotStarted = errors.New("no load is running")

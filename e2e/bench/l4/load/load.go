@@ -15,10 +15,6 @@
 package load
 
 import (
-	"encoding/json"
-	"errors"
-	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -80,7 +76,6 @@ type request struct {
 }
 
 type reply struct {
-	Error string `json:"error,omitempty"`
 	// Count is of bytes, or of operations.
 	Count     int64 `json:"count,omitempty"`
 	Latencies `json:"latencies,omitzero"`
@@ -90,26 +85,6 @@ type reply struct {
 type Latencies struct {
 	P50, P99, P999 time.Duration
 	Samples        int
-}
-
-// serve answers requests until they end.
-func serve(in io.Reader, out io.Writer, answer func(request) (reply, error)) error {
-	decoder, encoder := json.NewDecoder(in), json.NewEncoder(out)
-	for {
-		var q request
-		if err := decoder.Decode(&q); errors.Is(err, io.EOF) {
-			return nil
-		} else if err != nil {
-			return fmt.Errorf("read request: %w", err)
-		}
-		r, err := answer(q)
-		if err != nil {
-			r.Error = err.Error()
-		}
-		if err := encoder.Encode(r); err != nil {
-			return fmt.Errorf("answer: %w", err)
-		}
-	}
 }
 
 // Run is the main of the two roles; ok is false for another one.

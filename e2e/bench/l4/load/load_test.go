@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/e2e/bench/l4/load"
-	"github.com/ambit-mesh/ambit/e2e/bench/l4/process"
+	"github.com/ambit-mesh/ambit/e2e/bench/process"
 	"github.com/ambit-mesh/ambit/internal/netnstest"
 )
 

@@ -10,7 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/ambit-mesh/ambit/e2e/bench/l4/result"
+	"github.com/ambit-mesh/ambit/e2e/bench/result"
 )
 
 // expectedPings makes room for a window's latencies ahead of it.

@@ -1,58 +1,23 @@
 package load
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
-	"path/filepath"
 	"time"
 
-	"github.com/ambit-mesh/ambit/e2e/bench/l4/process"
+	"github.com/ambit-mesh/ambit/e2e/bench/process"
 )
 
 // remote is one of the two processes.
-type remote struct {
-	process *process.Process
-	encoder *json.Encoder
-	decoder *json.Decoder
-}
-
-func startRemote(place process.Place, dir, role, name string) (*remote, error) {
-	program := process.Self(role)
-	program.Talk, program.Log = true, filepath.Join(dir, name+".log")
-	p, err := process.Start(place, program)
-	if err != nil {
-		return nil, err
-	}
-	return &remote{process: p, encoder: json.NewEncoder(p.Stdin), decoder: json.NewDecoder(p.Stdout)}, nil
-}
-
-func (m *remote) ask(q request) (r reply, err error) {
-	if err := m.encoder.Encode(q); err != nil {
-		return r, errors.Join(fmt.Errorf("ask for %s: %w", q.Op, err), m.process.Alive())
-	}
-	if err := m.decoder.Decode(&r); err != nil {
-		return r, errors.Join(fmt.Errorf("wait for answer to %s: %w", q.Op, err), m.process.Alive())
-	}
-	if r.Error != "" {
-		return r, errors.New(r.Error)
-	}
-	return r, nil
-}
-
-// Pid is the process id.
-func (m *remote) Pid() int { return m.process.Pid() }
-
-// Stop ends the process.
-func (m *remote) Stop() error { return m.process.Stop() }
+type remote = process.Remote[request, reply]
 
 // App is the server.
 type App struct{ *remote }
 
 // StartApp runs the server in a pod and waits until it listens.
 func StartApp(place process.Place, dir, name string) (App, error) {
-	m, err := startRemote(place, dir, AppRole, name)
+	m, err := process.StartRemote[request, reply](place, dir, AppRole, name)
 	if err != nil {
 		return App{}, err
 	}
@@ -65,7 +30,7 @@ func StartApp(place process.Place, dir, name string) (App, error) {
 
 // Received is how many bytes of bulk have arrived so far.
 func (a App) Received() (int64, error) {
-	r, err := a.ask(request{Op: opReceived})
+	r, err := a.Ask(request{Op: opReceived})
 	return r.Count, err
 }
 
@@ -74,13 +39,13 @@ type Generator struct{ *remote }
 
 // StartGenerator runs a client in a pod.
 func StartGenerator(place process.Place, dir, name string) (Generator, error) {
-	m, err := startRemote(place, dir, GeneratorRole, name)
+	m, err := process.StartRemote[request, reply](place, dir, GeneratorRole, name)
 	return Generator{m}, err
 }
 
 // Start begins a load and returns once its connections are established.
 func (g Generator) Start(kind Kind, to netip.AddrPort, n int) error {
-	_, err := g.ask(request{Op: opStart, Kind: kind, To: to, N: n})
+	_, err := g.Ask(request{Op: opStart, Kind: kind, To: to, N: n})
 	if err != nil {
 		return fmt.Errorf("start %s: %w", kind, err)
 	}
@@ -90,13 +55,13 @@ func (g Generator) Start(kind Kind, to netip.AddrPort, n int) error {
 // Mark begins the record of latencies, the first time, and returns how much the
 // load has done.
 func (g Generator) Mark() (int64, error) {
-	r, err := g.ask(request{Op: opMark})
+	r, err := g.Ask(request{Op: opMark})
 	return r.Count, err
 }
 
 // Stop ends the load; the process goes on. The error is anything that failed.
 func (g Generator) StopLoad() (Latencies, error) {
-	r, err := g.ask(request{Op: opStop})
+	r, err := g.Ask(request{Op: opStop})
 	return r.Latencies, err
 }
 

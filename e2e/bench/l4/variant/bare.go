@@ -13,8 +13,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/ambit-mesh/ambit/e2e/bench/l4/pki"
-	"github.com/ambit-mesh/ambit/e2e/bench/l4/process"
+	"github.com/ambit-mesh/ambit/e2e/bench/pki"
+	"github.com/ambit-mesh/ambit/e2e/bench/process"
 	"github.com/ambit-mesh/ambit/internal/certs"
 	"github.com/ambit-mesh/ambit/internal/daemon"
 	"github.com/ambit-mesh/ambit/internal/hbone"

@@ -7,7 +7,8 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/ambit-mesh/ambit/e2e/bench/l4/process"
+	"github.com/ambit-mesh/ambit/e2e/bench/machine"
+	"github.com/ambit-mesh/ambit/e2e/bench/process"
 	"github.com/ambit-mesh/ambit/e2e/bench/simulated"
 )
 
@@ -35,7 +36,7 @@ func Captured(sameNode bool) func(context.Context, Site) (Path, error) {
 		mesh, err := simulated.Start(ctx, simulated.Config{
 			Nodes:   nodes,
 			Pods:    []simulated.Pod{{Name: clientPod, Node: "a"}, {Name: serverPod, Node: far, Port: site.App.Port()}},
-			Prepare: Tune,
+			Prepare: machine.Tune,
 			Logs:    site.Dir,
 		})
 		if err != nil {

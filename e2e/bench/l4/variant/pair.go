@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"path/filepath"
 
-	"github.com/ambit-mesh/ambit/e2e/bench/l4/process"
+	"github.com/ambit-mesh/ambit/e2e/bench/peer"
+	"github.com/ambit-mesh/ambit/e2e/bench/process"
 )
 
 const (
@@ -21,6 +23,36 @@ var outbound = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), outbou
 
 // tunnel is where proxy B listens.
 func (s Site) tunnel() netip.AddrPort { return netip.AddrPortFrom(s.Server.IPv4, tunnelPort) }
+
+// probe looks at proxy B while it is alive.
+type probe func(ctx context.Context, site Site, alive func() error) error
+
+// probeTLS proves that proxy B does what all are to be measured with.
+func probeTLS(protocols ...string) probe {
+	return func(ctx context.Context, site Site, alive func() error) error {
+		// Some proxies connect the application before anything is sent, and end
+		// what they have accepted if nobody is there.
+		app, err := standIn(site)
+		if err != nil {
+			return err
+		}
+		defer app.Close()
+		return peer.Probe{From: site.Client.NetNS, To: site.tunnel(), PKI: site.PKI, Scratch: site.Dir, Protocols: protocols}.Try(ctx, alive)
+	}
+}
+
+// standIn listens in the application's place, which is not there yet. What
+// connects waits in its queue.
+func standIn(site Site) (listener net.Listener, err error) {
+	err = site.Server.Do(func() (err error) {
+		listener, err = net.Listen("tcp", site.App.String())
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("stand in for the application: %w", err)
+	}
+	return listener, nil
+}
 
 // pair is two processes.
 type pair struct {

@@ -10,7 +10,7 @@ import (
 	"runtime"
 	"sync"
 
-	"github.com/ambit-mesh/ambit/e2e/bench/l4/process"
+	"github.com/ambit-mesh/ambit/e2e/bench/process"
 )
 
 // direct is no variant at all.

@@ -9,7 +9,7 @@ import (
 	"path/filepath"
 	"text/template"
 
-	"github.com/ambit-mesh/ambit/e2e/bench/l4/pki"
+	"github.com/ambit-mesh/ambit/e2e/bench/pki"
 )
 
 //go:embed templates

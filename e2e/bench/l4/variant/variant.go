@@ -1,9 +1,7 @@
 // Package variant is what can carry the connections between the two pods.
 //
 //	variant.go  the interface, and what an absent one says
-//	tune.go     the settings of every pod's network
-//	pair.go     two processes, A in the client's pod and B in the server's
-//	probe.go    that B is what it is said to be: TLS 1.3, the suite, client certificates
+//	pair.go     two processes, A in the client's pod and B in the server's; B is probed
 //	plain.go    nothing at all, and two plain proxies
 //	captured.go the shipped ztunnel in a simulated mesh
 //	bare.go     Ambit's engine on plain listeners
@@ -18,7 +16,7 @@ import (
 	"context"
 	"net/netip"
 
-	"github.com/ambit-mesh/ambit/e2e/bench/l4/process"
+	"github.com/ambit-mesh/ambit/e2e/bench/process"
 	"github.com/ambit-mesh/ambit/internal/topology"
 )
 
@@ -46,7 +44,7 @@ type Variant struct {
 	// Files is how many a proxy has open for a connection at most; 0 means two.
 	Files int
 	// Start returns once the path is there, or nearly: the first connection is
-	// tried again for a while. An [Absent] error says that this machine cannot
+	// tried again for a while. A *[peer.Absent] error says that this machine cannot
 	// run the variant.
 	Start func(ctx context.Context, site Site) (Path, error)
 }
@@ -70,8 +68,3 @@ type Path interface {
 func (s Site) places() (client, server process.Place) {
 	return process.In(s.Client.NetNS), process.In(s.Server.NetNS)
 }
-
-// Absent is the error of a variant that this machine cannot run, and why.
-type Absent struct{ Why string }
-
-func (a *Absent) Error() string { return a.Why }

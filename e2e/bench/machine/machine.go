@@ -1,4 +1,10 @@
-package main
+// Package machine is what benchmarks run on: what it is called in their reports, and
+// what of its network they set.
+//
+//	machine.go     its CPUs, kernel and limits
+//	tune.go        the network of every pod
+//	congestion.go  what the machine must allow for that
+package machine
 
 import (
 	"bytes"
@@ -7,12 +13,12 @@ import (
 	"runtime"
 	"strings"
 
-	"github.com/ambit-mesh/ambit/e2e/bench/l4/result"
-	"github.com/ambit-mesh/ambit/e2e/bench/l4/variant"
+	"github.com/ambit-mesh/ambit/e2e/bench/result"
 )
 
-func describeMachine(files uint64) (result.Machine, error) {
-	m := result.Machine{CPUs: runtime.NumCPU(), Go: runtime.Version(), Congestion: variant.Congestion, Files: files}
+// Describe says what this machine is; files is how many files a process may open.
+func Describe(files uint64) (result.Machine, error) {
+	m := result.Machine{CPUs: runtime.NumCPU(), Go: runtime.Version(), Congestion: Congestion, Files: files}
 	kernel, err := os.ReadFile("/proc/sys/kernel/osrelease")
 	if err != nil {
 		return m, fmt.Errorf("read the kernel's version: %w", err)

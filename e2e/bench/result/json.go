@@ -36,13 +36,16 @@ type Lack struct {
 // FailedStart is the Lack.Metric of a variant that did not start.
 const FailedStart = "start"
 
-// Run is all there is to say about one.
+// Run is all there is to say about one. Idle is how many idle connections there were,
+// Rate how many requests a second where latencies were measured; 0 where there was no
+// such thing.
 type Run struct {
 	Machine  Machine       `json:"machine"`
 	Begun    time.Time     `json:"begun"`
 	Rounds   int           `json:"rounds"`
 	Window   time.Duration `json:"window_ns"`
-	Idle     int           `json:"idle_connections"`
+	Idle     int           `json:"idle_connections,omitempty"`
+	Rate     int           `json:"open_loop_rate,omitempty"`
 	Variants []string      `json:"variants"`
 	Versions []Version     `json:"versions"`
 	Absent   []Lack        `json:"absent"`
@@ -50,20 +53,19 @@ type Run struct {
 	Samples  Samples       `json:"samples"`
 }
 
-// Write writes the two JSON files.
-func (r *Run) Write(summary, samples string) error {
-	summaries := r.Samples.Summarize(r.Variants)
-	if summaries == nil {
-		summaries = []Summary{} // an array also if there is nothing in it
+// Failure is an error if anything failed.
+func (r *Run) Failure() error {
+	if len(r.Failed) == 0 {
+		return nil
 	}
-	for path, content := range map[string]any{summary: summaries, samples: r} {
-		b, err := json.MarshalIndent(content, "", " ")
-		if err != nil {
-			return fmt.Errorf("encode %s: %w", path, err)
-		}
-		if err := os.WriteFile(path, append(b, '\n'), 0o644); err != nil {
-			return err
-		}
+	last := r.Failed[len(r.Failed)-1]
+	return fmt.Errorf("%d failures, the last of them %s, %s: %s", len(r.Failed), last.Variant, last.Metric, last.Why)
+}
+
+func writeJSON(path string, content any) error {
+	b, err := json.MarshalIndent(content, "", " ")
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", path, err)
 	}
-	return nil
+	return os.WriteFile(path, append(b, '\n'), 0o644)
 }

@@ -1,4 +1,4 @@
-package main
+package machine
 
 import (
 	"bytes"
@@ -10,8 +10,6 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/ambit-mesh/ambit/e2e/bench/l4/variant"
 )
 
 const (
@@ -21,13 +19,13 @@ const (
 	allowedLock = "/run/lock/ambit-bench-congestion"
 )
 
-// allowCongestion puts the congestion control on the machine's list of those
+// AllowCongestion puts the congestion control on the machine's list of those
 // that other network namespaces may choose. undo restores the list, if no other
 // benchmark runs that wants it; should this one be killed, the next one does.
-func allowCongestion() (undo func() error, err error) {
+func AllowCongestion() (undo func() error, err error) {
 	lock, err := os.OpenFile(allowedLock, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("allow %s: %w", variant.Congestion, err)
+		return nil, fmt.Errorf("allow %s: %w", Congestion, err)
 	}
 	defer func() {
 		if err != nil {
@@ -58,17 +56,17 @@ func allowCongestion() (undo func() error, err error) {
 func extendAllowed(lock *os.File) error {
 	b, err := os.ReadFile(allowedControls)
 	if err != nil {
-		return fmt.Errorf("allow %s: %w", variant.Congestion, err)
+		return fmt.Errorf("allow %s: %w", Congestion, err)
 	}
-	if slices.Contains(strings.Fields(string(b)), variant.Congestion) {
+	if slices.Contains(strings.Fields(string(b)), Congestion) {
 		return nil
 	}
 	if _, err := lock.WriteAt(b, 0); err != nil {
 		return fmt.Errorf("note the machine's list: %w", err)
 	}
-	longer := append(bytes.TrimSpace(b), " "+variant.Congestion...)
+	longer := append(bytes.TrimSpace(b), " "+Congestion...)
 	if err := os.WriteFile(allowedControls, longer, 0); err != nil {
-		return fmt.Errorf("allow %s: %w", variant.Congestion, err)
+		return fmt.Errorf("allow %s: %w", Congestion, err)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 // Package process runs programs in pods and reads what they cost.
 //
 //	process.go  Start, Stop, and the programs' own children
+//	talk.go     those of ours that are asked for things while they run
 //	cost.go     CPU time, memory, which CPUs they may use
 //
 // A program is a process group, with its children; Stop ends the group. What it writes goes to a file,

@@ -8,10 +8,10 @@ import (
 	"strings"
 )
 
-// Report writes the report in Markdown; charts are the names of the charts' files.
-func (r *Run) Report(w io.Writer, charts []string) error {
+// report writes the report in Markdown; charts are the names of the charts' files.
+func (s *Suite) report(w io.Writer, r *Run, charts []string) error {
 	p := &printer{w: w}
-	p.line("# Layer 4, measured")
+	p.line("# %s", s.Title)
 	p.line("")
 	r.machine(p)
 	p.line("")
@@ -19,11 +19,11 @@ func (r *Run) Report(w io.Writer, charts []string) error {
 	p.line("")
 	p.line("Ratios are medians of those of each round, in which the two variants ran one after the other.")
 	p.line("")
-	r.targets(p, Targets)
+	r.targets(p, s.Targets)
 	p.line("")
-	p.line("The same asked of the engine alone, on plain listeners:")
+	p.line("%s", s.engine)
 	p.line("")
-	r.targets(p, EngineTargets())
+	r.targets(p, s.EngineTargets)
 	if len(r.Absent)+len(r.Failed) > 0 {
 		p.line("")
 		p.line("## Not measured")
@@ -40,34 +40,13 @@ func (r *Run) Report(w io.Writer, charts []string) error {
 	p.line("## All figures")
 	p.line("")
 	p.line("Median, and in brackets the smallest and the largest, of the rounds.")
-	for _, metric := range Metrics {
-		r.metric(p, metric)
+	for _, metric := range s.Metrics {
+		s.metric(p, r, metric)
 	}
 	p.line("")
-	p.line("%s", method)
+	p.line("%s", s.method)
 	return p.err
 }
-
-// method is how to read the figures.
-const method = `## How it was measured
-
-Client and server are pods, network namespaces on two nodes that a bridge connects. Proxy A is in the client's pod and proxy B
-in the server's, as a mesh has them; "same-node" pairs are two pods of one node. All peers run TLS 1.3 with
-TLS_AES_128_GCM_SHA256 and ECDSA P-256 certificates, demanded and verified on both sides; that B speaks just this, and
-refuses whoever has none of these certificates, is tried before it is measured. Key exchange and resumption of sessions are
-each peer's default: HAProxy, nginx and Envoy resume, which spares them most of a handshake, Ambit never does. Workers: two
-threads or processes; for Go its default.
-
-- none: the client connects to the server. splice: two plain TCP proxies in Go whose bytes stay in the kernel.
-- ambit: the shipped ztunnel with its own redirection. ambit-bare: the same engine, on plain listeners, without policy, metrics, logs.
-- haproxy: two in TCP mode, TLS between them; haproxy-tuned: with tune.bufsize 131072. nginx: the same with its stream
-  module. envoy: HTTP/2 CONNECT over TLS, as HBONE is.
-
-In each round and for each metric all variants run one after the other, in an order that rotates. CPU time is user and
-system time of both proxies together. Bytes count when the server has read them. Memory is proportional set size: its
-growth from a freshly started pair with ten connections, divided by the connections that were opened, after some seconds
-of rest; the worse of the two sides. Where a process may not open files enough (splice takes six for a connection), there
-are fewer. With one CPU, client, proxies and server all share it.`
 
 func (r *Run) machine(p *printer) {
 	m := r.Machine
@@ -81,7 +60,14 @@ func (r *Run) machine(p *printer) {
 	if len(versions) > 0 {
 		p.line("%s.", strings.Join(versions, "; "))
 	}
-	p.line("Rounds: %d, of %s for each figure, begun %s; %d idle connections.", r.Rounds, r.Window, r.Begun.UTC().Format("2006-01-02 15:04 MST"), r.Idle)
+	conditions := ""
+	if r.Idle > 0 {
+		conditions += fmt.Sprintf("; %d idle connections", r.Idle)
+	}
+	if r.Rate > 0 {
+		conditions += fmt.Sprintf("; latencies at %d requests a second", r.Rate)
+	}
+	p.line("Rounds: %d, of %s for each figure, begun %s%s.", r.Rounds, r.Window, r.Begun.UTC().Format("2006-01-02 15:04 MST"), conditions)
 }
 
 func (r *Run) targets(p *printer, targets []Target) {
@@ -133,11 +119,11 @@ func (r *Run) lacks(p *printer) {
 }
 
 // metric writes one metric's table, best first in the order of variants.
-func (r *Run) metric(p *printer, metric Metric) {
+func (s *Suite) metric(p *printer, r *Run, metric Metric) {
 	var rows []Summary
-	for _, s := range r.Samples.Summarize(r.Variants) {
-		if s.Metric == metric {
-			rows = append(rows, s)
+	for _, x := range s.summaries(r) {
+		if x.Metric == metric {
+			rows = append(rows, x)
 		}
 	}
 	if len(rows) == 0 {
@@ -152,11 +138,18 @@ func (r *Run) metric(p *printer, metric Metric) {
 	p.line("")
 	p.line("%s; %s, %s.", capital(metric.Title()), metric.Unit(), better)
 	p.line("")
-	p.line("| variant | %s | of splice | of haproxy-tuned |", metric.Unit())
-	p.line("|---|---|---|---|")
-	for _, s := range rows {
-		p.line("| %s | %s (%s-%s) | %s | %s |", s.Variant, figure(s.Median), figure(s.Min), figure(s.Max),
-			r.over(s, Splice), r.over(s, HAProxyTuned))
+	head, rule := "| variant | "+metric.Unit()+" |", "|---|---|"
+	for _, reference := range s.references {
+		head, rule = head+" of "+reference+" |", rule+"---|"
+	}
+	p.line("%s", head)
+	p.line("%s", rule)
+	for _, x := range rows {
+		line := fmt.Sprintf("| %s | %s (%s-%s) |", x.Variant, figure(x.Median), figure(x.Min), figure(x.Max))
+		for _, reference := range s.references {
+			line += " " + r.over(x, reference) + " |"
+		}
+		p.line("%s", line)
 	}
 }
 

@@ -18,13 +18,6 @@ type chart struct {
 	metrics []Metric
 }
 
-var charts = []chart{
-	{"l4-throughput.svg", "Throughput", []Metric{Throughput1, Throughput32, Throughput32OneCPU}},
-	{"l4-cpu.svg", "CPU time of both proxies", []Metric{CPUPerGB1, CPUPerGB32, CPUPer10kConns}},
-	{"l4-latency.svg", "Round trips", []Metric{PingP50, PingP99, SmallP99BesideBulk}},
-	{"l4-connections.svg", "Connections", []Metric{ConnRate, IdlePerTunnel}},
-}
-
 // Measures of the drawing, in pixels.
 const (
 	chartWidth  = 760
@@ -46,13 +39,13 @@ const (
 	colourFaint  = "#d8dee6"
 )
 
-// WriteCharts writes the charts that have anything to show, and returns their
+// writeCharts writes the charts that have anything to show, and returns their
 // files' names.
-func (r *Run) WriteCharts(dir string) ([]string, error) {
+func (s *Suite) writeCharts(r *Run, dir string) ([]string, error) {
 	var names []string
-	for _, c := range charts {
+	for _, c := range s.charts {
 		var b bytes.Buffer
-		drawn, err := r.draw(&b, c)
+		drawn, err := s.draw(&b, r, c)
 		if err != nil {
 			return nil, fmt.Errorf("draw %s: %w", c.file, err)
 		}
@@ -67,11 +60,11 @@ func (r *Run) WriteCharts(dir string) ([]string, error) {
 	return names, nil
 }
 
-func (r *Run) draw(w io.Writer, c chart) (drawn bool, err error) {
+func (s *Suite) draw(w io.Writer, r *Run, c chart) (drawn bool, err error) {
 	rows := map[Metric][]Summary{}
 	height := titleHeight
-	for _, s := range r.Samples.Summarize(r.Variants) {
-		rows[s.Metric] = append(rows[s.Metric], s)
+	for _, x := range s.summaries(r) {
+		rows[x.Metric] = append(rows[x.Metric], x)
 	}
 	for _, m := range c.metrics {
 		if len(rows[m]) > 0 {

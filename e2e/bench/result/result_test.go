@@ -1,7 +1,6 @@
 package result_test
 
 import (
-	"bytes"
 	"encoding/json"
 	"encoding/xml"
 	"errors"
@@ -16,7 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/ambit-mesh/ambit/e2e/bench/l4/result"
+	"github.com/ambit-mesh/ambit/e2e/bench/result"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -128,7 +127,7 @@ func TestTargetsAreMetOrMissedByTheRightSide(t *testing.T) {
 		rounds(result.Ambit, result.IdlePerTunnel, 6),
 	)
 	got := map[result.Metric]string{}
-	for _, target := range result.Targets {
+	for _, target := range result.L4.Targets {
 		v := s.Judge(target)
 		if v.Measured.Rounds == 0 {
 			continue
@@ -180,31 +179,35 @@ func sampled() *result.Run {
 	}
 }
 
-func TestReport(t *testing.T) {
-	var got bytes.Buffer
-	if err := sampled().Report(&got, []string{"l4-throughput.svg"}); err != nil {
+// written is a folder of the run's files.
+func written(t *testing.T, run *result.Run) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := result.L4.Write(run, dir); err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "report.md", got.Bytes())
+	return dir
 }
 
-func TestSummaryFileIsAnArrayOfOneObjectForVariantAndMetric(t *testing.T) {
-	dir := t.TempDir()
-	summary, samples := filepath.Join(dir, "l4.json"), filepath.Join(dir, "samples.json")
-	run := sampled()
-	if err := run.Write(summary, samples); err != nil {
-		t.Fatal(err)
-	}
-	got, err := os.ReadFile(summary)
+func read(t *testing.T, path string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "summary.json", got)
+	return b
+}
 
+func TestReport(t *testing.T) {
+	golden(t, "report.md", read(t, filepath.Join(written(t, sampled()), "l4.md")))
+}
+
+func TestSummaryFileIsAnArrayOfOneObjectForVariantAndMetric(t *testing.T) {
+	run := sampled()
+	dir := written(t, run)
+	golden(t, "summary.json", read(t, filepath.Join(dir, "l4.json")))
 	var back result.Run
-	if b, err := os.ReadFile(samples); err != nil {
-		t.Fatal(err)
-	} else if err := json.Unmarshal(b, &back); err != nil {
+	if err := json.Unmarshal(read(t, filepath.Join(dir, "l4-samples.json")), &back); err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(run, &back); diff != "" {
@@ -213,22 +216,22 @@ func TestSummaryFileIsAnArrayOfOneObjectForVariantAndMetric(t *testing.T) {
 }
 
 func TestSummaryFileOfNothingIsAnEmptyArray(t *testing.T) {
-	dir := t.TempDir()
-	if err := (&result.Run{}).Write(filepath.Join(dir, "l4.json"), filepath.Join(dir, "samples.json")); err != nil {
-		t.Fatal(err)
-	}
-	if b, _ := os.ReadFile(filepath.Join(dir, "l4.json")); strings.TrimSpace(string(b)) != "[]" {
+	if b := read(t, filepath.Join(written(t, &result.Run{}), "l4.json")); strings.TrimSpace(string(b)) != "[]" {
 		t.Errorf("got %s", b)
 	}
 }
 
 func TestChartsAreWellFormedAndToScale(t *testing.T) {
-	dir := t.TempDir()
-	names, err := sampled().WriteCharts(dir)
+	dir := written(t, sampled())
+	drawn, err := filepath.Glob(filepath.Join(dir, "*.svg"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]string{"l4-throughput.svg", "l4-cpu.svg", "l4-connections.svg"}, names); diff != "" {
+	var names []string
+	for _, path := range drawn {
+		names = append(names, filepath.Base(path))
+	}
+	if diff := cmp.Diff([]string{"l4-connections.svg", "l4-cpu.svg", "l4-throughput.svg"}, names); diff != "" {
 		t.Errorf("charts with something to show: %s", diff)
 	}
 	widths := barWidths(t, filepath.Join(dir, "l4-throughput.svg"))
@@ -237,6 +240,17 @@ func TestChartsAreWellFormedAndToScale(t *testing.T) {
 	}
 	if ratio := widths[0] / widths[1]; math.Abs(ratio-2) > 0.01 {
 		t.Errorf("none is %g times as long as splice, its value is twice that", ratio)
+	}
+}
+
+func TestEngineIsSetAgainstItsCounterparts(t *testing.T) {
+	for _, target := range result.L7.EngineTargets {
+		if target.Subject.Variant != result.AmbitBare || !strings.HasSuffix(target.Reference.Variant, "-plain") {
+			t.Errorf("%s of %s against %s", target.Says, target.Subject.Variant, target.Reference.Variant)
+		}
+	}
+	if n := len(result.L7.EngineTargets); n != len(result.L7.Targets) {
+		t.Errorf("%d of %d targets are asked of the engine", n, len(result.L7.Targets))
 	}
 }
 

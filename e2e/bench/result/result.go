@@ -1,10 +1,13 @@
 // Package result turns what was measured into what is said about it.
 //
 //	result.go   samples, percentiles, medians, ratios of neighbours in time
-//	metric.go   the metrics: units, and which way is better
+//	metric.go   metrics: units, and which way is better
 //	target.go   what was promised, and whether it was kept
-//	json.go     l4.json and l4-samples.json
-//	report.go   l4.md
+//	suite.go    what is said of one level, and its files
+//	l4.go       of connections
+//	l7.go       of requests
+//	json.go     the files for programs
+//	report.go   the page
 //	chart.go    the charts
 //
 // Ratios are paired: that of two variants in each round, in which they ran one
@@ -77,12 +80,11 @@ func (s Samples) of(variant string, metric Metric) map[int]float64 {
 	return values
 }
 
-// Summarize gives each variant and metric that has samples, variants in this
-// order, metrics in theirs.
-func (s Samples) Summarize(variants []string) []Summary {
+// Summarize gives each variant and metric that has samples, in these orders.
+func (s Samples) Summarize(variants []string, metrics []Metric) []Summary {
 	var all []Summary
 	for _, variant := range variants {
-		for _, metric := range Metrics {
+		for _, metric := range metrics {
 			values := collect(s.of(variant, metric))
 			if len(values) == 0 {
 				continue
@@ -129,19 +131,4 @@ func collect(values map[int]float64) []float64 {
 		all = append(all, v)
 	}
 	return all
-}
-
-// Scaling are the samples of that metric, which is made of two others: in each
-// round, what all CPUs carry over what one does.
-func (s Samples) Scaling() Samples {
-	var made Samples
-	for _, x := range s {
-		if x.Metric != Throughput32 {
-			continue
-		}
-		if one, ok := s.of(x.Variant, Throughput32OneCPU)[x.Round]; ok && one > 0 {
-			made = append(made, Sample{Variant: x.Variant, Metric: Scaling, Round: x.Round, Value: x.Value / one})
-		}
-	}
-	return made
 }
