@@ -79,11 +79,21 @@ fuzz: ## Every fuzzer, one after the other: FUZZTIME=10m each, FUZZ=name of some
 test-cluster: setup ## The test bed's own life cycle: up, reboot, crash half-way, down
 	cd e2e/cluster && go test -tags cluster -count=1 -timeout 30m ./...
 
-# make bench QUICK=1 says within five minutes whether it works. VARIANTS=none,ambit and METRICS=throughput_1,conn_rate choose.
-bench: setup setup-bench ## Layer 4 against its peers: docs/benchmarks, or .tmp/bench with QUICK=1, VARIANTS=.., METRICS=..; ROUNDS=..
+# make bench QUICK=1 says within five minutes whether both work.
+bench: bench-l4 bench-l7 ## Both of the following
+
+# VARIANTS=none,ambit and METRICS=throughput_1,conn_rate (rps_64, p99) choose.
+BENCH_ARGS = $(if $(QUICK),-quick) -out $(if $(QUICK)$(VARIANTS)$(METRICS),.tmp/bench,docs/benchmarks) $(if $(ROUNDS),-rounds $(ROUNDS)) -variants '$(VARIANTS)' -metrics '$(METRICS)'
+
+bench-l4: setup setup-bench ## ztunnel against its peers: docs/benchmarks, or .tmp/bench with QUICK=1, VARIANTS=.., METRICS=..; ROUNDS=..
 	@mkdir -p .tmp
 	go build -ldflags '$(LDFLAGS)' -o .tmp/bench-l4 ./e2e/bench/l4
-	.tmp/bench-l4 $(if $(QUICK),-quick) -out $(if $(QUICK)$(VARIANTS)$(METRICS),.tmp/bench,docs/benchmarks) $(if $(ROUNDS),-rounds $(ROUNDS)) -variants '$(VARIANTS)' -metrics '$(METRICS)'
+	.tmp/bench-l4 $(BENCH_ARGS)
+
+bench-l7: setup setup-bench ## The waypoint against its peers, likewise
+	@mkdir -p .tmp
+	go build -ldflags '$(LDFLAGS)' -o .tmp/bench-l7 ./e2e/bench/l7
+	.tmp/bench-l7 $(BENCH_ARGS)
 
 bench-enrol: cluster images-load bin/ambit ## From the label to Captured, over 100 pods
 	bin/ambit install --kubeconfig .cluster/kubeconfig
@@ -170,4 +180,4 @@ help: ## This list
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-zA-Z\/_-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 FORCE:
-.PHONY: FORCE demo test images generate fresh lint test-unit test-e2e test-cluster cluster images-load cluster-down cluster-reboot setup help faults revocation bench bench-enrol setup-bench bench-memory test-envoy fuzz
+.PHONY: FORCE demo test images generate fresh lint test-unit test-e2e test-cluster cluster images-load cluster-down cluster-reboot setup help faults revocation bench bench-l4 bench-l7 bench-enrol setup-bench bench-memory test-envoy fuzz

@@ -38,6 +38,9 @@ type Probe struct {
 	// Protocols, if any, are what is negotiated: of a mesh's proxy, which is known
 	// by its identity and not by a name.
 	Protocols []string
+	// Ask, if set, is what proves that a connection is of use: some proxies refuse
+	// nobody before they are asked for something.
+	Ask func(net.Conn) error
 }
 
 // Try proves that the proxy does what all are to be measured with: it takes a
@@ -142,6 +145,9 @@ func (p Probe) handshake(config *tls.Config) (state tls.ConnectionState, err err
 			return err
 		}
 		state = conn.ConnectionState()
+		if p.Ask != nil {
+			return p.Ask(conn)
+		}
 		raw.SetReadDeadline(time.Now().Add(patience))
 		_, err = conn.Read(make([]byte, 1))
 		if errors.Is(err, os.ErrDeadlineExceeded) {

@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"net"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -136,7 +137,7 @@ func encode(der []byte) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }
 
-// Issue returns a certificate with its key.
+// Issue returns a certificate with its key; its name may be an address.
 func (a *Authority) Issue(name string, id spiffe.ID) (tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -178,8 +179,17 @@ func (a *Authority) sign(key *ecdsa.PublicKey, id spiffe.ID, names ...string) ([
 	if err != nil {
 		return nil, err
 	}
+	var hosts []string
+	var addresses []net.IP
+	for _, name := range names {
+		if ip := net.ParseIP(name); ip != nil {
+			addresses = append(addresses, ip)
+		} else {
+			hosts = append(hosts, name)
+		}
+	}
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: number, URIs: []*url.URL{id.URL()}, DNSNames: names,
+		SerialNumber: number, URIs: []*url.URL{id.URL()}, DNSNames: hosts, IPAddresses: addresses,
 		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(life),
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
@@ -189,3 +199,6 @@ func (a *Authority) sign(key *ecdsa.PublicKey, id spiffe.ID, names ...string) ([
 	}
 	return der, nil
 }
+
+// RootPEM is the root's certificate.
+func (a *Authority) RootPEM() string { return string(encode(a.root.Raw)) }

@@ -29,6 +29,8 @@ type Isolation struct {
 	// Namespaces of its own, such as CLONE_NEWPID: all processes then end with
 	// it, and it sees them in /proc.
 	Namespaces uintptr
+	// Components are the packages that are built; those of a mesh, if there are none.
+	Components []string
 	// Around prepares the machine, outside; undo is called when all has ended.
 	Around func() (undo func() error, err error)
 }
@@ -52,7 +54,11 @@ func (i Isolation) Enter() {
 }
 
 func (i Isolation) buildAndRun() (code int, err error) {
-	made, err := build()
+	components := i.Components
+	if len(components) == 0 {
+		components = []string{"ztunnel", "controller", "ztunnel/cni"}
+	}
+	made, err := build(components)
 	if made != "" {
 		defer os.RemoveAll(made)
 	}

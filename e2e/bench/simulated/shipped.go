@@ -115,7 +115,7 @@ const binariesVariable = "SIMULATED_BINARIES"
 // build makes static binaries as images have them: in the folder of the
 // variable, which is made and returned to be removed where there is none yet.
 // It is done before isolation, since the compiler may have to fetch modules.
-func build() (made string, err error) {
+func build(components []string) (made string, err error) {
 	if os.Getenv(binariesVariable) != "" {
 		return "", nil
 	}
@@ -124,8 +124,10 @@ func build() (made string, err error) {
 		return "", err
 	}
 	const module = "github.com/ambit-mesh/ambit/"
-	command := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir+"/",
-		module+"ztunnel", module+"controller", module+"ztunnel/cni")
+	command := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir+"/")
+	for _, c := range components {
+		command.Args = append(command.Args, module+c)
+	}
 	command.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := command.CombinedOutput(); err != nil {
 		return dir, fmt.Errorf("build: %w\n%s", err, out)
@@ -133,11 +135,14 @@ func build() (made string, err error) {
 	return dir, os.Setenv(binariesVariable, dir)
 }
 
+// Binary is the path of one that Isolate built.
+func Binary(name string) string { return filepath.Join(os.Getenv(binariesVariable), name) }
+
 // findBinaries takes those that were built in place of those that were not given.
 func (m *Mesh) findBinaries(context.Context) error {
 	for name, path := range map[string]*string{"ztunnel": &m.config.Ztunnel, "controller": &m.config.Controller, "cni": &m.config.CNI} {
 		if *path == "" {
-			*path = filepath.Join(os.Getenv(binariesVariable), name)
+			*path = Binary(name)
 		}
 		absolute, err := filepath.Abs(*path)
 		if err != nil {

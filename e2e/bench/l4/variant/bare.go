@@ -2,20 +2,15 @@ package variant
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
-	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/ambit-mesh/ambit/e2e/bench/pki"
 	"github.com/ambit-mesh/ambit/e2e/bench/process"
-	"github.com/ambit-mesh/ambit/internal/certs"
+	"github.com/ambit-mesh/ambit/e2e/bench/tunnel"
 	"github.com/ambit-mesh/ambit/internal/daemon"
 	"github.com/ambit-mesh/ambit/internal/hbone"
 	"github.com/ambit-mesh/ambit/internal/pool"
@@ -46,20 +41,13 @@ type moved struct{}
 
 func (moved) Moved(int64, int64) {}
 
-// trust judges tunnels as ztunnel does.
-type trust struct{ *certs.Store }
-
-func (t trust) Trusts(conn net.Conn, since time.Time) error {
-	return t.Store.Trusts(conn.(*tls.Conn).ConnectionState(), since)
-}
-
 // runBareClient is proxy A: each connection becomes a stream.
 func runBareClient() error {
 	to, app, err := addresses()
 	if err != nil {
 		return err
 	}
-	store, err := keepCertificate(pki.ClientID)
+	store, err := pki.Keep(os.Getenv(pkiVariable), pki.ClientID)
 	if err != nil {
 		return err
 	}
@@ -67,30 +55,7 @@ func runBareClient() error {
 	if err != nil {
 		return err
 	}
-	config := store.ClientConfig(pki.ClientID, pki.ServerID)
-	tunnels := pool.New(pool.Config{
-		Dial: func(ctx context.Context, target pool.Target) (net.Conn, error) {
-			var dialer net.Dialer
-			raw, err := dialer.DialContext(ctx, "tcp", target.Address.String())
-			if err != nil {
-				return nil, err
-			}
-			wire, err := hbone.NewWire(raw.(*net.TCPConn))
-			if err != nil {
-				raw.Close()
-				return nil, err
-			}
-			conn := tls.Client(wire, config)
-			if err := conn.HandshakeContext(ctx); err != nil {
-				raw.Close()
-				return nil, err
-			}
-			return conn, nil
-		},
-		Trust:   trust{store},
-		Metrics: pool.NewMetrics(prometheus.NewRegistry()),
-		Logger:  slog.New(slog.DiscardHandler),
-	})
+	tunnels := tunnel.NewPool(store, pki.ClientID)
 	target := pool.Target{Address: to, Identities: []spiffe.ID{pki.ServerID}}
 	return acceptAll(func(client *net.TCPConn) {
 		stream, err := tunnels.Open(context.Background(), target, hbone.Request{Authority: app})
@@ -105,7 +70,7 @@ func runBareClient() error {
 
 // runBareServer is proxy B: each stream becomes a connection to the application.
 func runBareServer() error {
-	store, err := keepCertificate(pki.ServerID)
+	store, err := pki.Keep(os.Getenv(pkiVariable), pki.ServerID)
 	if err != nil {
 		return err
 	}
@@ -113,24 +78,7 @@ func runBareServer() error {
 	if err != nil {
 		return err
 	}
-	config := store.ServerConfig(pki.ServerID)
-	return acceptAll(func(raw *net.TCPConn) {
-		wire, err := hbone.NewWire(raw)
-		if err != nil {
-			fmt.Fprintln(os.Stderr, "tunnel:", err)
-			raw.Close()
-			return
-		}
-		conn := tls.Server(wire, config)
-		if err := conn.Handshake(); err != nil {
-			fmt.Fprintln(os.Stderr, "handshake:", err)
-			conn.Close()
-			return
-		}
-		if err := hbone.Serve(context.Background(), conn, hbone.Options{}, deliver(carrier)); err != nil {
-			fmt.Fprintln(os.Stderr, "tunnel:", err)
-		}
-	})
+	return acceptAll(func(raw *net.TCPConn) { tunnel.Serve(store, pki.ServerID, raw, deliver(carrier)) })
 }
 
 // deliver connects the application and carries one stream.
@@ -161,19 +109,4 @@ func addresses() (to, app netip.AddrPort, err error) {
 		return to, app, fmt.Errorf("read the application's address: %w", err)
 	}
 	return to, app, nil
-}
-
-// keepCertificate has a certificate ready before the first handshake.
-func keepCertificate(id spiffe.ID) (*certs.Store, error) {
-	authority, err := pki.Load(os.Getenv(pkiVariable))
-	if err != nil {
-		return nil, err
-	}
-	store := certs.New(certs.Config{Fetch: authority.Fetch, Bundle: authority.Bundle, Logger: slog.New(slog.DiscardHandler)})
-	store.Want(id)
-	go store.Run(context.Background())
-	if _, err := store.Get(context.Background(), id); err != nil {
-		return nil, err
-	}
-	return store, nil
 }
