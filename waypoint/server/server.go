@@ -184,7 +184,7 @@ func (s *Server) serve(draining, alive, cut context.Context, t accept.Tunnel, in
 
 // grant lets the client begin, by what the port speaks.
 func (s *Server) grant(draining, ctx context.Context, session *Session, to *target.Target, in *hbone.Incoming, refuse func(error)) {
-	speaks := speaks(to)
+	speaks := speaks(to, session.Client.Identity.Namespace)
 	if speaks == plain {
 		// The client hears whether there is an endpoint: nothing is to be read first.
 		s.serveTCP(ctx, session, to, nil, in, refuse)
@@ -205,10 +205,7 @@ func (s *Server) grant(draining, ctx context.Context, session *Session, to *targ
 		return
 	}
 	if speaks == plain {
-		s.serveTCP(ctx, session, to, conn, nil, func(err error) {
-			stream.Reset()
-			s.cfg.Conns.Fail(session.Attempt, conns.ReasonOf(err), err)
-		})
+		s.serveTCP(ctx, session, to, conn, nil, s.resetting(session, stream))
 		return
 	}
 	// Requests are judged one by one; what they rest on is the binding.

@@ -26,19 +26,20 @@ const (
 )
 
 // speaks is what the port is said to speak. Where routes for HTTP are attached,
-// nothing else is: it would pass them by.
-func speaks(t *target.Target) protocol {
+// nothing else is, and where those for connections are, these are no requests: they
+// would pass them by.
+func speaks(t *target.Target, namespace string) protocol {
+	switch {
+	case t.Routed():
+		return unsaidHTTP
+	case len(attached(t, namespace)) > 0:
+		return plain
+	}
 	switch t.Port.App {
 	case "TCP", "TLS":
-		if !t.Routed() {
-			return plain
-		}
-		return unsaidHTTP
+		return plain
 	case "HTTP11", "HTTP2", "GRPC":
 		// A client may speak either version all the same.
-		return unsaidHTTP
-	}
-	if t.Routed() {
 		return unsaidHTTP
 	}
 	return unsaid

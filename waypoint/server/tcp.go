@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net/netip"
@@ -15,10 +16,30 @@ import (
 	"github.com/ambit-mesh/ambit/waypoint/upstream"
 )
 
-// serveTCP carries a connection whose contents are nobody's business. Either client
-// is set, or in, which is then answered once the endpoint has accepted.
-func (s *Server) serveTCP(ctx context.Context, session *Session, to *target.Target, client upstream.Stream, in *hbone.Incoming, refuse func(error)) {
-	service, port, own, err := routed(s.cfg.Snapshot(), to, session.Client.Identity.Namespace, rand.Uint64N)
+// serveTCP carries a connection whose contents are nobody's business, but for the name
+// that a client of TLS asks for, where routes go by that. Either client is set, or in,
+// which is then answered once the endpoint has accepted.
+func (s *Server) serveTCP(ctx context.Context, session *Session, to *target.Target, client *peeked, in *hbone.Incoming, refuse func(error)) {
+	routes, name := attached(to, session.Client.Identity.Namespace), ""
+	if byName(routes) {
+		if client == nil {
+			stream, err := in.Accept()
+			if err != nil {
+				s.cfg.Conns.Fail(session.Attempt, conns.TunnelLost, err)
+				return
+			}
+			stop := context.AfterFunc(ctx, func() { stream.Reset() })
+			defer stop()
+			client = &peeked{Stream: stream}
+			refuse = s.resetting(session, stream)
+		}
+		var err error
+		if name, err = client.serverName(); err != nil {
+			refuse(conns.Fail(RouteUnmatched, fmt.Errorf("the service has routes for TLS: %w", err)))
+			return
+		}
+	}
+	service, port, own, err := routed(s.cfg.Snapshot(), to, routes, name, rand.Uint64N)
 	if err != nil {
 		refuse(err)
 		return
@@ -39,10 +60,12 @@ func (s *Server) serveTCP(ctx context.Context, session *Session, to *target.Targ
 	}
 	defer server.Reset() // no more than Close, if it is over
 	if client == nil {
-		if client, err = in.Accept(); err != nil {
+		stream, err := in.Accept()
+		if err != nil {
 			s.cfg.Conns.Fail(session.Attempt, conns.TunnelLost, err)
 			return
 		}
+		client = &peeked{Stream: stream}
 	}
 	session.Attempt.Destination.Workload, session.Attempt.Destination.Identity = server.Workload, server.Workload.Identity
 	session.judge = func(now *workload.Snapshot) error {
@@ -61,6 +84,14 @@ func (s *Server) serveTCP(ctx context.Context, session *Session, to *target.Targ
 		reason, err = failure.Reason, failure.Err
 	}
 	record.End(reason, err)
+}
+
+// resetting refuses a connection that the client was granted.
+func (s *Server) resetting(session *Session, stream hbone.Stream) func(error) {
+	return func(err error) {
+		stream.Reset()
+		s.cfg.Conns.Fail(session.Attempt, conns.ReasonOf(err), err)
+	}
 }
 
 const (

@@ -2,9 +2,15 @@ package server_test
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
 	"net"
 	"net/netip"
 	"strings"
@@ -243,7 +249,6 @@ func TestTCPRoutes(t *testing.T) {
 		"no backend":         route(mesh.Route_TCP),
 		"an invalid backend": route(mesh.Route_TCP, &mesh.RouteBackend{Weight: 1, Invalid: "not permitted"}),
 		"an unknown backend": route(mesh.Route_TCP, &mesh.RouteBackend{Service: "shop/nobody", Port: 80, Weight: 1}),
-		"a route for TLS":    route(mesh.Route_TLS, &mesh.RouteBackend{Service: s.Key, Port: 80, Weight: 1}),
 		"a port it has not":  route(mesh.Route_TCP, &mesh.RouteBackend{Service: s.Key, Port: 81, Weight: 1}),
 	} {
 		m.Bind(s, change)
@@ -255,6 +260,111 @@ func TestTCPRoutes(t *testing.T) {
 	if len(endpoint.Asked()) != 0 || len(other.Asked()) != 3 {
 		t.Error("something passed")
 	}
+}
+
+// Where a TCPRoute is attached, what looks like a request goes where it says as well.
+func TestTCPRouteTakesEverything(t *testing.T) {
+	m, client, endpoint, s := start(t, api.AppProtocol_UNKNOWN, everybody)
+	other := m.Pod("other", "10.9.0.4")
+	elsewhere := m.Service("other", "10.9.100.2", api.AppProtocol_TCP, other)
+	endpoint.Serve(endpoint.ID, greet)
+	other.Serve(other.ID, greet)
+	m.Bind(s, func(b *mesh.Binding) {
+		b.Routes = []*mesh.Route{{Kind: mesh.Route_TCP, Namespace: "shop", Name: "db", Rules: []*mesh.RouteRule{{Backends: []*mesh.RouteBackend{{Service: elsewhere.Key, Port: 80, Weight: 1}}}}}}
+	})
+	c := client.Dial(vip)
+	fmt.Fprint(c, "GET / HTTP/1.1\r\nhost: db\r\n\r\n")
+	c.CloseWrite()
+	if all, err := io.ReadAll(c); err != nil || !strings.Contains(string(all), "you said GET /") {
+		t.Errorf("answer %q, %v", all, err)
+	}
+	if len(other.Asked()) != 1 || len(endpoint.Asked()) != 0 {
+		t.Error("the route was passed by")
+	}
+}
+
+// Clients of TLS go where the TLSRoute with the most specific hostname for the name that
+// they ask for says, unread otherwise; where none is, or none can be told, nowhere.
+func TestTLSRoutes(t *testing.T) {
+	for name, app := range map[string]api.AppProtocol{"declared": api.AppProtocol_TLS, "undeclared": api.AppProtocol_UNKNOWN} {
+		t.Run(name, func(t *testing.T) {
+			m, client, own, s := start(t, app, everybody)
+			pods := map[string]*waypointtest.Pod{"own": own}
+			services := map[string]*workload.Service{"own": s}
+			for i, name := range []string{"exact", "wild", "deep"} {
+				pods[name] = m.Pod(name, fmt.Sprintf("10.9.0.%d", 20+i))
+				services[name] = m.Service(name, fmt.Sprintf("10.9.100.%d", 20+i), api.AppProtocol_TLS, pods[name])
+			}
+			for _, p := range pods {
+				p.Serve(p.ID, serveTLS(t, p.Name))
+			}
+			rule := func(to string) []*mesh.RouteRule {
+				return []*mesh.RouteRule{{Backends: []*mesh.RouteBackend{{Service: services[to].Key, Port: 80, Weight: 1}}}}
+			}
+			m.Bind(s, func(b *mesh.Binding) {
+				b.Routes = []*mesh.Route{
+					{Kind: mesh.Route_TCP, Namespace: "shop", Name: "all", Rules: rule("own")},
+					{Kind: mesh.Route_TLS, Namespace: "shop", Name: "wild", Hostnames: []string{"*.example.com"}, Rules: rule("wild")},
+					{Kind: mesh.Route_TLS, Namespace: "shop", Name: "deep", Hostnames: []string{"*.deep.example.com"}, Rules: rule("deep")},
+					{Kind: mesh.Route_TLS, Namespace: "shop", Name: "exact", Created: 2, Hostnames: []string{"other.org", "a.example.com"}, Rules: rule("exact")},
+					{Kind: mesh.Route_TLS, Namespace: "shop", Name: "later", Created: 3, Hostnames: []string{"a.example.com"}, Rules: rule("own")},
+				}
+			})
+			for asked, want := range map[string]string{
+				"a.example.com": "exact", "A.Example.COM": "exact", "other.org": "exact", "b.example.com": "wild",
+				"x.y.example.com": "wild", "x.deep.example.com": "deep", "deep.example.com": "wild",
+				"example.com": "", "else.org": "", "": "",
+			} {
+				if got := askTLS(client.Dial(vip), asked); got != want {
+					t.Errorf("%q came to %q, want %q", asked, got, want)
+				}
+			}
+			for name, first := range map[string]string{"a request": "GET / HTTP/1.1\r\n\r\n", "half a hello": "\x16\x03\x01\x02\x00\x01", "nothing": ""} {
+				c := client.Dial(vip)
+				fmt.Fprint(c, first)
+				c.CloseWrite()
+				if all, err := io.ReadAll(c); err == nil {
+					t.Errorf("%s: answered %q", name, all)
+				}
+			}
+			if len(own.Asked()) != 0 {
+				t.Error("the routes were passed by")
+			}
+		})
+	}
+}
+
+// serveTLS says who it is, to clients of TLS.
+func serveTLS(t *testing.T, name string) func(net.Conn) {
+	certificate := selfSigned(t)
+	return func(c net.Conn) {
+		over := tls.Server(c, &tls.Config{Certificates: []tls.Certificate{certificate}})
+		fmt.Fprint(over, name)
+		over.Close()
+	}
+}
+
+func askTLS(c net.Conn, name string) string {
+	over := tls.Client(c, &tls.Config{ServerName: name, InsecureSkipVerify: true})
+	said, err := io.ReadAll(over)
+	if err != nil {
+		return ""
+	}
+	return string(said)
+}
+
+func selfSigned(t *testing.T) tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
 // A connection lives only as long as what it was granted by.
