@@ -7,12 +7,14 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/waypoint/exchange"
 	"github.com/ambit-mesh/ambit/waypoint/filter"
 	"github.com/ambit-mesh/ambit/waypoint/http1"
 	"github.com/ambit-mesh/ambit/waypoint/route"
+	"github.com/ambit-mesh/ambit/waypoint/session"
 	"github.com/ambit-mesh/ambit/waypoint/target"
 )
 
@@ -61,7 +63,7 @@ func carry(s *workload.Snapshot, q *exchange.Request, m route.Match, p exchange.
 		p.Answer = &exchange.Answer{Status: a.Status, Flag: exchange.NoFlag, Fields: a.Fields}
 		return p
 	}
-	b := m.Rule.Pick(rand.Uint64N)
+	b, token := choose(q, m.Rule)
 	if b == nil {
 		return answer(p, http.StatusInternalServerError, exchange.Invalid, "the rule has no backend that gets requests")
 	}
@@ -75,6 +77,9 @@ func carry(s *workload.Snapshot, q *exchange.Request, m route.Match, p exchange.
 	var ok bool
 	if p.Service, p.Port, ok = backend(s, b.Service, b.Port); !ok {
 		return answer(p, http.StatusInternalServerError, exchange.Invalid, fmt.Sprintf("backend %s has no port %d, or is not known", b.Service, b.Port))
+	}
+	if m.Rule.Session != nil {
+		p.Session = sessionOf(s, m, b, token)
 	}
 	if m.Rule.Filters != nil || b.Filters != nil {
 		p.Request = func(o *exchange.Outgoing) {
@@ -93,6 +98,38 @@ func carry(s *workload.Snapshot, q *exchange.Request, m route.Match, p exchange.
 		}
 	}
 	return p
+}
+
+// choose the backend of the request's session or, if it has none, one by the weights.
+func choose(q *exchange.Request, rule *route.Rule) (*route.Backend, session.Token) {
+	if rule.Session != nil {
+		if token, ok := rule.Session.Read(q.Fields, time.Now()); ok {
+			if b := rule.OfSession(token); b != nil {
+				return b, token
+			}
+		}
+	}
+	return rule.Pick(rand.Uint64N), session.Token{}
+}
+
+// sessionOf a request that goes to a backend.
+func sessionOf(s *workload.Snapshot, m route.Match, b *route.Backend, token session.Token) *exchange.Session {
+	path := "/"
+	if m.By.HasPrefix && m.By.Prefix != "" {
+		path = m.By.Prefix
+	}
+	out := &exchange.Session{Begin: func(w *workload.Workload, fields []http1.Field) []http1.Field {
+		now := time.Now()
+		return m.Rule.Session.Write(slices.Clip(fields), m.Rule.Session.Begin(b.Service, b.Port, w.UID, now), path, now)
+	}}
+	if token != (session.Token{}) {
+		for _, w := range s.Endpoints(b.Service) {
+			if token.IsEndpoint(w.UID) {
+				out.Endpoint = w
+			}
+		}
+	}
+	return out
 }
 
 func answer(p exchange.Plan, status int, flag exchange.Flag, detail string) exchange.Plan {

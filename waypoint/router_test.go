@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -22,6 +23,7 @@ import (
 type routed struct {
 	*waypointtest.Mesh
 	service, canary *workload.Service
+	stable          *waypointtest.Pod
 	http            *http.Client
 }
 
@@ -42,7 +44,7 @@ func named(name string) func(net.Conn) {
 func startRouted(t *testing.T) *routed {
 	m := waypointtest.New(t)
 	client, stable, canary := m.Pod("web", "10.9.0.2"), m.Pod("stable", "10.9.0.3"), m.Pod("canary", "10.9.0.4")
-	r := &routed{Mesh: m, service: m.Service("cart", "10.9.100.1", api.AppProtocol_HTTP11, stable), canary: m.Service("canary", "10.9.100.2", api.AppProtocol_HTTP11, canary)}
+	r := &routed{Mesh: m, stable: stable, service: m.Service("cart", "10.9.100.1", api.AppProtocol_HTTP11, stable), canary: m.Service("canary", "10.9.100.2", api.AppProtocol_HTTP11, canary)}
 	stable.Serve(stable.ID, named("stable"))
 	canary.Serve(canary.ID, named("canary"))
 	judges := newPolicies(m.Logger)
@@ -157,6 +159,84 @@ func TestPoliciesAndRoutes(t *testing.T) {
 	for path, want := range map[string]int{"/": 200, "/admin": 403, "/admin/x": 403, "/%61dmin": 403, "/x/../admin": 403, "//admin": 403, "/x%2F..%2Fadmin": 400, "/admin;x": 400} {
 		if status, _, _ := r.get(t, "http://cart"+path); status != want {
 			t.Errorf("%s: %d, want %d", path, status, want)
+		}
+	}
+}
+
+// A session stays at its endpoint for as long as that is there, whatever the client did
+// meanwhile; then it goes on at another one, and the client is told.
+func TestSessionsStayAtTheirEndpoint(t *testing.T) {
+	r := startRouted(t)
+	third := r.Pod("third", "10.9.0.5")
+	third.Serve(third.ID, named("third"))
+	both := r.Service("both", "10.9.100.3", api.AppProtocol_HTTP11, r.stable, third)
+	bind := func(in *mesh.SessionPersistence, backends ...*mesh.RouteBackend) {
+		r.Bind(r.service, func(b *mesh.Binding) {
+			b.Routes = []*mesh.Route{{Kind: mesh.Route_HTTP, Namespace: "shop", Name: "r", Rules: []*mesh.RouteRule{{
+				SessionPersistence: in, Backends: backends,
+				Matches: []*mesh.RouteMatch{{Path: &mesh.PathMatch{Match: &mesh.PathMatch_Prefix{Prefix: "/shop"}}}},
+			}}}}
+		})
+	}
+	ask := func(name, value string) (who string, header http.Header) {
+		t.Helper()
+		q, err := http.NewRequest("GET", "http://cart/shop/x", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if value != "" {
+			q.Header.Set(name, value)
+		}
+		response, err := r.http.Do(q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer response.Body.Close()
+		all, err := io.ReadAll(response.Body)
+		if err != nil || response.StatusCode != http.StatusOK {
+			t.Fatal(response.StatusCode, err)
+		}
+		who, _, _ = strings.Cut(string(all), " ")
+		return who, response.Header
+	}
+	bind(&mesh.SessionPersistence{Name: "s"}, r.backend(both, 1), r.backend(r.canary, 1))
+	with := map[string]string{} // endpoint -> cookie
+	for range 200 {
+		who, header := ask("", "")
+		cookie := header.Get("Set-Cookie")
+		if !strings.HasSuffix(cookie, "; Path=/shop; HttpOnly; SameSite=Lax") {
+			t.Fatalf("%s: %q", who, cookie)
+		}
+		with[who], _, _ = strings.Cut(cookie, ";")
+	}
+	if len(with) != 3 {
+		t.Fatalf("new sessions came to %v", with)
+	}
+	for who, cookie := range with {
+		for range 20 {
+			if got, header := ask("Cookie", cookie); got != who || header.Get("Set-Cookie") != "" {
+				t.Fatalf("a session of %s came to %s, %q", who, got, header.Get("Set-Cookie"))
+			}
+		}
+	}
+	// The endpoint is gone: at another one from now on.
+	third.Withdraw()
+	moved, header := ask("Cookie", with["third"])
+	if again, _, _ := strings.Cut(header.Get("Set-Cookie"), ";"); moved == "third" || again != with[moved] {
+		t.Errorf("moved to %s with %q, want the session of %v", moved, again, with)
+	}
+	// The backend gets no more requests.
+	bind(&mesh.SessionPersistence{Name: "s"}, r.backend(both, 1), r.backend(r.canary, 0))
+	if got, header := ask("Cookie", with["canary"]); got != "stable" || header.Get("Set-Cookie") == "" {
+		t.Errorf("a session of a backend without weight came to %s", got)
+	}
+	// By a field.
+	bind(&mesh.SessionPersistence{Name: "x-session", Type: mesh.SessionPersistence_HEADER}, r.backend(both, 1), r.backend(r.canary, 1))
+	who, header := ask("", "")
+	token := header.Get("X-Session")
+	for range 20 {
+		if got, header := ask("X-Session", token); got != who || header.Get("X-Session") != "" {
+			t.Fatalf("a session of %s came to %s, %q", who, got, header.Get("X-Session"))
 		}
 	}
 }

@@ -39,6 +39,8 @@ type Request struct {
 	Destination netip.AddrPort
 	// Avoid are the UIDs of endpoints that were tried in vain.
 	Avoid []string
+	// Prefer, if not nil, is chosen if it may be used and is neither avoided nor ejected.
+	Prefer *workload.Workload
 	// Endpoints, if not nil, tells how they are doing.
 	Endpoints Endpoints
 }
@@ -59,7 +61,11 @@ type Picker func(n uint64) uint64
 // Choose finds an endpoint, if there is one that may be used.
 func Choose(r Request, snapshot *workload.Snapshot, pick Picker) (Choice, bool) {
 	b := balancing{r, r.Service, r.Destination, snapshot.Endpoints(r.Service.Key), snapshot.HeaviestEndpoint(r.Service.Key), pick}
-	c, panicked, ok := b.choose()
+	c, ok := b.preferred()
+	panicked := false
+	if !ok {
+		c, panicked, ok = b.choose()
+	}
 	if !ok {
 		return Choice{}, false
 	}
@@ -120,6 +126,15 @@ func (b *balancing) choose() (chosen candidate, panicked, ok bool) {
 		}
 	}
 	return one, panicked, one.Workload != nil
+}
+
+// preferred is the endpoint that the request prefers, if that may be.
+func (b *balancing) preferred() (candidate, bool) {
+	if b.r.Prefer == nil {
+		return candidate{}, false
+	}
+	c, ok := usable(b.r, b.service, b.dst, b.r.Prefer)
+	return c, ok && !b.avoided(c) && !b.ejected(c)
 }
 
 // sticky is the client's address, where the service wants it to keep its endpoint.

@@ -79,6 +79,17 @@ type Plan struct {
 	Backoff time.Duration
 	// Mirrors get a copy of the request, and nobody waits for their responses.
 	Mirrors []Mirror
+	// Session, if not nil, is kept at one endpoint.
+	Session *Session
+}
+
+// Session is what a request belongs to.
+type Session struct {
+	// Endpoint it is with; nil if it begins now, or the endpoint is gone.
+	Endpoint *workload.Workload
+	// Begin adds to the response's fields by what the client goes on with the session, at
+	// the endpoint that has answered.
+	Begin func(w *workload.Workload, fields []http1.Field) []http1.Field
 }
 
 // Answer is a response of the waypoint's own.
@@ -392,6 +403,9 @@ func (x *exchange) sendTo(ctx context.Context, avoid []string) (*response, error
 	if service == nil {
 		want.Port = x.target.EndpointPort()
 	}
+	if x.plan.Session != nil && endpoint == nil {
+		want.Prefer = x.plan.Session.Endpoint
+	}
 	if x.speaksSecond(port) {
 		return x.send2(ctx, want)
 	}
@@ -463,6 +477,9 @@ func (x *exchange) respond(ctx context.Context, r *response) {
 	fields := r.fields
 	if x.plan.Response != nil {
 		fields = x.plan.Response(r.status, fields)
+	}
+	if s := x.plan.Session; s != nil && x.endpoint != nil && (s.Endpoint == nil || s.Endpoint.UID != x.endpoint.UID) {
+		fields = s.Begin(x.endpoint, fields)
 	}
 	fail := func(flag Flag, err error) {
 		switch revoked := x.revocation(); {

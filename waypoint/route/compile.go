@@ -14,6 +14,7 @@ import (
 	"github.com/ambit-mesh/ambit/waypoint/filter"
 	"github.com/ambit-mesh/ambit/waypoint/http1"
 	"github.com/ambit-mesh/ambit/waypoint/request"
+	"github.com/ambit-mesh/ambit/waypoint/session"
 )
 
 const (
@@ -109,10 +110,10 @@ func (r *Router) compileRule(in *mesh.Route, rule *mesh.RouteRule, index int) *R
 	if len(rule.ProtoReflect().GetUnknown()) > 0 {
 		fail(fmt.Errorf("rule: has a field that is not known"))
 	}
-	if rule.GetSessionPersistence() != nil {
-		fail(fmt.Errorf("session_persistence: is not carried out by this version"))
-	}
 	var err error
+	if out.Session, err = session.Compile(rule.GetSessionPersistence()); err != nil {
+		fail(fmt.Errorf("session_persistence.%w", err))
+	}
 	if out.Filters, err = filter.Compile(rule.GetFilters()); err != nil {
 		fail(err)
 	}

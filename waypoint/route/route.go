@@ -25,6 +25,7 @@ import (
 	"github.com/ambit-mesh/ambit/api/mesh"
 	"github.com/ambit-mesh/ambit/waypoint/filter"
 	"github.com/ambit-mesh/ambit/waypoint/request"
+	"github.com/ambit-mesh/ambit/waypoint/session"
 )
 
 // Router is the routes of one binding.
@@ -47,6 +48,8 @@ type Rule struct {
 	Filters  *filter.Chain
 	Backends []Backend
 	weights  uint64
+	// Session, if not nil, keeps a client's requests at one endpoint.
+	Session *session.Persistence
 	// RequestTimeout of all, BackendTimeout of each attempt; 0 for none.
 	RequestTimeout, BackendTimeout time.Duration
 	// Retries are further attempts, after the statuses in RetryOn or failures.
@@ -117,6 +120,16 @@ func (r *Rule) Pick(below func(uint64) uint64) *Backend {
 			return b
 		}
 		n -= b.weight
+	}
+	return nil
+}
+
+// OfSession is the backend that a session is with, if it still gets requests.
+func (r *Rule) OfSession(t session.Token) *Backend {
+	for i := range r.Backends {
+		if b := &r.Backends[i]; b.weight > 0 && t.IsBackend(b.Service, b.Port) {
+			return b
+		}
 	}
 	return nil
 }

@@ -86,6 +86,8 @@ type Want struct {
 	Port uint16
 	// Endpoint, if not nil, is the only one that will do.
 	Endpoint *workload.Workload
+	// Prefer, if not nil, is the endpoint of the service that is taken if it can be used.
+	Prefer *workload.Workload
 	// Client, as the endpoint is to see it.
 	Client netip.AddrPort
 	// Admit judges an endpoint before it is connected to; an error, always a
@@ -256,7 +258,7 @@ func (o *Opener) request(want Want) balance.Request {
 		as.Addresses = []netip.Addr{want.Client.Addr()}
 		source = &as
 	}
-	return balance.Request{Source: source, Service: want.Service, Destination: destination, Avoid: want.Avoid, Endpoints: o.cfg.Endpoints}
+	return balance.Request{Source: source, Service: want.Service, Destination: destination, Avoid: want.Avoid, Prefer: want.Prefer, Endpoints: o.cfg.Endpoints}
 }
 
 func (o *Opener) peers(want Want) []endpoints.Key {

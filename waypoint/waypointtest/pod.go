@@ -79,6 +79,9 @@ func (p *Pod) Policies(names ...string) {
 	p.mesh.Publish(p.published)
 }
 
+// Withdraw takes the pod back: the mesh knows it no longer.
+func (p *Pod) Withdraw() { p.mesh.Remove(p.published) }
+
 // Tunnel to the waypoint, from the pod's own address.
 func (p *Pod) Tunnel() *hbone.Client {
 	t := p.mesh.t
