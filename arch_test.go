@@ -46,7 +46,7 @@ var rules = []rule{
 		reason: "what an address stands for is found in a snapshot: no I/O, no clock, no lock",
 	},
 	{
-		from:   []string{"waypoint/request", "waypoint/route", "waypoint/filter", "waypoint/policy"},
+		from:   []string{"waypoint/request", "waypoint/route", "waypoint/filter", "waypoint/policy", "waypoint/session"},
 		to:     []string{"net", "os", "sync", "internal/feed", "internal/hbone", "internal/certs", "internal/workload", "waypoint/exchange", "waypoint/server", "waypoint/upstream", "waypoint/target"},
 		reason: "what becomes of a request is a pure function of it and of what applies: no I/O, no lock, no model of the mesh",
 	},
