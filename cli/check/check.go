@@ -65,6 +65,11 @@ var questions = []question{
 	{"AMB013", "every policy is in force as it is written", askEnforcement},
 	{"AMB014", "what signs certificates is well", askIssuer},
 	{"AMB015", "what is revoked is known, and in force everywhere", askRevoked},
+	{"AMB016", "the cluster knows Gateways, if labels name waypoints", askGatewayAPI},
+	{"AMB017", "every waypoint that labels name is there, and for them", askWaypointLabels},
+	{"AMB018", "every waypoint is programmed", askWaypoints},
+	{"AMB019", "every route of a Service is carried out", askRoutes},
+	{"AMB020", "what is bound to a waypoint is in force, and no port of it contested", askBindings},
 }
 
 // Run asks everything. Without an answer to the first question there is no

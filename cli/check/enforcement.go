@@ -60,8 +60,8 @@ func askEnforcement(ctx context.Context, cluster *kube.Cluster) ([]Finding, erro
 // judge one policy by its status.
 func judge(kind, plural string, object *unstructured.Unstructured, now time.Time) (findings []Finding, err error) {
 	var p policyObject
-	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(object.Object, &p); err != nil {
-		return nil, fmt.Errorf("decode %s %s/%s: %w", kind, object.GetNamespace(), object.GetName(), err)
+	if err := decodeObject(object, &p); err != nil {
+		return nil, err
 	}
 	find := func(level Level, reason, next string) {
 		findings = append(findings, Finding{Level: level, Object: kind + " " + p.Namespace + "/" + p.Name, Reason: reason, Next: next})
@@ -91,4 +91,11 @@ func judge(kind, plural string, object *unstructured.Unstructured, now time.Time
 		find(Error, "not in force everywhere: "+inForce.Message, "kubectl -n ambit-system get pods -o wide: a node that is awaited has no ztunnel, or one that hears no controller")
 	}
 	return findings, nil
+}
+
+func decodeObject(object *unstructured.Unstructured, into any) error {
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(object.Object, into); err != nil {
+		return fmt.Errorf("decode %s %s/%s: %w", object.GetKind(), object.GetNamespace(), object.GetName(), err)
+	}
+	return nil
 }
