@@ -3,6 +3,7 @@ package hbone
 import (
 	"crypto/tls"
 	"fmt"
+	"runtime"
 	"sync"
 	"time"
 
@@ -93,6 +94,13 @@ func (s *session) flushLocked() {
 		return
 	}
 	s.flushing = true
+	if len(s.streams) > 1 && len(s.bulk) == 0 {
+		// Others who are about to write little go first: one write for all of them. It
+		// costs nothing where there is nobody.
+		s.mu.Unlock()
+		runtime.Gosched()
+		s.mu.Lock()
+	}
 	s.writeLocked(true)
 }
 
