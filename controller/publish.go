@@ -121,11 +121,11 @@ func (p *publisher) publish() {
 	result, err := translate.Translate(translate.Input{
 		Pods: objects.Pods, Services: objects.Services, Slices: objects.Slices, Nodes: objects.Nodes, Namespaces: objects.Namespaces,
 		PeerAuthentications: objects.PeerAuthentications, AuthorizationPolicies: objects.AuthorizationPolicies,
-		EgressPolicies: objects.EgressPolicies,
-		Gateways:       objects.Gateways,
-		Enforced:       p.enforced,
-		Routes:         translate.Routes{HTTP: objects.HTTPRoutes, GRPC: objects.GRPCRoutes, TLS: objects.TLSRoutes, TCP: objects.TCPRoutes},
-		Captured:       captured, Roots: trust.Roots, Retiring: trust.Retiring, Revoked: p.revoked(), Config: p.config,
+		EgressPolicies: objects.EgressPolicies, RequestAuthentications: objects.RequestAuthentications,
+		Gateways: objects.Gateways,
+		Enforced: p.enforced,
+		Routes:   translate.Routes{HTTP: objects.HTTPRoutes, GRPC: objects.GRPCRoutes, TLS: objects.TLSRoutes, TCP: objects.TCPRoutes},
+		Captured: captured, Roots: trust.Roots, Retiring: trust.Retiring, Revoked: p.revoked(), Config: p.config,
 	})
 	p.complain(err)
 	publication := p.server.Publish(result.Resources)

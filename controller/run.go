@@ -265,6 +265,11 @@ func (p proxies) Each(visit func(node string, has func(typeURL, name string) (bo
 	p.server.EachProxy(func(h push.Holdings) { visit(h.Proxy.Node, h.Has) })
 }
 
+// Waypoint tells whether a waypoint's pods work with a resource.
+func (p proxies) Waypoint(waypoint, typeURL, name string) bool {
+	return p.server.WaypointsHold("waypoint/"+waypoint, typeURL, name)
+}
+
 // pushAuthenticator has the authority's word on who calls.
 type pushAuthenticator struct{ *ca.Authenticator }
 

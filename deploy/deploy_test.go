@@ -39,6 +39,7 @@ func TestEveryPartRendersItsObjects(t *testing.T) {
 		"CustomResourceDefinition/authorizationpolicies.ambit.mesh",
 		"CustomResourceDefinition/egresspolicies.ambit.mesh",
 		"CustomResourceDefinition/peerauthentications.ambit.mesh",
+		"CustomResourceDefinition/requestauthentications.ambit.mesh",
 		"Deployment/controller", "PodDisruptionBudget/controller", "Service/controller", "ServiceAccount/controller",
 		"DaemonSet/ztunnel", "ServiceAccount/ztunnel",
 		"DaemonSet/clean-node",

@@ -99,7 +99,7 @@ func read(t *testing.T, text string) (object map[string]any) {
 }
 
 // policyPlurals are the kinds that people write.
-var policyPlurals = []string{"authorizationpolicies", "egresspolicies", "peerauthentications"}
+var policyPlurals = []string{"authorizationpolicies", "egresspolicies", "peerauthentications", "requestauthentications"}
 
 // An API server takes the definitions: their rules compile, and cost no more
 // than it allows.
@@ -168,6 +168,16 @@ func TestGoodObjectsAreAdmitted(t *testing.T) {
 			  {dnsName: api.example.com, ports: [{port: 443, protocol: TCP}, {port: 443, endPort: 444, protocol: UDP}]},
 			  {dnsName: '*.example.com'}, {dnsName: localhost}, {dnsName: _srv.example.com}, {ports: [{port: 53, protocol: Any}]}]}`,
 		},
+		"requestauthentications": {
+			"{jwtRules: [{issuer: me, jwks: '{}'}]}",
+			"{jwtRules: [{issuer: me, jwksUri: 'https://issuer.example.com/.well-known/jwks.json?v=1'}]}",
+			"{jwtRules: [{issuer: me, jwksUri: 'https://issuer.example.com'}, {issuer: me, jwksUri: 'https://[2001:db8::1]:8443/keys'}]}",
+			"{jwtRules: [{issuer: me, jwksUri: 'http://issuer.auth.svc.cluster.local:8080/keys'}]}",
+			`{targetRefs: [{kind: Service, name: web}], jwtRules: [{issuer: 'https://issuer.example.com/', audiences: [a, 'https://b'], jwks: '{"keys":[]}',
+			  algorithms: [RS256, EdDSA, HS256], fromHeaders: [{name: Authorization, prefix: 'Bearer '}, {name: X-Token}], fromParams: [access_token, a.b],
+			  fromCookies: [__Host-session], forwardOriginalToken: true,
+			  outputClaimToHeaders: [{header: X-Sub, claim: sub}, {header: x-deep, claim: 'realm.access_roles'}, {header: x-role, claim: 'https://example'}]}]}`,
+		},
 	} {
 		a := admissionOf(t, plural)
 		for _, spec := range specs {
@@ -189,6 +199,9 @@ func TestBadObjectsAreRefused(t *testing.T) {
 		inOp      = "spec.rules[0].to[0].operation."
 		inWhen    = "spec.rules[0].when[0]"
 		inExcept  = "spec.exceptions[1]"
+		rule      = "{jwtRules: [{issuer: me, jwks: '{}', %s}]}"
+		uri       = "{jwtRules: [{issuer: me, jwksUri: '%s'}]}"
+		inRule    = "spec.jwtRules[0]"
 	)
 	type bad struct{ spec, field, says string }
 	in := func(format, spec string) string { return fmt.Sprintf(format, spec) }
@@ -279,6 +292,35 @@ func TestBadObjectsAreRefused(t *testing.T) {
 			{in(exception, "ports: [{port: '443'}]"), inExcept + ".ports[0].port", "must be of type integer"},
 			{in(exception, "ports: [{protocol: TCP}]"), inExcept + ".ports[0].port", "Required"},
 			{in(exception, "ports: [{port: 443, protocol: SCTP}]"), inExcept + ".ports[0].protocol", "Unsupported value"},
+		},
+		"requestauthentications": {
+			{"{}", "spec.jwtRules", "Required"},
+			{"{jwtRules: []}", "spec.jwtRules", "at least 1"},
+			{"{jwtRules: [{jwks: '{}'}]}", inRule + ".issuer", "Required"},
+			{"{jwtRules: [{issuer: '', jwks: '{}'}]}", inRule + ".issuer", "at least 1"},
+			{"{jwtRules: [{issuer: me}]}", inRule + ".jwks", "either"},
+			{in(rule, "jwksUri: 'https://issuer.example.com'"), inRule + ".jwks", "either"},
+			{in(uri, "http://issuer.example.com/keys"), inRule + ".jwksUri", "should match"},
+			{in(uri, "http://169.254.169.254/"), inRule + ".jwksUri", "should match"},
+			{in(uri, "file:///etc/passwd"), inRule + ".jwksUri", "should match"},
+			{in(uri, "https://"), inRule + ".jwksUri", "should match"},
+			{in(uri, "https://user:word@issuer.example.com/"), inRule + ".jwksUri", "should match"},
+			{in(uri, "https://issuer.example.com:port/"), inRule + ".jwksUri", "no URL"},
+			{in(uri, "issuer.example.com/keys"), inRule + ".jwksUri", "should match"},
+			{in(rule, "algorithms: [none]"), inRule + ".algorithms[0]", "Unsupported value"},
+			{in(rule, "algorithms: []"), inRule + ".algorithms", "at least 1"},
+			{"{jwtRules: [{issuer: me, jwksUri: 'https://issuer.example.com', algorithms: [HS256]}]}", inRule + ".algorithms", "need a secret"},
+			{in(rule, "audiences: ['']"), inRule + ".audiences[0]", "at least 1"},
+			{in(rule, "fromHeaders: [{prefix: x}]"), inRule + ".fromHeaders[0].name", "Required"},
+			{in(rule, "fromHeaders: [{name: 'a b'}]"), inRule + ".fromHeaders[0].name", "should match"},
+			{in(rule, "fromHeaders: [{name: ':path'}]"), inRule + ".fromHeaders[0].name", "should match"},
+			{in(rule, "fromParams: ['a=b']"), inRule + ".fromParams[0]", "should match"},
+			{in(rule, "fromCookies: ['a;b']"), inRule + ".fromCookies[0]", "should match"},
+			{in(rule, "outputClaimToHeaders: [{header: Host, claim: sub}]"), inRule + ".outputClaimToHeaders[0].header", "about the connection"},
+			{in(rule, "outputClaimToHeaders: [{header: x, claim: 'a..b'}]"), inRule + ".outputClaimToHeaders[0].claim", "should match"},
+			{in(rule, "forward: true"), inRule + ".forward", "unknown field"},
+			{"{selector: {matchLabels: {app: web}}, targetRefs: [{kind: Service, name: web}], jwtRules: [{issuer: me, jwks: '{}'}]}", "spec.targetRefs", "only one of"},
+			{"{targetRefs: [{kind: Pod, name: web}], jwtRules: [{issuer: me, jwks: '{}'}]}", "spec.targetRefs[0].kind", "kind Service"},
 		},
 	} {
 		a := admissionOf(t, plural)

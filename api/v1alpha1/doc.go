@@ -4,8 +4,8 @@
 // pod that bears the enrolment label itself. It is owned by its pod. Its
 // status is what the pod's node observed, not what anybody hopes.
 //
-// PeerAuthentication, AuthorizationPolicy and EgressPolicy are what people want.
-// The first two have the shape that the field gave them, so that what was written
+// PeerAuthentication, AuthorizationPolicy, RequestAuthentication and EgressPolicy are
+// what people want. The first three have the shape that the field gave them, so that what was written
 // for another mesh can be moved. What cannot be meant is refused by the API
 // server, with the field named; their status says where they are in force.
 //

@@ -43,7 +43,7 @@ type PolicyStatus struct {
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 	// InForce is on how many nodes the policy is in force, of those that have to
 	// enforce it, such as 3/3. A node has to if a captured pod that the policy
-	// applies to runs on it.
+	// applies to runs on it. Of a RequestAuthentication it is waypoints.
 	// +optional
 	InForce string `json:"inForce,omitempty"`
 	// Version of the policy as nodes have it: a hash of its content.
@@ -67,3 +67,6 @@ func (p *AuthorizationPolicy) PolicyStatus() *PolicyStatus { return &p.Status }
 
 // PolicyStatus of the object.
 func (p *EgressPolicy) PolicyStatus() *PolicyStatus { return &p.Status }
+
+// PolicyStatus of the object.
+func (p *RequestAuthentication) PolicyStatus() *PolicyStatus { return &p.Status }

@@ -16,6 +16,7 @@ func AddToScheme(scheme *runtime.Scheme) error {
 		&PeerAuthentication{}, &PeerAuthenticationList{},
 		&AuthorizationPolicy{}, &AuthorizationPolicyList{},
 		&EgressPolicy{}, &EgressPolicyList{},
+		&RequestAuthentication{}, &RequestAuthenticationList{},
 	)
 	metav1.AddToGroupVersion(scheme, GroupVersion)
 	return nil

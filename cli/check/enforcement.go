@@ -24,6 +24,7 @@ var policyKinds = []struct{ kind, plural string }{
 	{"PeerAuthentication", "peerauthentications"},
 	{"AuthorizationPolicy", "authorizationpolicies"},
 	{"EgressPolicy", "egresspolicies"},
+	{"RequestAuthentication", "requestauthentications"},
 }
 
 // policyObject is what all kinds have in common.

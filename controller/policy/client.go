@@ -56,6 +56,8 @@ func (c *Client) Sources() watch.Policies {
 		PeerAuthentications:   source(c.peerAuthentications(metav1.NamespaceAll)),
 		AuthorizationPolicies: source(c.authorizationPolicies(metav1.NamespaceAll)),
 		EgressPolicies:        source(c.egressPolicies(metav1.NamespaceAll)),
+
+		RequestAuthentications: source(c.requestAuthentications(metav1.NamespaceAll)),
 	}
 }
 
@@ -75,6 +77,12 @@ func (c *Client) egressPolicies(namespace string) *gentype.ClientWithList[*v1alp
 	return gentype.NewClientWithList("egresspolicies", c.rest, c.codec, namespace,
 		func() *v1alpha1.EgressPolicy { return &v1alpha1.EgressPolicy{} },
 		func() *v1alpha1.EgressPolicyList { return &v1alpha1.EgressPolicyList{} })
+}
+
+func (c *Client) requestAuthentications(namespace string) *gentype.ClientWithList[*v1alpha1.RequestAuthentication, *v1alpha1.RequestAuthenticationList] {
+	return gentype.NewClientWithList("requestauthentications", c.rest, c.codec, namespace,
+		func() *v1alpha1.RequestAuthentication { return &v1alpha1.RequestAuthentication{} },
+		func() *v1alpha1.RequestAuthenticationList { return &v1alpha1.RequestAuthenticationList{} })
 }
 
 // reader is the part of a client that an informer uses.
@@ -104,6 +112,10 @@ func (c *Client) updateStatus(ctx context.Context, o object, status v1alpha1.Pol
 		next := o.DeepCopy()
 		next.Status = status
 		return c.authorizationPolicies(o.Namespace).UpdateStatus(ctx, next, metav1.UpdateOptions{})
+	case *v1alpha1.RequestAuthentication:
+		next := o.DeepCopy()
+		next.Status = status
+		return c.requestAuthentications(o.Namespace).UpdateStatus(ctx, next, metav1.UpdateOptions{})
 	case *v1alpha1.EgressPolicy:
 		next := o.DeepCopy()
 		next.Status = status

@@ -21,6 +21,7 @@ const (
 
 	reasonInForce        = "InForce"
 	reasonNoCapturedPods = "NoCapturedPods"
+	reasonNoWaypoints    = "NoWaypoints"
 	reasonPending        = "Pending"
 	reasonRefused        = "Refused"
 )
@@ -104,9 +105,12 @@ func accepted(p *translate.Policy) metav1.Condition {
 func inForce(p *translate.Policy, on progress) metav1.Condition {
 	c := metav1.Condition{
 		Type: v1alpha1.ConditionInForce, Status: metav1.ConditionTrue, Reason: reasonInForce,
-		Message: fmt.Sprintf("on %d of %d nodes, version %s", on.inForce, on.required, p.Version),
+		Message: fmt.Sprintf("on %d of %d %s, version %s", on.inForce, on.required, enforcers(p), p.Version),
 	}
 	switch {
+	case on.required == 0 && p.Kind == translate.RequestAuthentication:
+		c.Reason = reasonNoWaypoints
+		c.Message = "no waypoint has to enforce it: none stands before what it is for"
 	case on.required == 0:
 		c.Reason = reasonNoCapturedPods
 		c.Message = "no node has to enforce it: no captured pod that it applies to is running"
@@ -125,6 +129,14 @@ func inForce(p *translate.Policy, on progress) metav1.Condition {
 		}
 	}
 	return c
+}
+
+// enforcers are who has to enforce a policy.
+func enforcers(p *translate.Policy) string {
+	if p.Kind == translate.RequestAuthentication {
+		return "waypoints"
+	}
+	return "nodes"
 }
 
 func firstFew(nodes []string) []string { return nodes[:min(len(nodes), listed)] }

@@ -215,6 +215,9 @@ func index(objects watch.PolicyObjects) map[string]object {
 	for _, o := range objects.EgressPolicies {
 		add(translate.EgressPolicy, o)
 	}
+	for _, o := range objects.RequestAuthentications {
+		add(translate.RequestAuthentication, o)
+	}
 	return byKey
 }
 

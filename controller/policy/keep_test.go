@@ -119,6 +119,12 @@ func (p *proxies) Each(visit func(node string, has func(typeURL, name string) (b
 	p.fleet.Each(visit)
 }
 
+func (p *proxies) Waypoint(waypoint, typeURL, name string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.fleet.Waypoint(waypoint, typeURL, name)
+}
+
 // lead runs a keeper against s until the test ends.
 func lead(t *testing.T, s *server, p *proxies) *Keeper {
 	t.Helper()

@@ -18,6 +18,9 @@ type Proxies interface {
 	// Each visits every connected proxy. Has tells whether the proxy acknowledged
 	// a resource as it is published now; if it refused that, in which words.
 	Each(visit func(node string, has func(typeURL, name string) (has bool, refusal string)))
+	// Waypoint tells whether every connected pod of a waypoint, namespace/name, and
+	// at least one, acknowledged a resource as it is published now.
+	Waypoint(waypoint, typeURL, name string) bool
 }
 
 // memory is which nodes worked with which versions of policies, and when they
@@ -60,7 +63,19 @@ func (m memory) measure(policies []*translate.Policy, proxies Proxies, now time.
 	result := make(map[*translate.Policy]progress, len(policies))
 	known := make(map[remembered]bool)
 	for _, p := range policies {
-		on := progress{required: len(p.Nodes), refusals: make(map[string]string)}
+		on := progress{required: len(p.Nodes) + len(p.Waypoints), refusals: make(map[string]string)}
+		for _, waypoint := range p.Waypoints {
+			key := keyOn(p, "waypoint "+waypoint)
+			known[key] = true
+			if heldBy(p, waypoint, proxies) {
+				m[key] = now
+			}
+			if last, remembers := m[key]; remembers && now.Sub(last) < grace {
+				on.inForce++
+			} else {
+				on.waiting = append(on.waiting, "waypoint "+waypoint)
+			}
+		}
 		for _, node := range slices.Sorted(maps.Keys(p.Nodes)) {
 			key := keyOn(p, node)
 			f := states[p][node]
@@ -90,11 +105,24 @@ func keyOn(p *translate.Policy, node string) remembered {
 
 // remember that a policy was in force on all of its nodes, unless it is known since.
 func (m memory) remember(p *translate.Policy, then time.Time) {
-	for node := range p.Nodes {
+	all := slices.Collect(maps.Keys(p.Nodes))
+	for _, waypoint := range p.Waypoints {
+		all = append(all, "waypoint "+waypoint)
+	}
+	for _, node := range all {
 		if key := keyOn(p, node); m[key].Before(then) {
 			m[key] = then
 		}
 	}
+}
+
+func heldBy(p *translate.Policy, waypoint string, proxies Proxies) bool {
+	for _, r := range p.Resources {
+		if !proxies.Waypoint(waypoint, r.Type, r.Name) {
+			return false
+		}
+	}
+	return true
 }
 
 // holds tells whether a proxy works with a policy, and with what says on its

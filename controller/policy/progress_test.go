@@ -2,6 +2,7 @@ package policy
 
 import (
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -23,6 +24,19 @@ func (f fleet) Each(visit func(node string, has func(typeURL, name string) (bool
 			return slices.Contains(h.has, typeURL+" "+name), h.refused[typeURL+" "+name]
 		})
 	}
+}
+
+// Waypoint: its pods are on the node of its name.
+func (f fleet) Waypoint(waypoint, typeURL, name string) bool {
+	any := false
+	for key, h := range f {
+		if key[0] == waypoint {
+			if any = slices.Contains(h.has, typeURL+" "+name); !any {
+				return false
+			}
+		}
+	}
+	return any
 }
 
 const (
@@ -95,5 +109,33 @@ func TestGrace(t *testing.T) {
 	}
 	if len(m) != 0 {
 		t.Errorf("%d old versions are remembered", len(m))
+	}
+}
+
+// A RequestAuthentication is in force where waypoints have it.
+func TestMeasureAtWaypoints(t *testing.T) {
+	const tokens = resource.RequestAuthentication + " shop/tokens"
+	for name, test := range map[string]struct {
+		fleet   fleet
+		inForce int
+		waiting []string
+		reason  string
+	}{
+		"no waypoint's pod": {fleet{}, 0, []string{"waypoint shop/a", "waypoint shop/b"}, reasonPending},
+		"one of two":        {fleet{{"shop/a", "1"}: {has: []string{tokens}}, {"shop/b", "1"}: {}}, 1, []string{"waypoint shop/b"}, reasonPending},
+		"one pod of two":    {fleet{{"shop/a", "1"}: {has: []string{tokens}}, {"shop/a", "2"}: {}, {"shop/b", "1"}: {has: []string{tokens}}}, 1, []string{"waypoint shop/a"}, reasonPending},
+		"both":              {fleet{{"shop/a", "1"}: {has: []string{tokens}}, {"shop/b", "1"}: {has: []string{tokens}}}, 2, nil, reasonInForce},
+	} {
+		p := &translate.Policy{
+			Kind: translate.RequestAuthentication, Namespace: "shop", Name: "tokens", Version: "abc",
+			Resources: []translate.Ref{{Type: resource.RequestAuthentication, Name: "shop/tokens"}}, Waypoints: []string{"shop/a", "shop/b"},
+		}
+		on := memory{}.measure([]*translate.Policy{p}, test.fleet, time.Now())[p]
+		if on.required != 2 || on.inForce != test.inForce || !slices.Equal(on.waiting, test.waiting) {
+			t.Errorf("%s: %+v", name, on)
+		}
+		if c := inForce(p, on); c.Reason != test.reason || !strings.Contains(c.Message, "of 2 waypoints") {
+			t.Errorf("%s: %s: %s", name, c.Reason, c.Message)
+		}
 	}
 }

@@ -111,7 +111,7 @@ func (s *Server) admit(stream stream) (peer Peer, waypoint string, err error) {
 // allowed refuses what is not for the proxy: of what is for single waypoints, anything
 // but its own.
 func (c *connection) allowed(request *discovery.DeltaDiscoveryRequest, first bool) error {
-	if request.TypeUrl != resource.Binding && request.TypeUrl != resource.RequestPolicy {
+	if request.TypeUrl != resource.Binding && request.TypeUrl != resource.RequestPolicy && request.TypeUrl != resource.RequestAuthentication {
 		return nil
 	}
 	foreign := slices.ContainsFunc(request.ResourceNamesSubscribe, func(name string) bool { return name != c.waypoint })
@@ -241,7 +241,8 @@ func (c *connection) due(w *world) (responses []*response) {
 
 // isPolicy tells whether others name resources of a type.
 func isPolicy(typeURL string) bool {
-	return typeURL == resource.Authorization || typeURL == resource.EgressPolicy || typeURL == resource.RequestPolicy
+	return typeURL == resource.Authorization || typeURL == resource.EgressPolicy || typeURL == resource.RequestPolicy ||
+		typeURL == resource.RequestAuthentication
 }
 
 // namesPolicies tells whether resources of a type do so.

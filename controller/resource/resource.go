@@ -30,6 +30,8 @@ const (
 	EgressPolicy   = "type.googleapis.com/ambit.mesh.EgressPolicy"
 	Binding        = "type.googleapis.com/ambit.mesh.Binding"
 	RequestPolicy  = "type.googleapis.com/ambit.mesh.RequestPolicy"
+
+	RequestAuthentication = "type.googleapis.com/ambit.mesh.RequestAuthentication"
 )
 
 // versionBytes of the content hash are kept: enough that two contents of one

@@ -30,6 +30,8 @@ const (
 	AuthorizationPolicy PolicyKind = "AuthorizationPolicy"
 	EgressPolicy        PolicyKind = "EgressPolicy"
 	PeerAuthentication  PolicyKind = "PeerAuthentication"
+
+	RequestAuthentication PolicyKind = "RequestAuthentication"
 )
 
 // Reason why a policy is not in force as it is written, or does not do what its
@@ -76,6 +78,8 @@ type Policy struct {
 	// run there. The names are of Address resources that they need besides, those
 	// that say that the policy applies.
 	Nodes map[string][]string
+	// Waypoints are those that have to enforce it: namespace/name of their Gateways, sorted.
+	Waypoints []string
 }
 
 // Ref names a resource.
@@ -255,9 +259,6 @@ func (o *output) policies(in Input, pods *podIndex, services *serviceIndex, serv
 		slices.Sort(a.authorizations)
 		slices.Sort(a.egress)
 	}
-	slices.SortFunc(o.outcomes, func(a, b *Policy) int {
-		return cmp.Or(strings.Compare(string(a.Kind), string(b.Kind)), strings.Compare(a.key(), b.key()))
-	})
 	return t
 }
 

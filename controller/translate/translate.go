@@ -15,6 +15,8 @@
 //	              what a workload's node has to guard
 //	egress.go     EgressPolicy -> who may leave the mesh
 //	request.go    AuthorizationPolicy -> what a waypoint asks about clients and requests
+//	authentication.go
+//	              RequestAuthentication -> which tokens a waypoint takes
 //	waypoint.go   labels -> what is bound to which waypoint
 //	route.go routehttp.go routegrpc.go routefilter.go
 //	              routes -> what a waypoint does with requests for a Service
@@ -36,7 +38,10 @@
 package translate
 
 import (
+	"cmp"
 	"errors"
+	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -62,6 +67,8 @@ type Input struct {
 	PeerAuthentications   []*v1alpha1.PeerAuthentication
 	AuthorizationPolicies []*v1alpha1.AuthorizationPolicy
 	EgressPolicies        []*v1alpha1.EgressPolicy
+
+	RequestAuthentications []*v1alpha1.RequestAuthentication
 
 	Gateways []*gateway.Gateway
 	Routes   Routes
@@ -143,6 +150,7 @@ func Translate(in Input) (Result, error) {
 	policies := out.policies(in, pods, services, serving)
 
 	requests := indexRequests(in)
+	authentications := indexAuthentications(in, waypoints, services, policies.all, serving)
 	enforced := in.enforced()
 	for _, p := range pods.all {
 		out.guard(p, waypoints, policies, services, serving.ofPod[p], enforced)
@@ -154,7 +162,7 @@ func Translate(in Input) (Result, error) {
 		if names := requests.policiesAtWaypoints(p, waypoints, services, serving.ofPod[p]); len(names) > 0 {
 			w.Extensions = append(w.Extensions, extension(waypointPoliciesExtension, &mesh.WaypointPolicies{Names: names}))
 		}
-		out.bindPod(p, w, waypoints, nil)
+		out.bindPod(p, w, waypoints, authentications)
 		out.passes(p, w, waypoints, services)
 		out.workload(w)
 	}
@@ -167,11 +175,15 @@ func Translate(in Input) (Result, error) {
 		if waypoint, ok := waypoints.ofService(s); ok {
 			named = requests.forService(s.Service, waypoint)
 		}
-		out.bindService(s, waypoints, routes.of(s), named)
+		out.bindService(s, waypoints, routes.of(s), named, authentications)
 		out.service(s)
 	}
 	out.requests(requests)
+	out.authentications(authentications)
 	out.mesh(in)
+	slices.SortFunc(out.outcomes, func(a, b *Policy) int {
+		return cmp.Or(strings.Compare(string(a.Kind), string(b.Kind)), strings.Compare(a.key(), b.key()))
+	})
 	for _, b := range out.bound {
 		b.Enforced = enforced(b.Binder())
 	}

@@ -219,6 +219,8 @@ func readInput(t *testing.T, name string) Input {
 			in.AuthorizationPolicies = append(in.AuthorizationPolicies, o)
 		case *v1alpha1.EgressPolicy:
 			in.EgressPolicies = append(in.EgressPolicies, o)
+		case *v1alpha1.RequestAuthentication:
+			in.RequestAuthentications = append(in.RequestAuthentications, o)
 		case *corev1.ConfigMap: // settings that are not Kubernetes objects
 			in.Roots = append(in.Roots, o.Data["root"])
 			in.Config.PodRanges = strings.Fields(o.Data["podRanges"])
@@ -242,6 +244,8 @@ func render(t *testing.T, resources resource.Resources) []byte {
 				name = "Binding " + name
 			case resource.RequestPolicy:
 				name = "RequestPolicy " + name
+			case resource.RequestAuthentication:
+				name = "RequestAuthentication " + name
 			}
 			text, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(r.Message)
 			if err != nil {
@@ -278,6 +282,9 @@ func renderPolicies(policies []*Policy) []byte {
 		}
 		for _, r := range p.Resources {
 			fmt.Fprintf(&b, "; needs %s", r.Name)
+		}
+		for _, waypoint := range p.Waypoints {
+			fmt.Fprintf(&b, "; at %s", waypoint)
 		}
 		b.WriteString("\n")
 		for _, problem := range p.Problems {
@@ -349,6 +356,9 @@ func shuffle(random *rand.Rand, in *Input) {
 	})
 	random.Shuffle(len(in.EgressPolicies), func(i, j int) {
 		in.EgressPolicies[i], in.EgressPolicies[j] = in.EgressPolicies[j], in.EgressPolicies[i]
+	})
+	random.Shuffle(len(in.RequestAuthentications), func(i, j int) {
+		in.RequestAuthentications[i], in.RequestAuthentications[j] = in.RequestAuthentications[j], in.RequestAuthentications[i]
 	})
 	for _, s := range in.Slices {
 		random.Shuffle(len(s.Endpoints), func(i, j int) { s.Endpoints[i], s.Endpoints[j] = s.Endpoints[j], s.Endpoints[i] })

@@ -69,7 +69,7 @@ type Bound struct {
 }
 
 // bindService has clients of a Service go through its waypoint.
-func (o *output) bindService(s *service, w *waypoints, routes []*mesh.Route, policies []string) {
+func (o *output) bindService(s *service, w *waypoints, routes []*mesh.Route, policies []string, authentications *authentications) {
 	name, ok := w.ofService(s)
 	if !ok {
 		return
@@ -80,11 +80,12 @@ func (o *output) bindService(s *service, w *waypoints, routes []*mesh.Route, pol
 	}
 	o.bind("Service", s, name, w, s.uncaptured, s.key, &mesh.Binding{
 		Target: &mesh.Binding_Service{Service: s.key}, Waypoint: name.String(), Routes: routes, Policies: policies,
+		Authentications: authentications.forService(s, name), ClaimHeaders: authentications.claimHeaders(s, routes),
 	})
 }
 
 // bindPod has clients of a pod go through its waypoint.
-func (o *output) bindPod(p *pod, message *workload.Workload, w *waypoints, policies []string) {
+func (o *output) bindPod(p *pod, message *workload.Workload, w *waypoints, authentications *authentications) {
 	name, ok := w.ofPod(p)
 	if !ok {
 		return
@@ -98,7 +99,7 @@ func (o *output) bindPod(p *pod, message *workload.Workload, w *waypoints, polic
 		uncaptured = 1
 	}
 	o.bind("Pod", p, name, w, uncaptured, message.Uid, &mesh.Binding{
-		Target: &mesh.Binding_Workload{Workload: message.Uid}, Waypoint: name.String(), Policies: policies,
+		Target: &mesh.Binding_Workload{Workload: message.Uid}, Waypoint: name.String(), Authentications: authentications.forPod(p, name),
 	})
 }
 

@@ -18,6 +18,8 @@ type Policies struct {
 	PeerAuthentications   cache.ListerWatcher
 	AuthorizationPolicies cache.ListerWatcher
 	EgressPolicies        cache.ListerWatcher
+
+	RequestAuthentications cache.ListerWatcher
 }
 
 // policies are the informers of these.
@@ -25,6 +27,8 @@ type policies struct {
 	peerAuthentications   cache.SharedIndexInformer
 	authorizationPolicies cache.SharedIndexInformer
 	egressPolicies        cache.SharedIndexInformer
+
+	requestAuthentications cache.SharedIndexInformer
 }
 
 func newPolicies(from Policies, changed func()) (*policies, error) {
@@ -37,6 +41,7 @@ func newPolicies(from Policies, changed func()) (*policies, error) {
 		{from.PeerAuthentications, &v1alpha1.PeerAuthentication{}, &p.peerAuthentications},
 		{from.AuthorizationPolicies, &v1alpha1.AuthorizationPolicy{}, &p.authorizationPolicies},
 		{from.EgressPolicies, &v1alpha1.EgressPolicy{}, &p.egressPolicies},
+		{from.RequestAuthentications, &v1alpha1.RequestAuthentication{}, &p.requestAuthentications},
 	} {
 		if kind.source == nil {
 			return nil, fmt.Errorf("watch %T: no source", kind.example)
@@ -67,7 +72,7 @@ func samePolicy(old, new any) bool {
 }
 
 func (p *policies) all() []cache.SharedIndexInformer {
-	return []cache.SharedIndexInformer{p.peerAuthentications, p.authorizationPolicies, p.egressPolicies}
+	return []cache.SharedIndexInformer{p.peerAuthentications, p.authorizationPolicies, p.egressPolicies, p.requestAuthentications}
 }
 
 // PolicyObjects are all policies of a cluster. They are shared: nobody may
@@ -76,14 +81,17 @@ type PolicyObjects struct {
 	PeerAuthentications   []*v1alpha1.PeerAuthentication
 	AuthorizationPolicies []*v1alpha1.AuthorizationPolicy
 	EgressPolicies        []*v1alpha1.EgressPolicy
+
+	RequestAuthentications []*v1alpha1.RequestAuthentication
 }
 
 // Policies returns what is there now.
 func (s *Sources) Policies() (o PolicyObjects, err error) {
-	var errs [3]error
+	var errs [4]error
 	o.PeerAuthentications, errs[0] = list[*v1alpha1.PeerAuthentication](s.policies.peerAuthentications)
 	o.AuthorizationPolicies, errs[1] = list[*v1alpha1.AuthorizationPolicy](s.policies.authorizationPolicies)
 	o.EgressPolicies, errs[2] = list[*v1alpha1.EgressPolicy](s.policies.egressPolicies)
+	o.RequestAuthentications, errs[3] = list[*v1alpha1.RequestAuthentication](s.policies.requestAuthentications)
 	return o, errors.Join(errs[:]...)
 }
 

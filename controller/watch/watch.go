@@ -96,6 +96,7 @@ func New(client kubernetes.Interface, from Policies, gateways GatewayAPI, change
 		{"peer authentications", policies.peerAuthentications.GetStore(), listFrom(from.PeerAuthentications)},
 		{"authorization policies", policies.authorizationPolicies.GetStore(), listFrom(from.AuthorizationPolicies)},
 		{"egress policies", policies.egressPolicies.GetStore(), listFrom(from.EgressPolicies)},
+		{"request authentications", policies.requestAuthentications.GetStore(), listFrom(from.RequestAuthentications)},
 	}
 	tell := cache.ResourceEventHandlerFuncs{
 		AddFunc: func(any) { changed() },

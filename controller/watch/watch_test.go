@@ -34,7 +34,7 @@ func noPolicies(t *testing.T) Policies {
 		t.Cleanup(s.Shutdown)
 		return s
 	}
-	return Policies{PeerAuthentications: source(), AuthorizationPolicies: source(), EgressPolicies: source()}
+	return Policies{PeerAuthentications: source(), AuthorizationPolicies: source(), EgressPolicies: source(), RequestAuthentications: source()}
 }
 
 // noGateways are sources of a cluster without Gateways and routes.
@@ -102,9 +102,10 @@ func TestNotSyncedWithoutPolicies(t *testing.T) {
 		WatchFunc: func(metav1.ListOptions) (kubewatch.Interface, error) { return nil, context.DeadlineExceeded },
 	}
 	for name, without := range map[string]func(*Policies, cache.ListerWatcher){
-		"PeerAuthentications":   func(p *Policies, l cache.ListerWatcher) { p.PeerAuthentications = l },
-		"AuthorizationPolicies": func(p *Policies, l cache.ListerWatcher) { p.AuthorizationPolicies = l },
-		"EgressPolicies":        func(p *Policies, l cache.ListerWatcher) { p.EgressPolicies = l },
+		"PeerAuthentications":    func(p *Policies, l cache.ListerWatcher) { p.PeerAuthentications = l },
+		"AuthorizationPolicies":  func(p *Policies, l cache.ListerWatcher) { p.AuthorizationPolicies = l },
+		"EgressPolicies":         func(p *Policies, l cache.ListerWatcher) { p.EgressPolicies = l },
+		"RequestAuthentications": func(p *Policies, l cache.ListerWatcher) { p.RequestAuthentications = l },
 	} {
 		policies := noPolicies(t)
 		without(&policies, refused)

@@ -37,6 +37,8 @@ const (
 	EgressPolicyType   = "type.googleapis.com/ambit.mesh.EgressPolicy"
 	RequestPolicyType  = "type.googleapis.com/ambit.mesh.RequestPolicy"
 	BindingType        = "type.googleapis.com/ambit.mesh.Binding"
+
+	RequestAuthenticationType = "type.googleapis.com/ambit.mesh.RequestAuthentication"
 )
 
 // Types lists all of them, in the order in which a client asks for them: what
@@ -45,11 +47,11 @@ var Types = [...]string{ConfigType, TrustBundleType, RevocationListType, Namespa
 
 // WaypointTypes are those of them and those that only waypoints ask for, in order.
 var WaypointTypes = [...]string{ConfigType, TrustBundleType, RevocationListType, NamespaceType, AuthorizationType, EgressPolicyType,
-	RequestPolicyType, BindingType, AddressType}
+	RequestAuthenticationType, RequestPolicyType, BindingType, AddressType}
 
 // IsWaypointType tells whether only waypoints ask for a type, each for what is its own.
 func IsWaypointType(typeURL string) bool {
-	return typeURL == RequestPolicyType || typeURL == BindingType
+	return typeURL == RequestAuthenticationType || typeURL == RequestPolicyType || typeURL == BindingType
 }
 
 // WaypointAlias is the key under which a waypoint, the Gateway of this name, asks

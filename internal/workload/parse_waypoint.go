@@ -21,6 +21,11 @@ type Binding struct {
 	Key string
 	// Policies names the RequestPolicies for all of it, sorted.
 	Policies []string
+	// Authentications names the RequestAuthentications for all of it, sorted.
+	Authentications []string
+	// ClaimHeaders are fields that clients may not send, besides those that
+	// Authentications say.
+	ClaimHeaders []string
 	// Routes as they came: what a rule means, and what of it means nothing, is for
 	// who routes. What cannot be read is answered with an error, for what it matches.
 	Routes []*mesh.Route
@@ -28,7 +33,7 @@ type Binding struct {
 
 // parseBinding reads b, which the controller named name.
 func parseBinding(name string, b *mesh.Binding) (*Binding, error) {
-	out := &Binding{Key: name, Routes: b.GetRoutes()}
+	out := &Binding{Key: name, Routes: b.GetRoutes(), ClaimHeaders: b.GetClaimHeaders()}
 	var key string
 	switch target := b.GetTarget().(type) {
 	case *mesh.Binding_Service:
@@ -59,7 +64,10 @@ func parseBinding(name string, b *mesh.Binding) (*Binding, error) {
 		}
 	}
 	var err error
-	out.Policies, err = policyNames("policies", b.GetPolicies(), maxRequestPolicies)
+	if out.Policies, err = policyNames("policies", b.GetPolicies(), maxRequestPolicies); err != nil {
+		return nil, err
+	}
+	out.Authentications, err = policyNames("authentications", b.GetAuthentications(), maxRequestPolicies)
 	return out, err
 }
 
@@ -70,4 +78,13 @@ func parseRequestPolicy(name string, p *mesh.RequestPolicy) (*mesh.RequestPolicy
 		return nil, fmt.Errorf("namespace, name: %q, want the resource's name", key)
 	}
 	return p, nil
+}
+
+// parseRequestAuthentication reads a, which the controller named name. What it says is
+// for who verifies tokens: what cannot be read of it refuses them.
+func parseRequestAuthentication(name string, a *mesh.RequestAuthentication) (*mesh.RequestAuthentication, error) {
+	if key := a.GetNamespace() + "/" + a.GetName(); key != name || strings.Contains(a.GetName(), "/") {
+		return nil, fmt.Errorf("namespace, name: %q, want the resource's name", key)
+	}
+	return a, nil
 }

@@ -30,7 +30,10 @@ type Snapshot struct {
 	egress         map[string]named[*EgressPolicy]
 	requests       map[string]named[*mesh.RequestPolicy]
 	bindings       map[string]named[*Binding]
-	config         meshConfig
+
+	authentications map[string]named[*mesh.RequestAuthentication]
+
+	config meshConfig
 
 	rejected map[string]Rejection
 	partial  bool
@@ -189,6 +192,24 @@ func (s *Snapshot) RequestPolicy(name string) (*mesh.RequestPolicy, bool) {
 	return found.value, ok
 }
 
+// RequestAuthentication finds what says which tokens requests may bear, by
+// namespace/name; only waypoints have any. It must not be changed.
+func (s *Snapshot) RequestAuthentication(name string) (*mesh.RequestAuthentication, bool) {
+	found, ok := s.authentications[name]
+	return found.value, ok
+}
+
+// RequestAuthentications yields all of them, in no order.
+func (s *Snapshot) RequestAuthentications() iter.Seq[*mesh.RequestAuthentication] {
+	return func(yield func(*mesh.RequestAuthentication) bool) {
+		for _, found := range s.authentications {
+			if !yield(found.value) {
+				return
+			}
+		}
+	}
+}
+
 // Rejected lists the resources that could not be read, sorted by type and name.
 func (s *Snapshot) Rejected() []Rejection {
 	out := make([]Rejection, 0, len(s.rejected))
@@ -215,6 +236,8 @@ func (s *Snapshot) Count(typeURL string) int {
 		return len(s.egress)
 	case RequestPolicyType:
 		return len(s.requests)
+	case RequestAuthenticationType:
+		return len(s.authentications)
 	case BindingType:
 		return len(s.bindings)
 	case ConfigType:

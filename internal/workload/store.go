@@ -89,6 +89,8 @@ func (s *Store) Apply(d Delta) (rejected []Rejection) {
 			next.egress, rejected = applyNamed(&e, d, next.egress, func() *mesh.EgressPolicy { return &mesh.EgressPolicy{} }, parseEgressPolicy)
 		case RequestPolicyType:
 			next.requests, rejected = applyNamed(&e, d, next.requests, func() *mesh.RequestPolicy { return &mesh.RequestPolicy{} }, parseRequestPolicy)
+		case RequestAuthenticationType:
+			next.authentications, rejected = applyNamed(&e, d, next.authentications, func() *mesh.RequestAuthentication { return &mesh.RequestAuthentication{} }, parseRequestAuthentication)
 		case BindingType:
 			next.bindings, rejected = applyNamed(&e, d, next.bindings, func() *mesh.Binding { return &mesh.Binding{} }, parseBinding)
 		case ConfigType:

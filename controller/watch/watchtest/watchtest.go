@@ -14,6 +14,8 @@ type Policies struct {
 	PeerAuthentications   *cachetest.FakeControllerSource
 	AuthorizationPolicies *cachetest.FakeControllerSource
 	EgressPolicies        *cachetest.FakeControllerSource
+
+	RequestAuthentications *cachetest.FakeControllerSource
 }
 
 // New returns none.
@@ -22,6 +24,8 @@ func New() *Policies {
 		PeerAuthentications:   cachetest.NewFakeControllerSource(),
 		AuthorizationPolicies: cachetest.NewFakeControllerSource(),
 		EgressPolicies:        cachetest.NewFakeControllerSource(),
+
+		RequestAuthentications: cachetest.NewFakeControllerSource(),
 	}
 }
 
@@ -31,12 +35,14 @@ func (p *Policies) Sources() watch.Policies {
 		PeerAuthentications:   p.PeerAuthentications,
 		AuthorizationPolicies: p.AuthorizationPolicies,
 		EgressPolicies:        p.EgressPolicies,
+
+		RequestAuthentications: p.RequestAuthentications,
 	}
 }
 
 // Close ends what they serve.
 func (p *Policies) Close() {
-	for _, source := range []*cachetest.FakeControllerSource{p.PeerAuthentications, p.AuthorizationPolicies, p.EgressPolicies} {
+	for _, source := range []*cachetest.FakeControllerSource{p.PeerAuthentications, p.AuthorizationPolicies, p.EgressPolicies, p.RequestAuthentications} {
 		source.Shutdown()
 	}
 }

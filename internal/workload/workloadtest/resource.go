@@ -21,7 +21,7 @@ import (
 
 // Resource of a message: *api.Workload, *api.Service, *mesh.Config,
 // *mesh.TrustBundle, *mesh.RevocationList, *mesh.Namespace, *mesh.EgressPolicy,
-// *mesh.Binding, *mesh.RequestPolicy or *security.Authorization. Its version is a hash of its contents.
+// *mesh.Binding, *mesh.RequestPolicy, *mesh.RequestAuthentication or *security.Authorization. Its version is a hash of its contents.
 func Resource(t testing.TB, message proto.Message) workload.Resource {
 	t.Helper()
 	var (
@@ -55,6 +55,8 @@ func Resource(t testing.TB, message proto.Message) workload.Resource {
 	case *mesh.Binding:
 		name = m.GetService() + m.GetWorkload() // one of the two
 	case *mesh.RequestPolicy:
+		name = m.GetNamespace() + "/" + m.GetName()
+	case *mesh.RequestAuthentication:
 		name = m.GetNamespace() + "/" + m.GetName()
 	case *security.Authorization:
 		name = m.GetNamespace() + "/" + m.GetName()

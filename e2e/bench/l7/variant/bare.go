@@ -136,6 +136,11 @@ func (b *bare) serve() error {
 	}
 }
 
+// Authenticate has nothing to verify.
+func (b *bare) Authenticate(context.Context, *workload.Snapshot, *target.Target, *exchange.Request, time.Time) error {
+	return nil
+}
+
 // Request is exchange.Policies': there is none.
 func (*bare) Request(*workload.Snapshot, *target.Target, target.Client, *exchange.Request, *workload.Workload, netip.AddrPort) error {
 	return nil

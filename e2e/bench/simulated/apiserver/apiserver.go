@@ -102,6 +102,8 @@ func New() *Server {
 		"peerauthentications":   v1alpha1.GroupVersion.WithKind("PeerAuthentication"),
 		"authorizationpolicies": v1alpha1.GroupVersion.WithKind("AuthorizationPolicy"),
 		"egresspolicies":        v1alpha1.GroupVersion.WithKind("EgressPolicy"),
+
+		"requestauthentications": v1alpha1.GroupVersion.WithKind("RequestAuthentication"),
 	} {
 		s.kinds[resource] = &kind{GroupVersionKind: gvk, resource: resource, objects: make(map[string]runtime.Object)}
 	}
