@@ -42,11 +42,19 @@ var rules = []rule{
 		reason: "connecting endpoints is below what asks for it",
 	},
 	{
+		from: []string{"internal/jwt"}, to: []string{"net", "net/http", "os", "sync", "api", "internal/workload"},
+		reason: "whether a token is good is a pure function of it and of keys: no I/O",
+	},
+	{
+		from: []string{"waypoint/jwks"}, to: []string{"waypoint/exchange", "waypoint/server", "waypoint/upstream", "internal/workload"},
+		reason: "fetching keys knows neither requests nor the mesh: the way to a Service is given to it",
+	},
+	{
 		from: []string{"waypoint/target"}, to: []string{"net", "os", "time", "sync", "internal/feed", "internal/hbone", "internal/certs"},
 		reason: "what an address stands for is found in a snapshot: no I/O, no clock, no lock",
 	},
 	{
-		from:   []string{"waypoint/request", "waypoint/route", "waypoint/filter", "waypoint/policy", "waypoint/session"},
+		from:   []string{"waypoint/request", "waypoint/route", "waypoint/filter", "waypoint/policy", "waypoint/session", "waypoint/token"},
 		to:     []string{"net", "os", "sync", "internal/feed", "internal/hbone", "internal/certs", "internal/workload", "waypoint/exchange", "waypoint/server", "waypoint/upstream", "waypoint/target"},
 		reason: "what becomes of a request is a pure function of it and of what applies: no I/O, no lock, no model of the mesh",
 	},

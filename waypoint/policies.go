@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"sync"
+	"time"
 
 	"github.com/ambit-mesh/ambit/api/mesh"
 	"github.com/ambit-mesh/ambit/internal/conns"
@@ -17,6 +19,7 @@ import (
 
 // policies decides by RequestPolicies.
 type policies struct {
+	tokens *tokens
 	logger *slog.Logger
 
 	mu sync.Mutex
@@ -27,21 +30,28 @@ type policies struct {
 // maxCompiled bounds what is kept of snapshots that are over.
 const maxCompiled = 4096
 
-func newPolicies(logger *slog.Logger) *policies {
-	return &policies{logger: logger, compiled: map[*mesh.RequestPolicy]*policy.Policy{}}
+func newPolicies(tokens *tokens, logger *slog.Logger) *policies {
+	return &policies{tokens: tokens, logger: logger, compiled: map[*mesh.RequestPolicy]*policy.Policy{}}
 }
 
 // Connection is server.Policies'.
 func (p *policies) Connection(s *workload.Snapshot, t *target.Target, c target.Client, endpoint *workload.Workload, at netip.AddrPort) error {
-	return p.both(s, t, subject(c, nil, at), endpoint)
+	return p.both(s, t, subject(c, nil, at), nil, endpoint)
+}
+
+// Authenticate is exchange.Policies'.
+func (p *policies) Authenticate(ctx context.Context, s *workload.Snapshot, t *target.Target, r *exchange.Request, began time.Time) error {
+	return p.tokens.authenticate(ctx, s, t, r, began)
 }
 
 // Request is exchange.Policies'.
 func (p *policies) Request(s *workload.Snapshot, t *target.Target, c target.Client, r *exchange.Request, endpoint *workload.Workload, at netip.AddrPort) error {
 	if endpoint == nil {
-		return p.judge(s, t.Binding.Policies, subject(c, &r.Seen, netip.AddrPort{}))
+		of := subject(c, &r.Seen, netip.AddrPort{})
+		of.Claims = p.tokens.claims(s, r, bound(t))
+		return p.judge(s, t.Binding.Policies, of)
 	}
-	return p.both(s, t, subject(c, &r.Seen, at), endpoint)
+	return p.both(s, t, subject(c, &r.Seen, at), r, endpoint)
 }
 
 func subject(c target.Client, r *request.Request, at netip.AddrPort) *policy.Subject {
@@ -49,10 +59,12 @@ func subject(c target.Client, r *request.Request, at netip.AddrPort) *policy.Sub
 }
 
 // both asks those of what is bound once more: some of them depend on the endpoint.
-func (p *policies) both(s *workload.Snapshot, t *target.Target, subject *policy.Subject, endpoint *workload.Workload) error {
+func (p *policies) both(s *workload.Snapshot, t *target.Target, subject *policy.Subject, r *exchange.Request, endpoint *workload.Workload) error {
+	subject.Claims = p.tokens.claims(s, r, bound(t))
 	if err := p.judge(s, t.Binding.Policies, subject); err != nil {
 		return err
 	}
+	subject.Claims = p.tokens.claims(s, r, p.tokens.atEndpoint(s, endpoint))
 	return p.judge(s, endpoint.WaypointPolicies, subject)
 }
 

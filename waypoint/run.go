@@ -23,6 +23,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/waypoint/exchange"
+	"github.com/ambit-mesh/ambit/waypoint/jwks"
 	"github.com/ambit-mesh/ambit/waypoint/server"
 	"github.com/ambit-mesh/ambit/waypoint/upstream"
 )
@@ -66,6 +67,8 @@ type waypoint struct {
 	conns     *conns.Registry
 	endpoints *endpoints.Registry
 	upstream  *upstream.Opener
+	keys      *jwks.Store
+	tokens    *tokens
 	policies  *policies
 	engine    *exchange.Engine
 	server    *server.Server
@@ -131,12 +134,16 @@ func (w *waypoint) composeController() error {
 
 // composeTraffic: what happens to connections.
 func (w *waypoint) composeTraffic(listener *net.TCPListener) error {
-	w.policies = newPolicies(w.logger)
 	w.conns = conns.New(conns.Config{Logger: w.logger, Registerer: w.metrics.Registry})
 	w.endpoints = endpoints.New(endpoints.Config{Logger: w.logger, Registerer: w.metrics.Registry})
 	w.upstream = upstream.New(upstream.Config{
 		Self: w.self, TLS: w.clientTLS, Trust: w.certs, Endpoints: w.endpoints, PoolMetrics: pool.NewMetrics(w.metrics.Registry), Logger: w.logger,
 	})
+	w.keys = jwks.New(jwks.Config{
+		Mesh: issuers{snapshot: w.store.Snapshot, self: w.self, upstream: w.upstream}, Logger: w.logger, Registerer: w.metrics.Registry,
+	})
+	w.tokens = newTokens(w.settings.PodNamespace, w.keys, w.logger)
+	w.policies = newPolicies(w.tokens, w.logger)
 	var err error
 	w.engine, err = exchange.New(exchange.Config{
 		Snapshot: w.store.Snapshot, Self: w.self, Policies: w.policies, Router: newRouter(w.logger), Upstream: w.upstream,
@@ -175,6 +182,8 @@ func (w *waypoint) run(running, force context.Context) error {
 	part(&group, ctx, "certificates", w.certs.Run)
 	group.Go(func() { w.followBundle(ctx) })
 	part(&group, ctx, "requests", w.engine.Run)
+	part(&group, ctx, "keys", w.keys.Run)
+	part(&group, ctx, "tokens", func(ctx context.Context) error { return w.tokens.run(ctx, w.store.Snapshot) })
 	part(&traffic, serving, "server", w.server.Run)
 
 	select {

@@ -59,7 +59,7 @@ func (c *controller) DeltaAggregatedResources(g discovery.AggregatedDiscoverySer
 		if request.GetResponseNonce() != "" {
 			continue
 		}
-		own := request.GetTypeUrl() == workload.BindingType || request.GetTypeUrl() == workload.RequestPolicyType
+		own := workload.IsWaypointType(request.GetTypeUrl())
 		if names := request.GetResourceNamesSubscribe(); own && (len(names) != 1 || names[0] != "waypoint/shop/way") {
 			c.t.Errorf("%s asked for by %v", request.GetTypeUrl(), names)
 		}

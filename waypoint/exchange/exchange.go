@@ -47,6 +47,10 @@ import (
 
 // Policies decides by RequestPolicies.
 type Policies interface {
+	// Authenticate verifies the token of a request that began at a moment, if it bears
+	// one, and leaves in it what may be seen and go on. Its error is always a
+	// *conns.Failure.
+	Authenticate(ctx context.Context, s *workload.Snapshot, t *target.Target, r *Request, began time.Time) error
 	// Request judges one for what is bound, with endpoint nil, and for the endpoint
 	// that was chosen. Its error is always a *conns.Failure.
 	Request(s *workload.Snapshot, t *target.Target, c target.Client, r *Request, endpoint *workload.Workload, at netip.AddrPort) error
@@ -271,6 +275,14 @@ func (x *exchange) run() {
 		return
 	}
 	x.target = to
+	ctx := x.client.cut
+	if x.request.ctx != nil {
+		ctx = x.request.ctx
+	}
+	if err := e.cfg.Policies.Authenticate(ctx, x.snapshot, to, x.request, x.started); err != nil {
+		x.refuse(err)
+		return
+	}
 	if err := e.cfg.Policies.Request(x.snapshot, to, s.Client, x.request, nil, netip.AddrPort{}); err != nil {
 		x.refuse(err)
 		return
@@ -279,10 +291,6 @@ func (x *exchange) run() {
 	if a := x.plan.Answer; a != nil {
 		x.answer(a.Status, a.Flag, a.Detail, a.Fields)
 		return
-	}
-	ctx := x.client.cut
-	if x.request.ctx != nil {
-		ctx = x.request.ctx
 	}
 	if x.plan.Timeout > 0 {
 		var cancel context.CancelFunc
@@ -428,7 +436,11 @@ func (x *exchange) speaksSecond(port workload.Port) bool {
 func (x *exchange) refuse(err error) {
 	reason := conns.ReasonOf(err)
 	status, flag := verdictOf(reason)
-	x.answer(status, flag, string(reason)+": "+err.Error(), nil)
+	var fields []http1.Field
+	if reason == Unauthenticated { // RFC 6750 section 3
+		fields = []http1.Field{{Name: "www-authenticate", Value: `Bearer error="invalid_token"`}}
+	}
+	x.answer(status, flag, string(reason)+": "+err.Error(), fields)
 }
 
 // answer is a response of the waypoint's own: a status and hardly a word, since what

@@ -85,6 +85,11 @@ func (r *rig) Request(_ *workload.Snapshot, _ *target.Target, _ target.Client, q
 	return nil
 }
 
+// Authenticate is exchange.Policies'.
+func (r *rig) Authenticate(context.Context, *workload.Snapshot, *target.Target, *exchange.Request, time.Time) error {
+	return nil
+}
+
 // Connection is server.Policies'.
 func (r *rig) Connection(*workload.Snapshot, *target.Target, target.Client, *workload.Workload, netip.AddrPort) error {
 	return nil

@@ -25,6 +25,7 @@ const (
 	flagMalformed    Flag = "DPE"
 	flagDenied       Flag = "RBAC"
 	flagNotKnown     Flag = "NC"
+	flagNotProven    Flag = "UAEX"
 	// Invalid: what the route says cannot be carried out.
 	Invalid Flag = "INV"
 )
@@ -34,7 +35,10 @@ const (
 	clientGone       conns.Reason = "ClientGone"
 	upstreamGone     conns.Reason = "UpstreamGone"
 	upstreamProtocol conns.Reason = "UpstreamProtocol"
-	badRequest       conns.Reason = "BadRequest"
+	// BadRequest: it could be read in two ways.
+	BadRequest conns.Reason = "BadRequest"
+	// Unauthenticated: it bears a token that is no good.
+	Unauthenticated conns.Reason = "Unauthenticated"
 )
 
 // verdictOf is the answer to a request that does not go on. A status of 0 means that
@@ -55,7 +59,9 @@ func verdictOf(reason conns.Reason) (status int, flag Flag) {
 		return http.StatusServiceUnavailable, flagUpstreamGone
 	case upstreamProtocol:
 		return http.StatusBadGateway, flagProtocol
-	case badRequest:
+	case Unauthenticated:
+		return http.StatusUnauthorized, flagNotProven
+	case BadRequest:
 		return http.StatusBadRequest, flagMalformed
 	}
 	return http.StatusServiceUnavailable, flagUnreachable

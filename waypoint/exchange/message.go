@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/ambit-mesh/ambit/waypoint/http1"
 	"github.com/ambit-mesh/ambit/waypoint/request"
+	"github.com/ambit-mesh/ambit/waypoint/token"
 )
 
 // Request is one, without what is the connection's alone.
@@ -20,6 +22,8 @@ type Request struct {
 	// Path with its query, as it goes on.
 	Path   string
 	Fields []http1.Field
+	// Proof is what the request's token proved; nil for none.
+	Proof *token.Proof
 	// Upgrade is the protocol that the client wants to switch to; empty for none.
 	Upgrade string
 	// Version of HTTP that the client speaks: 1 or 2.
@@ -54,6 +58,18 @@ func (r *Request) see() error {
 	r.Seen = seen
 	r.Authority, r.Path, r.Fields = seen.Authority(), seen.Target(), seen.Fields
 	return nil
+}
+
+// Change puts others in place of the fields and the query, for everybody. Of what comes
+// after the body, fields that are forged are left out.
+func (r *Request) Change(fields []http1.Field, query string, forged func(name string) bool) {
+	r.Seen.Fields, r.Seen.Query = fields, query
+	r.Fields, r.Path = fields, r.Seen.Target()
+	if after := r.trailers; after != nil {
+		r.trailers = func() []http1.Field {
+			return slices.DeleteFunc(slices.Clone(after()), func(f http1.Field) bool { return forged(f.Name) })
+		}
+	}
 }
 
 // Field is the first value of a field; its name is in lower case.

@@ -263,6 +263,9 @@ func (c *condition) token(s *Subject) answer {
 	}
 	switch v := value.(type) {
 	case string:
+		if spaced := len(c.claim) == 1 && (c.claim[0] == "scope" || c.claim[0] == "permission"); spaced && strings.Contains(v, " ") {
+			return max(c.text(v), c.oneOf(strings.Fields(v))) // RFC 8693 section 4.2: a list
+		}
 		return c.text(v)
 	case []any:
 		list := make([]string, 0, len(v))
