@@ -6,53 +6,86 @@ import (
 	"sync"
 	"time"
 
+	"k8s.io/apimachinery/pkg/types"
+
 	"github.com/ambit-mesh/ambit/controller/translate"
 )
 
-// enforceAfter is how long enforcing a binding waits for nodes that do not
-// acknowledge it: their clients are refused then, until they have heard of it.
-const enforceAfter = 30 * time.Second
+// stageAfter is how long a binding waits for nodes that do not acknowledge a stage, and
+// for a waypoint that is not ready: their clients are refused from then on, until they
+// have heard of it, and it is.
+const stageAfter = 30 * time.Second
 
-// bindings know which of them are enforced: a client that has not heard of a
-// waypoint yet goes straight to what is behind it, and is kept away only once all
-// nodes have. What is bound when the process begins may have been enforced by the
-// one before, and is. An enforced one is in force once all nodes have heard of that too.
+// bindings know how far each of them is, so that no new connection fails of one that
+// comes or goes: a waypoint has to know what it is to stand before, and nodes whose word
+// they have to take, before any client comes through it; and whoever goes straight to
+// what is behind it is kept away only once no client does so any more. What is bound
+// when the process begins may have been enforced by the one before, and is.
 type bindings struct {
 	// Fixed after newBindings.
-	acked   func(publication uint64) bool
-	changed func() // one is enforced from now on
-	settled func() // one is in force
+	acked   func(publication uint64) bool                           // by every node
+	held    func(waypoint types.NamespacedName, target string) bool // by every pod of it, one at least
+	changed func()                                                  // one is at another stage
+	settled func()                                                  // one is in force
 	now     func() time.Time
 	wake    chan struct{} // capacity 1
 
 	mu sync.Mutex
 	// Guarded by mu.
-	begun   bool
-	waiting map[translate.Binder]announced
-	holds   map[translate.Binder]bool   // enforced
-	closing map[translate.Binder]uint64 // the first publication in which it is enforced
-	inForce map[translate.Binder]bool
+	begun    bool
+	states   map[translate.Binder]*bindingState
+	byTarget map[bindingTarget]translate.Binder
 }
 
-// announced is a binding that is not enforced yet.
-type announced struct {
+// bindingTarget is what is bound.
+type bindingTarget struct{ kind, namespace, name string }
+
+func targetOf(b translate.Binder) bindingTarget {
+	return bindingTarget{b.Kind, b.Namespace, b.Name}
+}
+
+// bindingState is how far one is.
+type bindingState struct {
+	stage translate.Stage
+	since time.Time
+	// publication is the first one that has it at its stage; 0: none yet.
 	publication uint64
-	since       time.Time
+	// inForce: it is enforced, and every node has heard of that.
+	inForce bool
+	// bound is what was published of it last.
+	bound *translate.Bound
 }
 
-func newBindings(acked func(publication uint64) bool, changed, settled func()) *bindings {
+func newBindings(acked func(publication uint64) bool, held func(types.NamespacedName, string) bool, changed, settled func()) *bindings {
 	return &bindings{
-		acked: acked, changed: changed, settled: settled, now: time.Now, wake: make(chan struct{}, 1),
-		waiting: make(map[translate.Binder]announced), holds: make(map[translate.Binder]bool),
-		closing: make(map[translate.Binder]uint64), inForce: make(map[translate.Binder]bool),
+		acked: acked, held: held, changed: changed, settled: settled, now: time.Now, wake: make(chan struct{}, 1),
+		states: make(map[translate.Binder]*bindingState), byTarget: make(map[bindingTarget]translate.Binder),
 	}
 }
 
-// enforced is translate.Input.Enforced. Before the first publication, all are.
-func (b *bindings) enforced(binder translate.Binder) bool {
+// Stage is translate.Bindings'. Before the first publication all are enforced; and so is
+// what changes from one waypoint to another, for it must not be open meanwhile.
+func (b *bindings) Stage(binder translate.Binder) translate.Stage {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return !b.begun || b.holds[binder]
+	if s := b.states[binder]; s != nil {
+		return s.stage
+	}
+	if _, changes := b.byTarget[targetOf(binder)]; changes || !b.begun {
+		return translate.Enforced
+	}
+	return translate.Announced
+}
+
+// Leaving is translate.Bindings'.
+func (b *bindings) Leaving(kind, namespace, name string) (translate.Binder, translate.Stage, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	binder, ok := b.byTarget[bindingTarget{kind, namespace, name}]
+	if !ok {
+		return translate.Binder{}, 0, false
+	}
+	return binder, b.states[binder].stage, true
 }
 
 // isInForce tells whether every node sends the clients of a binding to its waypoint,
@@ -60,42 +93,43 @@ func (b *bindings) enforced(binder translate.Binder) bool {
 func (b *bindings) isInForce(binder translate.Binder) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.inForce[binder]
+	s := b.states[binder]
+	return s != nil && s.inForce
 }
 
 // published tells what is bound in a publication.
 func (b *bindings) published(bound []*translate.Bound, publication uint64) {
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	present := make(map[translate.Binder]bool, len(bound))
 	for _, one := range bound {
+		if one.Stage == 0 {
+			continue
+		}
 		binder := one.Binder()
 		present[binder] = true
-		_, waits := b.waiting[binder]
-		_, closes := b.closing[binder]
-		switch {
-		case !b.begun:
-			b.holds[binder] = true
-			b.closing[binder] = publication
-		case one.Enforced && !closes && !b.inForce[binder]:
-			b.closing[binder] = publication
-		case !waits && !b.holds[binder]:
-			b.waiting[binder] = announced{publication, b.now()}
+		s := b.states[binder]
+		if s == nil {
+			s = &bindingState{stage: one.Stage, since: b.now()}
+			b.states[binder], b.byTarget[targetOf(binder)] = s, binder
+		}
+		s.bound = one
+		if s.publication == 0 && s.stage == one.Stage {
+			s.publication = publication
 		}
 	}
-	for _, forget := range []map[translate.Binder]bool{b.holds, b.inForce} {
-		maps.DeleteFunc(forget, func(binder translate.Binder, _ bool) bool { return !present[binder] })
-	}
-	maps.DeleteFunc(b.closing, func(binder translate.Binder, _ uint64) bool { return !present[binder] })
-	maps.DeleteFunc(b.waiting, func(binder translate.Binder, _ announced) bool { return !present[binder] })
+	maps.DeleteFunc(b.states, func(binder translate.Binder, _ *bindingState) bool { return !present[binder] })
+	maps.DeleteFunc(b.byTarget, func(_ bindingTarget, binder translate.Binder) bool { return !present[binder] })
 	b.begun = true
-	wait := len(b.waiting)+len(b.closing) > 0
-	b.mu.Unlock()
-	if wait {
-		b.answered() // nodes that lack nothing have acknowledged it
+	for _, s := range b.states {
+		if !s.inForce || s.bound.Leaving {
+			b.answered() // who lacks nothing has acknowledged it
+			return
+		}
 	}
 }
 
-// answered tells that nodes may have come further. It never blocks.
+// answered tells that nodes or waypoints may have come further. It never blocks.
 func (b *bindings) answered() {
 	select {
 	case b.wake <- struct{}{}:
@@ -103,9 +137,9 @@ func (b *bindings) answered() {
 	}
 }
 
-// run enforces what every node has heard of, until ctx ends.
+// run takes bindings on until ctx ends.
 func (b *bindings) run(ctx context.Context) error {
-	ticker := time.NewTicker(enforceAfter / 4)
+	ticker := time.NewTicker(stageAfter / 4)
 	defer ticker.Stop()
 	for {
 		select {
@@ -118,29 +152,58 @@ func (b *bindings) run(ctx context.Context) error {
 	}
 }
 
-// check enforces what every node has heard of by now.
+// check takes every binding on that has come far enough.
 func (b *bindings) check() {
 	b.mu.Lock()
-	enforced, settled := false, false
-	for binder, one := range b.waiting {
-		if b.acked(one.publication) || b.now().Sub(one.since) >= enforceAfter {
-			delete(b.waiting, binder)
-			b.holds[binder] = true
-			enforced = true
+	known := make(map[uint64]bool)
+	acked := func(publication uint64) bool {
+		is, asked := known[publication]
+		if !asked {
+			is = b.acked(publication)
+			known[publication] = is
 		}
+		return is
 	}
-	for binder, publication := range b.closing {
-		if b.acked(publication) {
-			delete(b.closing, binder)
-			b.inForce[binder] = true
-			settled = true
+	changed, settled := false, false
+	for binder, s := range b.states {
+		if s.publication == 0 || s.inForce && !s.bound.Leaving {
+			continue
+		}
+		next, inForce := s.next(acked, b.held, b.now().Sub(s.since) >= stageAfter)
+		switch {
+		case next == 0:
+			delete(b.states, binder)
+			delete(b.byTarget, targetOf(binder))
+			changed = true
+		case next != s.stage:
+			*s = bindingState{stage: next, since: b.now(), bound: s.bound}
+			changed = true
+		case inForce:
+			s.inForce, settled = true, true
 		}
 	}
 	b.mu.Unlock()
-	if enforced {
+	if changed {
 		b.changed()
 	}
 	if settled {
 		b.settled()
 	}
+}
+
+// next is the stage that the binding is to be at, zero for none, and whether it is in force.
+func (s *bindingState) next(acked func(uint64) bool, held func(types.NamespacedName, string) bool, late bool) (next translate.Stage, inForce bool) {
+	switch leaving := s.bound.Leaving; {
+	case leaving && s.stage == translate.Enforced:
+		return translate.Led, false
+	case leaving && (late || acked(s.publication)):
+		return s.stage - 1, false
+	case leaving:
+		return s.stage, false
+	case s.stage == translate.Announced && (late || s.bound.Problem != "" || s.bound.Ready && held(s.bound.Waypoint, s.bound.Target) && acked(s.publication)):
+		return translate.Led, false
+	case s.stage == translate.Led && (late || acked(s.publication)):
+		return translate.Enforced, false
+	}
+	return s.stage, s.stage == translate.Enforced && acked(s.publication)
 }

@@ -9,73 +9,175 @@ import (
 	"github.com/ambit-mesh/ambit/controller/translate"
 )
 
-func boundService(name string) *translate.Bound {
-	return &translate.Bound{Kind: "Service", Namespace: "shop", Name: name, Waypoint: types.NamespacedName{Namespace: "shop", Name: "waypoint"}}
+// stages are bindings, and those that they ask.
+type stages struct {
+	*bindings
+	t                *testing.T
+	acked            uint64 // by every node
+	held             map[string]bool
+	changed, settled int
+	time             time.Time
+	publication      uint64
 }
 
-func TestABindingIsEnforcedOnceEveryNodeHasHeardOfIt(t *testing.T) {
-	acked, changed, settled, now := uint64(0), 0, 0, time.Unix(1000, 0)
-	b := newBindings(func(p uint64) bool { return p <= acked }, func() { changed++ }, func() { settled++ })
-	b.now = func() time.Time { return now }
-	old, fresh := boundService("old"), boundService("fresh")
+func newStages(t *testing.T) *stages {
+	s := &stages{t: t, held: map[string]bool{}, time: time.Unix(1000, 0)}
+	s.bindings = newBindings(
+		func(p uint64) bool { return p <= s.acked },
+		func(waypoint types.NamespacedName, target string) bool { return s.held[waypoint.Name+" "+target] },
+		func() { s.changed++ }, func() { s.settled++ })
+	s.now = func() time.Time { return s.time }
+	return s
+}
 
-	if !b.enforced(old.Binder()) {
-		t.Error("what is bound when the process begins is open in its first publication")
+// service is bound, or leaving, at the stage that it is to be at now.
+func (s *stages) service(name string, changes ...func(*translate.Bound)) *translate.Bound {
+	b := &translate.Bound{Kind: "Service", Namespace: "shop", Name: name, Target: name, Waypoint: types.NamespacedName{Namespace: "shop", Name: "waypoint"}, Ready: true}
+	for _, change := range changes {
+		change(b)
 	}
-	b.published([]*translate.Bound{old}, 1)
-	if !b.enforced(old.Binder()) || b.enforced(fresh.Binder()) {
-		t.Error("after the first publication: the old one is open, or one that is not bound is not")
-	}
+	b.Stage = s.Stage(b.Binder())
+	return b
+}
 
-	b.published([]*translate.Bound{old, fresh}, 2)
-	if b.enforced(fresh.Binder()) || changed != 0 {
-		t.Error("enforced before any node acknowledged it")
+// publish what is bound; what is on its way out is added, as translate does it.
+func (s *stages) publish(bound ...*translate.Bound) {
+	labelled := map[string]bool{}
+	for _, b := range bound {
+		labelled[b.Name] = true
 	}
-	b.published([]*translate.Bound{old, fresh}, 3) // something else has changed
-	acked = 2
-	b.check()
-	if !b.enforced(fresh.Binder()) || changed != 1 {
-		t.Errorf("not enforced although every node acknowledged it (told %d times)", changed)
+	for _, name := range []string{"old", "fresh"} {
+		if binder, stage, ok := s.Leaving("Service", "shop", name); ok && !labelled[name] {
+			bound = append(bound, &translate.Bound{Kind: "Service", Namespace: "shop", Name: name, Target: name, Waypoint: binder.Waypoint, Stage: stage, Leaving: true})
+		}
 	}
-	if b.isInForce(fresh.Binder()) || !b.isInForce(old.Binder()) || settled != 1 {
-		t.Errorf("in force before any node has heard that nobody else is let in (told %d times)", settled)
-	}
-	closed := boundService("fresh")
-	closed.Enforced = true
-	b.published([]*translate.Bound{old, closed}, 4)
-	b.published([]*translate.Bound{old, closed}, 5)
-	b.check()
-	if b.isInForce(fresh.Binder()) {
-		t.Error("in force before that is acknowledged")
-	}
-	acked = 4
-	b.check()
-	if !b.isInForce(fresh.Binder()) || settled != 2 || changed != 1 {
-		t.Errorf("not in force although every node acknowledged that (told %d times, changed %d times)", settled, changed)
-	}
+	s.publication++
+	s.published(bound, s.publication)
+}
 
-	// Unbound, and bound again: once more from the beginning.
-	b.published([]*translate.Bound{old}, 6)
-	b.published([]*translate.Bound{old, fresh}, 7)
-	if b.isInForce(fresh.Binder()) {
-		t.Error("in force at once when it is bound again")
+func (s *stages) want(when string, b *translate.Bound, stage translate.Stage, inForce bool) {
+	s.t.Helper()
+	s.check()
+	if got := s.Stage(b.Binder()); got != stage {
+		s.t.Errorf("%s: at stage %d, want %d", when, got, stage)
 	}
-	if b.enforced(fresh.Binder()) {
-		t.Error("enforced at once when it is bound again")
+	if got := s.isInForce(b.Binder()); got != inForce {
+		s.t.Errorf("%s: in force %v", when, got)
 	}
-	now = now.Add(enforceAfter)
-	b.check()
-	if !b.enforced(fresh.Binder()) {
-		t.Error("a node that does not answer keeps it open for ever")
+}
+
+func TestABindingComesStepByStep(t *testing.T) {
+	s := newStages(t)
+	old, fresh := s.service("old"), s.service("fresh")
+	s.publish(s.service("old"))
+	s.want("what is bound when the process begins", old, translate.Enforced, false)
+	s.acked = 1
+	s.want("acknowledged", old, translate.Enforced, true)
+
+	s.publish(s.service("old"), s.service("fresh"))
+	s.want("a new one", fresh, translate.Announced, false)
+	s.acked = 2
+	s.want("acknowledged by nodes, not by the waypoint", fresh, translate.Announced, false)
+	s.held["waypoint fresh"], s.acked = true, 1
+	s.want("acknowledged by the waypoint, not by nodes", fresh, translate.Announced, false)
+	s.acked = 2
+	s.want("acknowledged by both", fresh, translate.Led, false)
+	if s.changed != 1 {
+		t.Errorf("told %d times", s.changed)
+	}
+	s.acked = 100
+	s.want("not published yet", fresh, translate.Led, false)
+	s.acked = 2
+	s.publish(s.service("old"), s.service("fresh"))
+	s.publish(s.service("old"), s.service("fresh"))
+	s.want("not acknowledged", fresh, translate.Led, false)
+	s.acked = 3
+	s.want("clients of every node come through it", fresh, translate.Enforced, false)
+	s.publish(s.service("old"), s.service("fresh"))
+	s.want("nobody has heard that", fresh, translate.Enforced, false)
+	s.acked = 5
+	s.want("everybody has", fresh, translate.Enforced, true)
+	if s.changed != 2 || s.settled != 2 {
+		t.Errorf("told of %d changes, %d in force", s.changed, s.settled)
+	}
+}
+
+func TestABindingGoesStepByStep(t *testing.T) {
+	s := newStages(t)
+	s.acked = 1
+	s.publish(s.service("old"))
+	old := s.service("old")
+	s.want("bound", old, translate.Enforced, true)
+
+	s.publish()
+	s.want("the label is gone: others are let in", old, translate.Led, false)
+	s.publish()
+	s.want("not acknowledged", old, translate.Led, false)
+	s.acked = 3
+	s.want("every node lets others in: clients go straight", old, translate.Announced, false)
+	s.publish()
+	s.want("not acknowledged", old, translate.Announced, false)
+	s.acked = 4
+	s.check()
+	if _, _, ok := s.Leaving("Service", "shop", "old"); ok {
+		t.Error("no client comes through it, and it does not go")
+	}
+	// Bound again while it was on its way out, it goes on from there.
+	s = newStages(t)
+	s.acked = 1
+	s.publish(s.service("old"))
+	s.publish()
+	s.check()
+	s.publish()
+	s.publish(s.service("old"))
+	s.want("bound again", old, translate.Led, false)
+	s.acked = 3
+	s.want("acknowledged", old, translate.Enforced, false)
+}
+
+// Nobody keeps a binding from being enforced, or one that has no waypoint from refusing.
+func TestABindingDoesNotWaitForEver(t *testing.T) {
+	unready := func(b *translate.Bound) { b.Ready = false }
+	s := newStages(t)
+	s.publish()
+	fresh := s.service("fresh", unready)
+	s.held["waypoint fresh"] = true
+	s.publish(s.service("fresh", unready))
+	s.acked = 2
+	s.want("the waypoint is not ready", fresh, translate.Announced, false)
+	s.time = s.time.Add(stageAfter)
+	s.want("after a time", fresh, translate.Led, false)
+	s.publish(s.service("fresh", unready))
+	s.time = s.time.Add(stageAfter)
+	s.want("a node does not answer", fresh, translate.Enforced, false)
+
+	s = newStages(t)
+	s.publish()
+	missing := func(b *translate.Bound) { b.Problem, b.Ready = "there is no Gateway", false }
+	s.publish(s.service("fresh", missing))
+	s.want("no waypoint to wait for", fresh, translate.Led, false)
+}
+
+// From one waypoint to another nothing is open in between.
+func TestABindingIsKeptWhenTheWaypointChanges(t *testing.T) {
+	s := newStages(t)
+	s.acked = 9
+	s.publish(s.service("old"))
+	s.check()
+	another := func(b *translate.Bound) { b.Waypoint.Name = "another" }
+	s.publish(s.service("old", another))
+	s.want("another waypoint", s.service("old", another), translate.Enforced, true)
+	if len(s.states) != 1 || len(s.byTarget) != 1 {
+		t.Errorf("kept: %v, %v", s.states, s.byTarget)
 	}
 }
 
 // A stream tells that a node answered while it holds its own lock, which whoever asks
 // what has been acknowledged takes: the two may not meet.
 func TestTellingOfAnswersNeverAsks(t *testing.T) {
-	b := newBindings(func(uint64) bool { t.Error("asked"); return false }, func() {}, func() {})
+	b := newBindings(func(uint64) bool { t.Error("asked"); return false }, func(types.NamespacedName, string) bool { t.Error("asked"); return false }, func() {}, func() {})
 	b.published(nil, 1)
-	b.published([]*translate.Bound{boundService("a")}, 2)
+	b.published([]*translate.Bound{{Kind: "Service", Namespace: "shop", Name: "a", Stage: translate.Announced}}, 2)
 	for range 3 {
 		b.answered()
 	}

@@ -34,8 +34,8 @@ type publisher struct {
 	revoked   func() *meshapi.RevocationList
 	published func()                 // told of every publication
 	outcomes  func(translate.Result) // told what became of the objects in it
-	// enforced tells which bindings are, and bound is told of those in a publication.
-	enforced func(translate.Binder) bool
+	// bindings tells how far they are, and bound is told of those in a publication.
+	bindings translate.Bindings
 	bound    func([]*translate.Bound, uint64)
 	logger   *slog.Logger
 	seconds  prometheus.Histogram
@@ -123,7 +123,7 @@ func (p *publisher) publish() {
 		PeerAuthentications: objects.PeerAuthentications, AuthorizationPolicies: objects.AuthorizationPolicies,
 		EgressPolicies: objects.EgressPolicies, RequestAuthentications: objects.RequestAuthentications,
 		Gateways: objects.Gateways,
-		Enforced: p.enforced,
+		Bindings: p.bindings,
 		Routes:   translate.Routes{HTTP: objects.HTTPRoutes, GRPC: objects.GRPCRoutes, TLS: objects.TLSRoutes, TCP: objects.TCPRoutes},
 		Captured: captured, Roots: trust.Roots, Retiring: trust.Retiring, Revoked: p.revoked(), Config: p.config,
 	})

@@ -18,6 +18,7 @@ import (
 	"github.com/ambit-mesh/ambit/controller/policy"
 	"github.com/ambit-mesh/ambit/controller/push"
 	"github.com/ambit-mesh/ambit/controller/report"
+	"github.com/ambit-mesh/ambit/controller/resource"
 	"github.com/ambit-mesh/ambit/controller/routes"
 	"github.com/ambit-mesh/ambit/controller/status"
 	"github.com/ambit-mesh/ambit/controller/translate"
@@ -149,7 +150,12 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 		Answered: func() { p.policies.Changed(); p.keeper.Changed(); p.revoker.Changed(); p.bindings.answered() },
 		Logger:   logger, Registerer: registry,
 	})
-	p.bindings = newBindings(func(publication uint64) bool { return len(p.push.AckedBy(publication)) == 0 }, p.changes.Changed, func() { p.gateways.Settled(); p.through.Settled() })
+	p.bindings = newBindings(
+		func(publication uint64) bool { return len(p.push.AckedBy(publication)) == 0 },
+		func(waypoint types.NamespacedName, target string) bool {
+			return p.push.WaypointsHold(translate.WaypointAlias(waypoint), resource.Binding, target)
+		},
+		p.changes.Changed, func() { p.gateways.Settled(); p.through.Settled() })
 	p.policies = policy.New(policy.Config{
 		Client: policies, Objects: p.sources, Proxies: proxies{p.push}, Logger: logger, Registerer: registry,
 	})
@@ -192,7 +198,7 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 	}, logger, registry)
 	p.publisher.outcomes, p.publisher.trust = p.outcomes, p.authority.Bundle
 	p.publisher.revoked = p.revoker.Message
-	p.publisher.enforced, p.publisher.bound = p.bindings.enforced, p.bindings.published
+	p.publisher.bindings, p.publisher.bound = p.bindings, p.bindings.published
 	return p, nil
 }
 

@@ -47,7 +47,7 @@ func (t *through) tellLocked() {
 		byPod[uid] = status.Waypoint{Through: strings.Join(names, ",")}
 	}
 	for _, b := range t.bound {
-		if w, ok := byPod[b.UID]; ok && b.Kind == "Pod" {
+		if w, ok := byPod[b.UID]; ok && b.Kind == "Pod" && !b.Leaving {
 			w.Binding = gateway.How(b, t.inForce(b.Binder()))
 			byPod[b.UID] = w
 		}

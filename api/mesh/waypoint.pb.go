@@ -80,7 +80,7 @@ func (x Route_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Route_Kind.Descriptor instead.
 func (Route_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{3, 0}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{4, 0}
 }
 
 type SessionPersistence_Type int32
@@ -126,7 +126,7 @@ func (x SessionPersistence_Type) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use SessionPersistence_Type.Descriptor instead.
 func (SessionPersistence_Type) EnumDescriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{18, 0}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{19, 0}
 }
 
 type RequestPolicy_Action int32
@@ -179,7 +179,7 @@ func (x RequestPolicy_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RequestPolicy_Action.Descriptor instead.
 func (RequestPolicy_Action) EnumDescriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{19, 0}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{20, 0}
 }
 
 // Binding says that a waypoint stands before a Service or a workload. It is
@@ -407,6 +407,55 @@ func (*WaypointFallback) Descriptor() ([]byte, []int) {
 	return file_mesh_waypoint_proto_rawDescGZIP(), []int{2}
 }
 
+// WaypointAnnounced is an Extension of a Service or a Workload, named
+// `ambit.mesh/waypoint-announced`: a waypoint that is going to stand before it, or did,
+// and whose word is taken although not all clients come through it. Whose `waypoint`
+// field names another one, or none, is reached without this one.
+type WaypointAnnounced struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Key of the waypoint's Service: namespace/hostname.
+	Service       string `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WaypointAnnounced) Reset() {
+	*x = WaypointAnnounced{}
+	mi := &file_mesh_waypoint_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WaypointAnnounced) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WaypointAnnounced) ProtoMessage() {}
+
+func (x *WaypointAnnounced) ProtoReflect() protoreflect.Message {
+	mi := &file_mesh_waypoint_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WaypointAnnounced.ProtoReflect.Descriptor instead.
+func (*WaypointAnnounced) Descriptor() ([]byte, []int) {
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *WaypointAnnounced) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
 // Route is one HTTPRoute, GRPCRoute, TLSRoute or TCPRoute, as far as it is
 // attached to the Service.
 type Route struct {
@@ -431,7 +480,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_mesh_waypoint_proto_msgTypes[3]
+	mi := &file_mesh_waypoint_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -443,7 +492,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[3]
+	mi := &file_mesh_waypoint_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -456,7 +505,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{3}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Route) GetKind() Route_Kind {
@@ -538,7 +587,7 @@ type RouteRule struct {
 
 func (x *RouteRule) Reset() {
 	*x = RouteRule{}
-	mi := &file_mesh_waypoint_proto_msgTypes[4]
+	mi := &file_mesh_waypoint_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -550,7 +599,7 @@ func (x *RouteRule) String() string {
 func (*RouteRule) ProtoMessage() {}
 
 func (x *RouteRule) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[4]
+	mi := &file_mesh_waypoint_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -563,7 +612,7 @@ func (x *RouteRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteRule.ProtoReflect.Descriptor instead.
 func (*RouteRule) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{4}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RouteRule) GetName() string {
@@ -646,7 +695,7 @@ type RouteMatch struct {
 
 func (x *RouteMatch) Reset() {
 	*x = RouteMatch{}
-	mi := &file_mesh_waypoint_proto_msgTypes[5]
+	mi := &file_mesh_waypoint_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -658,7 +707,7 @@ func (x *RouteMatch) String() string {
 func (*RouteMatch) ProtoMessage() {}
 
 func (x *RouteMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[5]
+	mi := &file_mesh_waypoint_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -671,7 +720,7 @@ func (x *RouteMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteMatch.ProtoReflect.Descriptor instead.
 func (*RouteMatch) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{5}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RouteMatch) GetPath() *PathMatch {
@@ -723,7 +772,7 @@ type PathMatch struct {
 
 func (x *PathMatch) Reset() {
 	*x = PathMatch{}
-	mi := &file_mesh_waypoint_proto_msgTypes[6]
+	mi := &file_mesh_waypoint_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -735,7 +784,7 @@ func (x *PathMatch) String() string {
 func (*PathMatch) ProtoMessage() {}
 
 func (x *PathMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[6]
+	mi := &file_mesh_waypoint_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -748,7 +797,7 @@ func (x *PathMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathMatch.ProtoReflect.Descriptor instead.
 func (*PathMatch) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{6}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PathMatch) GetMatch() isPathMatch_Match {
@@ -824,7 +873,7 @@ type ValueMatch struct {
 
 func (x *ValueMatch) Reset() {
 	*x = ValueMatch{}
-	mi := &file_mesh_waypoint_proto_msgTypes[7]
+	mi := &file_mesh_waypoint_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -836,7 +885,7 @@ func (x *ValueMatch) String() string {
 func (*ValueMatch) ProtoMessage() {}
 
 func (x *ValueMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[7]
+	mi := &file_mesh_waypoint_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -849,7 +898,7 @@ func (x *ValueMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ValueMatch.ProtoReflect.Descriptor instead.
 func (*ValueMatch) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{7}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ValueMatch) GetName() string {
@@ -914,7 +963,7 @@ type GRPCMethodMatch struct {
 
 func (x *GRPCMethodMatch) Reset() {
 	*x = GRPCMethodMatch{}
-	mi := &file_mesh_waypoint_proto_msgTypes[8]
+	mi := &file_mesh_waypoint_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -926,7 +975,7 @@ func (x *GRPCMethodMatch) String() string {
 func (*GRPCMethodMatch) ProtoMessage() {}
 
 func (x *GRPCMethodMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[8]
+	mi := &file_mesh_waypoint_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -939,7 +988,7 @@ func (x *GRPCMethodMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GRPCMethodMatch.ProtoReflect.Descriptor instead.
 func (*GRPCMethodMatch) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{8}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GRPCMethodMatch) GetService() string {
@@ -982,7 +1031,7 @@ type RouteFilter struct {
 
 func (x *RouteFilter) Reset() {
 	*x = RouteFilter{}
-	mi := &file_mesh_waypoint_proto_msgTypes[9]
+	mi := &file_mesh_waypoint_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -994,7 +1043,7 @@ func (x *RouteFilter) String() string {
 func (*RouteFilter) ProtoMessage() {}
 
 func (x *RouteFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[9]
+	mi := &file_mesh_waypoint_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1007,7 +1056,7 @@ func (x *RouteFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteFilter.ProtoReflect.Descriptor instead.
 func (*RouteFilter) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{9}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RouteFilter) GetFilter() isRouteFilter_Filter {
@@ -1123,7 +1172,7 @@ type HeaderModifier struct {
 
 func (x *HeaderModifier) Reset() {
 	*x = HeaderModifier{}
-	mi := &file_mesh_waypoint_proto_msgTypes[10]
+	mi := &file_mesh_waypoint_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1135,7 +1184,7 @@ func (x *HeaderModifier) String() string {
 func (*HeaderModifier) ProtoMessage() {}
 
 func (x *HeaderModifier) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[10]
+	mi := &file_mesh_waypoint_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1148,7 +1197,7 @@ func (x *HeaderModifier) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderModifier.ProtoReflect.Descriptor instead.
 func (*HeaderModifier) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{10}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *HeaderModifier) GetSet() []*HeaderModifier_Header {
@@ -1186,7 +1235,7 @@ type PathModifier struct {
 
 func (x *PathModifier) Reset() {
 	*x = PathModifier{}
-	mi := &file_mesh_waypoint_proto_msgTypes[11]
+	mi := &file_mesh_waypoint_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1198,7 +1247,7 @@ func (x *PathModifier) String() string {
 func (*PathModifier) ProtoMessage() {}
 
 func (x *PathModifier) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[11]
+	mi := &file_mesh_waypoint_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1211,7 +1260,7 @@ func (x *PathModifier) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathModifier.ProtoReflect.Descriptor instead.
 func (*PathModifier) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{11}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PathModifier) GetPath() isPathModifier_Path {
@@ -1270,7 +1319,7 @@ type RequestRedirect struct {
 
 func (x *RequestRedirect) Reset() {
 	*x = RequestRedirect{}
-	mi := &file_mesh_waypoint_proto_msgTypes[12]
+	mi := &file_mesh_waypoint_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1282,7 +1331,7 @@ func (x *RequestRedirect) String() string {
 func (*RequestRedirect) ProtoMessage() {}
 
 func (x *RequestRedirect) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[12]
+	mi := &file_mesh_waypoint_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1295,7 +1344,7 @@ func (x *RequestRedirect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestRedirect.ProtoReflect.Descriptor instead.
 func (*RequestRedirect) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{12}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RequestRedirect) GetScheme() string {
@@ -1343,7 +1392,7 @@ type URLRewrite struct {
 
 func (x *URLRewrite) Reset() {
 	*x = URLRewrite{}
-	mi := &file_mesh_waypoint_proto_msgTypes[13]
+	mi := &file_mesh_waypoint_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1355,7 +1404,7 @@ func (x *URLRewrite) String() string {
 func (*URLRewrite) ProtoMessage() {}
 
 func (x *URLRewrite) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[13]
+	mi := &file_mesh_waypoint_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1368,7 +1417,7 @@ func (x *URLRewrite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use URLRewrite.ProtoReflect.Descriptor instead.
 func (*URLRewrite) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{13}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *URLRewrite) GetHostname() string {
@@ -1397,7 +1446,7 @@ type RequestMirror struct {
 
 func (x *RequestMirror) Reset() {
 	*x = RequestMirror{}
-	mi := &file_mesh_waypoint_proto_msgTypes[14]
+	mi := &file_mesh_waypoint_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1409,7 +1458,7 @@ func (x *RequestMirror) String() string {
 func (*RequestMirror) ProtoMessage() {}
 
 func (x *RequestMirror) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[14]
+	mi := &file_mesh_waypoint_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1422,7 +1471,7 @@ func (x *RequestMirror) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestMirror.ProtoReflect.Descriptor instead.
 func (*RequestMirror) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{14}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RequestMirror) GetBackend() *RouteBackend {
@@ -1461,7 +1510,7 @@ type CORS struct {
 
 func (x *CORS) Reset() {
 	*x = CORS{}
-	mi := &file_mesh_waypoint_proto_msgTypes[15]
+	mi := &file_mesh_waypoint_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1473,7 +1522,7 @@ func (x *CORS) String() string {
 func (*CORS) ProtoMessage() {}
 
 func (x *CORS) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[15]
+	mi := &file_mesh_waypoint_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1486,7 +1535,7 @@ func (x *CORS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CORS.ProtoReflect.Descriptor instead.
 func (*CORS) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{15}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CORS) GetAllowOrigins() []string {
@@ -1548,7 +1597,7 @@ type RouteBackend struct {
 
 func (x *RouteBackend) Reset() {
 	*x = RouteBackend{}
-	mi := &file_mesh_waypoint_proto_msgTypes[16]
+	mi := &file_mesh_waypoint_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1560,7 +1609,7 @@ func (x *RouteBackend) String() string {
 func (*RouteBackend) ProtoMessage() {}
 
 func (x *RouteBackend) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[16]
+	mi := &file_mesh_waypoint_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1573,7 +1622,7 @@ func (x *RouteBackend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteBackend.ProtoReflect.Descriptor instead.
 func (*RouteBackend) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{16}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RouteBackend) GetService() string {
@@ -1624,7 +1673,7 @@ type RouteRetry struct {
 
 func (x *RouteRetry) Reset() {
 	*x = RouteRetry{}
-	mi := &file_mesh_waypoint_proto_msgTypes[17]
+	mi := &file_mesh_waypoint_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1636,7 +1685,7 @@ func (x *RouteRetry) String() string {
 func (*RouteRetry) ProtoMessage() {}
 
 func (x *RouteRetry) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[17]
+	mi := &file_mesh_waypoint_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1649,7 +1698,7 @@ func (x *RouteRetry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteRetry.ProtoReflect.Descriptor instead.
 func (*RouteRetry) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{17}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RouteRetry) GetCodes() []uint32 {
@@ -1688,7 +1737,7 @@ type SessionPersistence struct {
 
 func (x *SessionPersistence) Reset() {
 	*x = SessionPersistence{}
-	mi := &file_mesh_waypoint_proto_msgTypes[18]
+	mi := &file_mesh_waypoint_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1700,7 +1749,7 @@ func (x *SessionPersistence) String() string {
 func (*SessionPersistence) ProtoMessage() {}
 
 func (x *SessionPersistence) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[18]
+	mi := &file_mesh_waypoint_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1713,7 +1762,7 @@ func (x *SessionPersistence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionPersistence.ProtoReflect.Descriptor instead.
 func (*SessionPersistence) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{18}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SessionPersistence) GetName() string {
@@ -1772,7 +1821,7 @@ type RequestPolicy struct {
 
 func (x *RequestPolicy) Reset() {
 	*x = RequestPolicy{}
-	mi := &file_mesh_waypoint_proto_msgTypes[19]
+	mi := &file_mesh_waypoint_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1784,7 +1833,7 @@ func (x *RequestPolicy) String() string {
 func (*RequestPolicy) ProtoMessage() {}
 
 func (x *RequestPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[19]
+	mi := &file_mesh_waypoint_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1797,7 +1846,7 @@ func (x *RequestPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestPolicy.ProtoReflect.Descriptor instead.
 func (*RequestPolicy) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{19}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RequestPolicy) GetName() string {
@@ -1862,7 +1911,7 @@ type RequestRule struct {
 
 func (x *RequestRule) Reset() {
 	*x = RequestRule{}
-	mi := &file_mesh_waypoint_proto_msgTypes[20]
+	mi := &file_mesh_waypoint_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1874,7 +1923,7 @@ func (x *RequestRule) String() string {
 func (*RequestRule) ProtoMessage() {}
 
 func (x *RequestRule) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[20]
+	mi := &file_mesh_waypoint_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1887,7 +1936,7 @@ func (x *RequestRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestRule.ProtoReflect.Descriptor instead.
 func (*RequestRule) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{20}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RequestRule) GetFrom() []*RequestSource {
@@ -1928,7 +1977,7 @@ type StringPattern struct {
 
 func (x *StringPattern) Reset() {
 	*x = StringPattern{}
-	mi := &file_mesh_waypoint_proto_msgTypes[21]
+	mi := &file_mesh_waypoint_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1940,7 +1989,7 @@ func (x *StringPattern) String() string {
 func (*StringPattern) ProtoMessage() {}
 
 func (x *StringPattern) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[21]
+	mi := &file_mesh_waypoint_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1953,7 +2002,7 @@ func (x *StringPattern) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StringPattern.ProtoReflect.Descriptor instead.
 func (*StringPattern) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{21}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *StringPattern) GetMatch() isStringPattern_Match {
@@ -2055,7 +2104,7 @@ type AddressRange struct {
 
 func (x *AddressRange) Reset() {
 	*x = AddressRange{}
-	mi := &file_mesh_waypoint_proto_msgTypes[22]
+	mi := &file_mesh_waypoint_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2067,7 +2116,7 @@ func (x *AddressRange) String() string {
 func (*AddressRange) ProtoMessage() {}
 
 func (x *AddressRange) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[22]
+	mi := &file_mesh_waypoint_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2080,7 +2129,7 @@ func (x *AddressRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressRange.ProtoReflect.Descriptor instead.
 func (*AddressRange) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{22}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AddressRange) GetAddress() []byte {
@@ -2122,7 +2171,7 @@ type RequestSource struct {
 
 func (x *RequestSource) Reset() {
 	*x = RequestSource{}
-	mi := &file_mesh_waypoint_proto_msgTypes[23]
+	mi := &file_mesh_waypoint_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2134,7 +2183,7 @@ func (x *RequestSource) String() string {
 func (*RequestSource) ProtoMessage() {}
 
 func (x *RequestSource) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[23]
+	mi := &file_mesh_waypoint_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2147,7 +2196,7 @@ func (x *RequestSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestSource.ProtoReflect.Descriptor instead.
 func (*RequestSource) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{23}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RequestSource) GetPrincipals() []*StringPattern {
@@ -2252,7 +2301,7 @@ type RequestOperation struct {
 
 func (x *RequestOperation) Reset() {
 	*x = RequestOperation{}
-	mi := &file_mesh_waypoint_proto_msgTypes[24]
+	mi := &file_mesh_waypoint_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2264,7 +2313,7 @@ func (x *RequestOperation) String() string {
 func (*RequestOperation) ProtoMessage() {}
 
 func (x *RequestOperation) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[24]
+	mi := &file_mesh_waypoint_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2277,7 +2326,7 @@ func (x *RequestOperation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestOperation.ProtoReflect.Descriptor instead.
 func (*RequestOperation) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{24}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RequestOperation) GetPorts() []uint32 {
@@ -2350,7 +2399,7 @@ type RequestCondition struct {
 
 func (x *RequestCondition) Reset() {
 	*x = RequestCondition{}
-	mi := &file_mesh_waypoint_proto_msgTypes[25]
+	mi := &file_mesh_waypoint_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2362,7 +2411,7 @@ func (x *RequestCondition) String() string {
 func (*RequestCondition) ProtoMessage() {}
 
 func (x *RequestCondition) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[25]
+	mi := &file_mesh_waypoint_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2375,7 +2424,7 @@ func (x *RequestCondition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestCondition.ProtoReflect.Descriptor instead.
 func (*RequestCondition) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{25}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RequestCondition) GetKey() string {
@@ -2418,7 +2467,7 @@ type RequestAuthentication struct {
 
 func (x *RequestAuthentication) Reset() {
 	*x = RequestAuthentication{}
-	mi := &file_mesh_waypoint_proto_msgTypes[26]
+	mi := &file_mesh_waypoint_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2430,7 +2479,7 @@ func (x *RequestAuthentication) String() string {
 func (*RequestAuthentication) ProtoMessage() {}
 
 func (x *RequestAuthentication) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[26]
+	mi := &file_mesh_waypoint_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2443,7 +2492,7 @@ func (x *RequestAuthentication) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestAuthentication.ProtoReflect.Descriptor instead.
 func (*RequestAuthentication) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{26}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RequestAuthentication) GetName() string {
@@ -2512,7 +2561,7 @@ type TokenRule struct {
 
 func (x *TokenRule) Reset() {
 	*x = TokenRule{}
-	mi := &file_mesh_waypoint_proto_msgTypes[27]
+	mi := &file_mesh_waypoint_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2524,7 +2573,7 @@ func (x *TokenRule) String() string {
 func (*TokenRule) ProtoMessage() {}
 
 func (x *TokenRule) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[27]
+	mi := &file_mesh_waypoint_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2537,7 +2586,7 @@ func (x *TokenRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRule.ProtoReflect.Descriptor instead.
 func (*TokenRule) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{27}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *TokenRule) GetIssuer() string {
@@ -2656,7 +2705,7 @@ type HeaderModifier_Header struct {
 
 func (x *HeaderModifier_Header) Reset() {
 	*x = HeaderModifier_Header{}
-	mi := &file_mesh_waypoint_proto_msgTypes[28]
+	mi := &file_mesh_waypoint_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2668,7 +2717,7 @@ func (x *HeaderModifier_Header) String() string {
 func (*HeaderModifier_Header) ProtoMessage() {}
 
 func (x *HeaderModifier_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[28]
+	mi := &file_mesh_waypoint_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2681,7 +2730,7 @@ func (x *HeaderModifier_Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderModifier_Header.ProtoReflect.Descriptor instead.
 func (*HeaderModifier_Header) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{10, 0}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{11, 0}
 }
 
 func (x *HeaderModifier_Header) GetName() string {
@@ -2710,7 +2759,7 @@ type TokenRule_Header struct {
 
 func (x *TokenRule_Header) Reset() {
 	*x = TokenRule_Header{}
-	mi := &file_mesh_waypoint_proto_msgTypes[29]
+	mi := &file_mesh_waypoint_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2722,7 +2771,7 @@ func (x *TokenRule_Header) String() string {
 func (*TokenRule_Header) ProtoMessage() {}
 
 func (x *TokenRule_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[29]
+	mi := &file_mesh_waypoint_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2735,7 +2784,7 @@ func (x *TokenRule_Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRule_Header.ProtoReflect.Descriptor instead.
 func (*TokenRule_Header) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{27, 0}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{28, 0}
 }
 
 func (x *TokenRule_Header) GetName() string {
@@ -2764,7 +2813,7 @@ type TokenRule_ClaimHeader struct {
 
 func (x *TokenRule_ClaimHeader) Reset() {
 	*x = TokenRule_ClaimHeader{}
-	mi := &file_mesh_waypoint_proto_msgTypes[30]
+	mi := &file_mesh_waypoint_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2776,7 +2825,7 @@ func (x *TokenRule_ClaimHeader) String() string {
 func (*TokenRule_ClaimHeader) ProtoMessage() {}
 
 func (x *TokenRule_ClaimHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[30]
+	mi := &file_mesh_waypoint_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2789,7 +2838,7 @@ func (x *TokenRule_ClaimHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRule_ClaimHeader.ProtoReflect.Descriptor instead.
 func (*TokenRule_ClaimHeader) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{27, 1}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{28, 1}
 }
 
 func (x *TokenRule_ClaimHeader) GetHeader() string {
@@ -2823,7 +2872,9 @@ const file_mesh_waypoint_proto_rawDesc = "" +
 	"\x06target\"(\n" +
 	"\x10WaypointPolicies\x12\x14\n" +
 	"\x05names\x18\x01 \x03(\tR\x05names\"\x12\n" +
-	"\x10WaypointFallback\"\xbe\x02\n" +
+	"\x10WaypointFallback\"-\n" +
+	"\x11WaypointAnnounced\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\"\xbe\x02\n" +
 	"\x05Route\x12*\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x16.ambit.mesh.Route.KindR\x04kind\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -3038,7 +3089,7 @@ func file_mesh_waypoint_proto_rawDescGZIP() []byte {
 }
 
 var file_mesh_waypoint_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_mesh_waypoint_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_mesh_waypoint_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_mesh_waypoint_proto_goTypes = []any{
 	(Route_Kind)(0),               // 0: ambit.mesh.Route.Kind
 	(SessionPersistence_Type)(0),  // 1: ambit.mesh.SessionPersistence.Type
@@ -3046,94 +3097,95 @@ var file_mesh_waypoint_proto_goTypes = []any{
 	(*Binding)(nil),               // 3: ambit.mesh.Binding
 	(*WaypointPolicies)(nil),      // 4: ambit.mesh.WaypointPolicies
 	(*WaypointFallback)(nil),      // 5: ambit.mesh.WaypointFallback
-	(*Route)(nil),                 // 6: ambit.mesh.Route
-	(*RouteRule)(nil),             // 7: ambit.mesh.RouteRule
-	(*RouteMatch)(nil),            // 8: ambit.mesh.RouteMatch
-	(*PathMatch)(nil),             // 9: ambit.mesh.PathMatch
-	(*ValueMatch)(nil),            // 10: ambit.mesh.ValueMatch
-	(*GRPCMethodMatch)(nil),       // 11: ambit.mesh.GRPCMethodMatch
-	(*RouteFilter)(nil),           // 12: ambit.mesh.RouteFilter
-	(*HeaderModifier)(nil),        // 13: ambit.mesh.HeaderModifier
-	(*PathModifier)(nil),          // 14: ambit.mesh.PathModifier
-	(*RequestRedirect)(nil),       // 15: ambit.mesh.RequestRedirect
-	(*URLRewrite)(nil),            // 16: ambit.mesh.URLRewrite
-	(*RequestMirror)(nil),         // 17: ambit.mesh.RequestMirror
-	(*CORS)(nil),                  // 18: ambit.mesh.CORS
-	(*RouteBackend)(nil),          // 19: ambit.mesh.RouteBackend
-	(*RouteRetry)(nil),            // 20: ambit.mesh.RouteRetry
-	(*SessionPersistence)(nil),    // 21: ambit.mesh.SessionPersistence
-	(*RequestPolicy)(nil),         // 22: ambit.mesh.RequestPolicy
-	(*RequestRule)(nil),           // 23: ambit.mesh.RequestRule
-	(*StringPattern)(nil),         // 24: ambit.mesh.StringPattern
-	(*AddressRange)(nil),          // 25: ambit.mesh.AddressRange
-	(*RequestSource)(nil),         // 26: ambit.mesh.RequestSource
-	(*RequestOperation)(nil),      // 27: ambit.mesh.RequestOperation
-	(*RequestCondition)(nil),      // 28: ambit.mesh.RequestCondition
-	(*RequestAuthentication)(nil), // 29: ambit.mesh.RequestAuthentication
-	(*TokenRule)(nil),             // 30: ambit.mesh.TokenRule
-	(*HeaderModifier_Header)(nil), // 31: ambit.mesh.HeaderModifier.Header
-	(*TokenRule_Header)(nil),      // 32: ambit.mesh.TokenRule.Header
-	(*TokenRule_ClaimHeader)(nil), // 33: ambit.mesh.TokenRule.ClaimHeader
-	(*durationpb.Duration)(nil),   // 34: google.protobuf.Duration
+	(*WaypointAnnounced)(nil),     // 6: ambit.mesh.WaypointAnnounced
+	(*Route)(nil),                 // 7: ambit.mesh.Route
+	(*RouteRule)(nil),             // 8: ambit.mesh.RouteRule
+	(*RouteMatch)(nil),            // 9: ambit.mesh.RouteMatch
+	(*PathMatch)(nil),             // 10: ambit.mesh.PathMatch
+	(*ValueMatch)(nil),            // 11: ambit.mesh.ValueMatch
+	(*GRPCMethodMatch)(nil),       // 12: ambit.mesh.GRPCMethodMatch
+	(*RouteFilter)(nil),           // 13: ambit.mesh.RouteFilter
+	(*HeaderModifier)(nil),        // 14: ambit.mesh.HeaderModifier
+	(*PathModifier)(nil),          // 15: ambit.mesh.PathModifier
+	(*RequestRedirect)(nil),       // 16: ambit.mesh.RequestRedirect
+	(*URLRewrite)(nil),            // 17: ambit.mesh.URLRewrite
+	(*RequestMirror)(nil),         // 18: ambit.mesh.RequestMirror
+	(*CORS)(nil),                  // 19: ambit.mesh.CORS
+	(*RouteBackend)(nil),          // 20: ambit.mesh.RouteBackend
+	(*RouteRetry)(nil),            // 21: ambit.mesh.RouteRetry
+	(*SessionPersistence)(nil),    // 22: ambit.mesh.SessionPersistence
+	(*RequestPolicy)(nil),         // 23: ambit.mesh.RequestPolicy
+	(*RequestRule)(nil),           // 24: ambit.mesh.RequestRule
+	(*StringPattern)(nil),         // 25: ambit.mesh.StringPattern
+	(*AddressRange)(nil),          // 26: ambit.mesh.AddressRange
+	(*RequestSource)(nil),         // 27: ambit.mesh.RequestSource
+	(*RequestOperation)(nil),      // 28: ambit.mesh.RequestOperation
+	(*RequestCondition)(nil),      // 29: ambit.mesh.RequestCondition
+	(*RequestAuthentication)(nil), // 30: ambit.mesh.RequestAuthentication
+	(*TokenRule)(nil),             // 31: ambit.mesh.TokenRule
+	(*HeaderModifier_Header)(nil), // 32: ambit.mesh.HeaderModifier.Header
+	(*TokenRule_Header)(nil),      // 33: ambit.mesh.TokenRule.Header
+	(*TokenRule_ClaimHeader)(nil), // 34: ambit.mesh.TokenRule.ClaimHeader
+	(*durationpb.Duration)(nil),   // 35: google.protobuf.Duration
 }
 var file_mesh_waypoint_proto_depIdxs = []int32{
-	6,  // 0: ambit.mesh.Binding.routes:type_name -> ambit.mesh.Route
+	7,  // 0: ambit.mesh.Binding.routes:type_name -> ambit.mesh.Route
 	0,  // 1: ambit.mesh.Route.kind:type_name -> ambit.mesh.Route.Kind
-	7,  // 2: ambit.mesh.Route.rules:type_name -> ambit.mesh.RouteRule
-	8,  // 3: ambit.mesh.RouteRule.matches:type_name -> ambit.mesh.RouteMatch
-	12, // 4: ambit.mesh.RouteRule.filters:type_name -> ambit.mesh.RouteFilter
-	19, // 5: ambit.mesh.RouteRule.backends:type_name -> ambit.mesh.RouteBackend
-	34, // 6: ambit.mesh.RouteRule.request_timeout:type_name -> google.protobuf.Duration
-	34, // 7: ambit.mesh.RouteRule.backend_request_timeout:type_name -> google.protobuf.Duration
-	20, // 8: ambit.mesh.RouteRule.retry:type_name -> ambit.mesh.RouteRetry
-	21, // 9: ambit.mesh.RouteRule.session_persistence:type_name -> ambit.mesh.SessionPersistence
-	9,  // 10: ambit.mesh.RouteMatch.path:type_name -> ambit.mesh.PathMatch
-	10, // 11: ambit.mesh.RouteMatch.headers:type_name -> ambit.mesh.ValueMatch
-	10, // 12: ambit.mesh.RouteMatch.query_params:type_name -> ambit.mesh.ValueMatch
-	11, // 13: ambit.mesh.RouteMatch.grpc:type_name -> ambit.mesh.GRPCMethodMatch
-	13, // 14: ambit.mesh.RouteFilter.request_headers:type_name -> ambit.mesh.HeaderModifier
-	13, // 15: ambit.mesh.RouteFilter.response_headers:type_name -> ambit.mesh.HeaderModifier
-	15, // 16: ambit.mesh.RouteFilter.redirect:type_name -> ambit.mesh.RequestRedirect
-	16, // 17: ambit.mesh.RouteFilter.rewrite:type_name -> ambit.mesh.URLRewrite
-	17, // 18: ambit.mesh.RouteFilter.mirror:type_name -> ambit.mesh.RequestMirror
-	18, // 19: ambit.mesh.RouteFilter.cors:type_name -> ambit.mesh.CORS
-	31, // 20: ambit.mesh.HeaderModifier.set:type_name -> ambit.mesh.HeaderModifier.Header
-	31, // 21: ambit.mesh.HeaderModifier.add:type_name -> ambit.mesh.HeaderModifier.Header
-	14, // 22: ambit.mesh.RequestRedirect.path:type_name -> ambit.mesh.PathModifier
-	14, // 23: ambit.mesh.URLRewrite.path:type_name -> ambit.mesh.PathModifier
-	19, // 24: ambit.mesh.RequestMirror.backend:type_name -> ambit.mesh.RouteBackend
-	34, // 25: ambit.mesh.CORS.max_age:type_name -> google.protobuf.Duration
-	12, // 26: ambit.mesh.RouteBackend.filters:type_name -> ambit.mesh.RouteFilter
-	34, // 27: ambit.mesh.RouteRetry.backoff:type_name -> google.protobuf.Duration
+	8,  // 2: ambit.mesh.Route.rules:type_name -> ambit.mesh.RouteRule
+	9,  // 3: ambit.mesh.RouteRule.matches:type_name -> ambit.mesh.RouteMatch
+	13, // 4: ambit.mesh.RouteRule.filters:type_name -> ambit.mesh.RouteFilter
+	20, // 5: ambit.mesh.RouteRule.backends:type_name -> ambit.mesh.RouteBackend
+	35, // 6: ambit.mesh.RouteRule.request_timeout:type_name -> google.protobuf.Duration
+	35, // 7: ambit.mesh.RouteRule.backend_request_timeout:type_name -> google.protobuf.Duration
+	21, // 8: ambit.mesh.RouteRule.retry:type_name -> ambit.mesh.RouteRetry
+	22, // 9: ambit.mesh.RouteRule.session_persistence:type_name -> ambit.mesh.SessionPersistence
+	10, // 10: ambit.mesh.RouteMatch.path:type_name -> ambit.mesh.PathMatch
+	11, // 11: ambit.mesh.RouteMatch.headers:type_name -> ambit.mesh.ValueMatch
+	11, // 12: ambit.mesh.RouteMatch.query_params:type_name -> ambit.mesh.ValueMatch
+	12, // 13: ambit.mesh.RouteMatch.grpc:type_name -> ambit.mesh.GRPCMethodMatch
+	14, // 14: ambit.mesh.RouteFilter.request_headers:type_name -> ambit.mesh.HeaderModifier
+	14, // 15: ambit.mesh.RouteFilter.response_headers:type_name -> ambit.mesh.HeaderModifier
+	16, // 16: ambit.mesh.RouteFilter.redirect:type_name -> ambit.mesh.RequestRedirect
+	17, // 17: ambit.mesh.RouteFilter.rewrite:type_name -> ambit.mesh.URLRewrite
+	18, // 18: ambit.mesh.RouteFilter.mirror:type_name -> ambit.mesh.RequestMirror
+	19, // 19: ambit.mesh.RouteFilter.cors:type_name -> ambit.mesh.CORS
+	32, // 20: ambit.mesh.HeaderModifier.set:type_name -> ambit.mesh.HeaderModifier.Header
+	32, // 21: ambit.mesh.HeaderModifier.add:type_name -> ambit.mesh.HeaderModifier.Header
+	15, // 22: ambit.mesh.RequestRedirect.path:type_name -> ambit.mesh.PathModifier
+	15, // 23: ambit.mesh.URLRewrite.path:type_name -> ambit.mesh.PathModifier
+	20, // 24: ambit.mesh.RequestMirror.backend:type_name -> ambit.mesh.RouteBackend
+	35, // 25: ambit.mesh.CORS.max_age:type_name -> google.protobuf.Duration
+	13, // 26: ambit.mesh.RouteBackend.filters:type_name -> ambit.mesh.RouteFilter
+	35, // 27: ambit.mesh.RouteRetry.backoff:type_name -> google.protobuf.Duration
 	1,  // 28: ambit.mesh.SessionPersistence.type:type_name -> ambit.mesh.SessionPersistence.Type
-	34, // 29: ambit.mesh.SessionPersistence.absolute_timeout:type_name -> google.protobuf.Duration
-	34, // 30: ambit.mesh.SessionPersistence.idle_timeout:type_name -> google.protobuf.Duration
+	35, // 29: ambit.mesh.SessionPersistence.absolute_timeout:type_name -> google.protobuf.Duration
+	35, // 30: ambit.mesh.SessionPersistence.idle_timeout:type_name -> google.protobuf.Duration
 	2,  // 31: ambit.mesh.RequestPolicy.action:type_name -> ambit.mesh.RequestPolicy.Action
-	23, // 32: ambit.mesh.RequestPolicy.rules:type_name -> ambit.mesh.RequestRule
-	26, // 33: ambit.mesh.RequestRule.from:type_name -> ambit.mesh.RequestSource
-	27, // 34: ambit.mesh.RequestRule.to:type_name -> ambit.mesh.RequestOperation
-	28, // 35: ambit.mesh.RequestRule.when:type_name -> ambit.mesh.RequestCondition
-	24, // 36: ambit.mesh.RequestSource.principals:type_name -> ambit.mesh.StringPattern
-	24, // 37: ambit.mesh.RequestSource.not_principals:type_name -> ambit.mesh.StringPattern
-	24, // 38: ambit.mesh.RequestSource.namespaces:type_name -> ambit.mesh.StringPattern
-	24, // 39: ambit.mesh.RequestSource.not_namespaces:type_name -> ambit.mesh.StringPattern
-	25, // 40: ambit.mesh.RequestSource.ip_blocks:type_name -> ambit.mesh.AddressRange
-	25, // 41: ambit.mesh.RequestSource.not_ip_blocks:type_name -> ambit.mesh.AddressRange
-	25, // 42: ambit.mesh.RequestSource.remote_ip_blocks:type_name -> ambit.mesh.AddressRange
-	25, // 43: ambit.mesh.RequestSource.not_remote_ip_blocks:type_name -> ambit.mesh.AddressRange
-	24, // 44: ambit.mesh.RequestSource.request_principals:type_name -> ambit.mesh.StringPattern
-	24, // 45: ambit.mesh.RequestSource.not_request_principals:type_name -> ambit.mesh.StringPattern
-	24, // 46: ambit.mesh.RequestOperation.hosts:type_name -> ambit.mesh.StringPattern
-	24, // 47: ambit.mesh.RequestOperation.not_hosts:type_name -> ambit.mesh.StringPattern
-	24, // 48: ambit.mesh.RequestOperation.methods:type_name -> ambit.mesh.StringPattern
-	24, // 49: ambit.mesh.RequestOperation.not_methods:type_name -> ambit.mesh.StringPattern
-	24, // 50: ambit.mesh.RequestOperation.paths:type_name -> ambit.mesh.StringPattern
-	24, // 51: ambit.mesh.RequestOperation.not_paths:type_name -> ambit.mesh.StringPattern
-	24, // 52: ambit.mesh.RequestCondition.values:type_name -> ambit.mesh.StringPattern
-	24, // 53: ambit.mesh.RequestCondition.not_values:type_name -> ambit.mesh.StringPattern
-	30, // 54: ambit.mesh.RequestAuthentication.rules:type_name -> ambit.mesh.TokenRule
-	32, // 55: ambit.mesh.TokenRule.from_headers:type_name -> ambit.mesh.TokenRule.Header
-	33, // 56: ambit.mesh.TokenRule.claim_headers:type_name -> ambit.mesh.TokenRule.ClaimHeader
+	24, // 32: ambit.mesh.RequestPolicy.rules:type_name -> ambit.mesh.RequestRule
+	27, // 33: ambit.mesh.RequestRule.from:type_name -> ambit.mesh.RequestSource
+	28, // 34: ambit.mesh.RequestRule.to:type_name -> ambit.mesh.RequestOperation
+	29, // 35: ambit.mesh.RequestRule.when:type_name -> ambit.mesh.RequestCondition
+	25, // 36: ambit.mesh.RequestSource.principals:type_name -> ambit.mesh.StringPattern
+	25, // 37: ambit.mesh.RequestSource.not_principals:type_name -> ambit.mesh.StringPattern
+	25, // 38: ambit.mesh.RequestSource.namespaces:type_name -> ambit.mesh.StringPattern
+	25, // 39: ambit.mesh.RequestSource.not_namespaces:type_name -> ambit.mesh.StringPattern
+	26, // 40: ambit.mesh.RequestSource.ip_blocks:type_name -> ambit.mesh.AddressRange
+	26, // 41: ambit.mesh.RequestSource.not_ip_blocks:type_name -> ambit.mesh.AddressRange
+	26, // 42: ambit.mesh.RequestSource.remote_ip_blocks:type_name -> ambit.mesh.AddressRange
+	26, // 43: ambit.mesh.RequestSource.not_remote_ip_blocks:type_name -> ambit.mesh.AddressRange
+	25, // 44: ambit.mesh.RequestSource.request_principals:type_name -> ambit.mesh.StringPattern
+	25, // 45: ambit.mesh.RequestSource.not_request_principals:type_name -> ambit.mesh.StringPattern
+	25, // 46: ambit.mesh.RequestOperation.hosts:type_name -> ambit.mesh.StringPattern
+	25, // 47: ambit.mesh.RequestOperation.not_hosts:type_name -> ambit.mesh.StringPattern
+	25, // 48: ambit.mesh.RequestOperation.methods:type_name -> ambit.mesh.StringPattern
+	25, // 49: ambit.mesh.RequestOperation.not_methods:type_name -> ambit.mesh.StringPattern
+	25, // 50: ambit.mesh.RequestOperation.paths:type_name -> ambit.mesh.StringPattern
+	25, // 51: ambit.mesh.RequestOperation.not_paths:type_name -> ambit.mesh.StringPattern
+	25, // 52: ambit.mesh.RequestCondition.values:type_name -> ambit.mesh.StringPattern
+	25, // 53: ambit.mesh.RequestCondition.not_values:type_name -> ambit.mesh.StringPattern
+	31, // 54: ambit.mesh.RequestAuthentication.rules:type_name -> ambit.mesh.TokenRule
+	33, // 55: ambit.mesh.TokenRule.from_headers:type_name -> ambit.mesh.TokenRule.Header
+	34, // 56: ambit.mesh.TokenRule.claim_headers:type_name -> ambit.mesh.TokenRule.ClaimHeader
 	57, // [57:57] is the sub-list for method output_type
 	57, // [57:57] is the sub-list for method input_type
 	57, // [57:57] is the sub-list for extension type_name
@@ -3150,16 +3202,16 @@ func file_mesh_waypoint_proto_init() {
 		(*Binding_Service)(nil),
 		(*Binding_Workload)(nil),
 	}
-	file_mesh_waypoint_proto_msgTypes[6].OneofWrappers = []any{
+	file_mesh_waypoint_proto_msgTypes[7].OneofWrappers = []any{
 		(*PathMatch_Exact)(nil),
 		(*PathMatch_Prefix)(nil),
 		(*PathMatch_Regex)(nil),
 	}
-	file_mesh_waypoint_proto_msgTypes[7].OneofWrappers = []any{
+	file_mesh_waypoint_proto_msgTypes[8].OneofWrappers = []any{
 		(*ValueMatch_Exact)(nil),
 		(*ValueMatch_Regex)(nil),
 	}
-	file_mesh_waypoint_proto_msgTypes[9].OneofWrappers = []any{
+	file_mesh_waypoint_proto_msgTypes[10].OneofWrappers = []any{
 		(*RouteFilter_RequestHeaders)(nil),
 		(*RouteFilter_ResponseHeaders)(nil),
 		(*RouteFilter_Redirect)(nil),
@@ -3167,18 +3219,18 @@ func file_mesh_waypoint_proto_init() {
 		(*RouteFilter_Mirror)(nil),
 		(*RouteFilter_Cors)(nil),
 	}
-	file_mesh_waypoint_proto_msgTypes[11].OneofWrappers = []any{
+	file_mesh_waypoint_proto_msgTypes[12].OneofWrappers = []any{
 		(*PathModifier_Full)(nil),
 		(*PathModifier_Prefix)(nil),
 	}
-	file_mesh_waypoint_proto_msgTypes[21].OneofWrappers = []any{
+	file_mesh_waypoint_proto_msgTypes[22].OneofWrappers = []any{
 		(*StringPattern_Exact)(nil),
 		(*StringPattern_Prefix)(nil),
 		(*StringPattern_Suffix)(nil),
 		(*StringPattern_Present)(nil),
 		(*StringPattern_Template)(nil),
 	}
-	file_mesh_waypoint_proto_msgTypes[27].OneofWrappers = []any{
+	file_mesh_waypoint_proto_msgTypes[28].OneofWrappers = []any{
 		(*TokenRule_Jwks)(nil),
 		(*TokenRule_JwksUri)(nil),
 	}
@@ -3188,7 +3240,7 @@ func file_mesh_waypoint_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mesh_waypoint_proto_rawDesc), len(file_mesh_waypoint_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   31,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -49,6 +49,10 @@ func describeBound(s *corev1.Service, b *translate.Bound, inForce bool, now meta
 		c.Status = metav1.ConditionTrue
 		c.Message = fmt.Sprintf("clients go through waypoint %s while it has pods; others are let in, as annotation %s says", b.Waypoint, binding.FallbackAnnotation)
 	case binding.Pending:
+		if b.Stage == translate.Announced {
+			c.Message = fmt.Sprintf("clients go straight to it until waypoint %s is ready and knows of it, and every node knows that", b.Waypoint)
+			break
+		}
 		c.Message = fmt.Sprintf("clients are sent through waypoint %s; others are let in until every node has acknowledged that", b.Waypoint)
 	case binding.NotCaptured:
 		c.Message = fmt.Sprintf("clients are sent through waypoint %s, but whoever addresses its endpoints gets past it: %d of them are not captured", b.Waypoint, b.Uncaptured)
@@ -68,7 +72,7 @@ func describeBound(s *corev1.Service, b *translate.Bound, inForce bool, now meta
 func (r *Reconciler) services(ctx context.Context, services []*corev1.Service, bound []*translate.Bound, now metav1.Time) error {
 	byUID := make(map[types.UID]*translate.Bound, len(bound))
 	for _, b := range bound {
-		if b.Kind == "Service" {
+		if b.Kind == "Service" && !b.Leaving {
 			byUID[b.UID] = b
 		}
 	}

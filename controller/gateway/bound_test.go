@@ -41,6 +41,7 @@ func TestWhatBecameOfABinding(t *testing.T) {
 	}{
 		{nil, true, metav1.ConditionTrue, binding.InForce, "waypoint shop/waypoint, and nobody else"},
 		{nil, false, metav1.ConditionFalse, binding.Pending, "until every node"},
+		{func(b *translate.Bound) { b.Stage = translate.Announced }, false, metav1.ConditionFalse, binding.Pending, "go straight to it until waypoint shop/waypoint is ready"},
 		{func(b *translate.Bound) { b.Uncaptured = 2 }, true, metav1.ConditionFalse, binding.NotCaptured, "2 of them are not captured"},
 		{func(b *translate.Bound) { b.Direct = true }, true, metav1.ConditionTrue, binding.Direct, "others are let in"},
 		{func(b *translate.Bound) { b.Reason, b.Problem = binding.NotFound, "there is no Gateway" }, true, metav1.ConditionFalse, binding.NotFound, "there is no Gateway"},
@@ -73,7 +74,7 @@ func TestServicesSayWhatBecameOfTheirBinding(t *testing.T) {
 		return true, &s, nil
 	})
 	r := New(Config{Client: client, InForce: func(translate.Binder) bool { return true }})
-	bound := []*translate.Bound{boundTo("right", nil), boundTo("changed", nil), boundTo("fresh", nil), {Kind: "Pod", Namespace: "shop", Name: "never", UID: "never"}}
+	bound := []*translate.Bound{boundTo("right", nil), boundTo("changed", nil), boundTo("fresh", nil), {Kind: "Pod", Namespace: "shop", Name: "never", UID: "never"}, boundTo("unbound", func(b *translate.Bound) { b.Leaving = true })}
 	if err := r.services(t.Context(), services, bound, now); err != nil {
 		t.Fatal(err)
 	}

@@ -230,7 +230,7 @@ func observe(g *gwapi.Gateway, objects watch.Objects, bound []*translate.Bound) 
 		}
 	}
 	for _, b := range bound {
-		if b.Waypoint != (types.NamespacedName{Namespace: g.Namespace, Name: g.Name}) {
+		if b.Leaving || b.Waypoint != (types.NamespacedName{Namespace: g.Namespace, Name: g.Name}) {
 			continue
 		}
 		if b.Problem != "" {

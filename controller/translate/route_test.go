@@ -222,8 +222,8 @@ func TestBoundAndNotCaptured(t *testing.T) {
 // does without.
 func TestOnlyTheWaypointGetsToWhatIsBehindIt(t *testing.T) {
 	in := readInput(t, "waypoints")
-	guards := func(enforced func(Binder) bool) map[string][]string {
-		in.Enforced = enforced
+	guards := func(bindings Bindings) map[string][]string {
+		in.Bindings = bindings
 		result, err := Translate(in)
 		if err != nil {
 			t.Fatal(err)
@@ -252,7 +252,80 @@ func TestOnlyTheWaypointGetsToWhatIsBehindIt(t *testing.T) {
 	if diff := cmp.Diff(want, guards(nil)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	if got := guards(func(Binder) bool { return false }); len(got) > 0 {
-		t.Errorf("before anything is enforced: %v", got)
+	for _, stage := range []Stage{Announced, Led} {
+		if got := guards(staged{stage: stage}); len(got) > 0 {
+			t.Errorf("at stage %d: %v", stage, got)
+		}
+	}
+}
+
+// staged has every binding at one stage.
+type staged struct {
+	stage   Stage
+	leaving map[string]Binder
+}
+
+func (s staged) Stage(Binder) Stage { return s.stage }
+
+func (s staged) Leaving(kind, namespace, name string) (Binder, Stage, bool) {
+	b, ok := s.leaving[kind+" "+namespace+"/"+name]
+	return b, s.stage, ok
+}
+
+// What nodes and waypoints get to know at each stage of a binding, whether a label wants
+// it or it is on its way out.
+func TestStagesOfABinding(t *testing.T) {
+	waypoint := types.NamespacedName{Namespace: "shop", Name: "waypoint"}
+	for name, c := range map[string]struct {
+		bindings Bindings
+		unlabel  bool
+		want     string
+	}{
+		"announced": {staged{stage: Announced}, false, "binding, announced"},
+		"led":       {staged{stage: Led}, false, "binding, waypoint, announced"},
+		"enforced":  {staged{stage: Enforced}, false, "binding, waypoint"},
+		"gone":      {staged{stage: Enforced}, true, ""},
+		"leaving": {staged{stage: Led, leaving: map[string]Binder{"Service shop/cart": {"Service", "shop", "cart", waypoint}}}, true,
+			"binding, waypoint, announced"},
+		"left": {staged{stage: Announced, leaving: map[string]Binder{"Service shop/cart": {"Service", "shop", "cart", waypoint}}}, true,
+			"binding, announced"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in := readInput(t, "waypoints")
+			in.Bindings = c.bindings
+			if c.unlabel {
+				for _, s := range in.Services {
+					if s.Namespace == "shop" && s.Name == "cart" {
+						s.Labels = map[string]string{binding.Label: binding.None}
+					}
+				}
+			}
+			result, err := Translate(in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			const key = "shop/cart.shop.svc.cluster.local"
+			var got []string
+			if result.Resources[resource.Binding][key] != nil {
+				got = append(got, "binding")
+			}
+			s := result.Resources[resource.Address][key].Message.(*workload.Address).GetService()
+			if s.Waypoint != nil {
+				got = append(got, "waypoint")
+			}
+			for _, e := range s.Extensions {
+				if e.Name == announcedExtension {
+					got = append(got, "announced")
+				}
+			}
+			if got := strings.Join(got, ", "); got != c.want {
+				t.Errorf("%q, want %q", got, c.want)
+			}
+			for _, b := range result.Bound {
+				if b.Kind == "Service" && b.Name == "cart" && (b.Leaving != c.unlabel || b.Target != key) {
+					t.Errorf("told: %+v", b)
+				}
+			}
+		})
 	}
 }

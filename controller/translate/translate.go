@@ -72,9 +72,8 @@ type Input struct {
 
 	Gateways []*gateway.Gateway
 	Routes   Routes
-	// Enforced tells whether a binding keeps clients away that do not come through
-	// the waypoint; nil stands for all.
-	Enforced func(Binder) bool
+	// Bindings tells how far each is; nil stands for all Enforced, and none leaving.
+	Bindings Bindings
 
 	// Captured pods are those to be reached through tunnels.
 	Captured Captured
@@ -86,20 +85,6 @@ type Input struct {
 	Revoked *mesh.RevocationList
 
 	Config Config
-}
-
-// enforced asks Enforced once about each binding: the answer may change meanwhile,
-// and all of a result is made of the same one.
-func (in Input) enforced() func(Binder) bool {
-	answers := make(map[Binder]bool)
-	return func(b Binder) bool {
-		answer, asked := answers[b]
-		if !asked {
-			answer = in.Enforced == nil || in.Enforced(b)
-			answers[b] = answer
-		}
-		return answer
-	}
 }
 
 // Captured is the set of pods that are captured at one moment.
@@ -144,16 +129,15 @@ func Translate(in Input) (Result, error) {
 	pods := indexPods(in.Pods)
 	services := indexServices(in.Services, pods, in.Config)
 	serving := resolveEndpoints(in.Slices, services, pods)
-	waypoints := indexWaypoints(in)
+	waypoints := indexWaypoints(in, pods)
 	routes := indexRoutes(in.Routes, services, func(s *service) bool { _, bound := waypoints.ofService(s); return bound })
 
 	policies := out.policies(in, pods, services, serving)
 
 	requests := indexRequests(in)
 	authentications := indexAuthentications(in, waypoints, services, policies.all, serving)
-	enforced := in.enforced()
 	for _, p := range pods.all {
-		out.guard(p, waypoints, policies, services, serving.ofPod[p], enforced)
+		out.guard(p, waypoints, policies, services, serving.ofPod[p])
 		w := workloadOfPod(p, serving.ofPod[p], nodes, in)
 		policies.attached[p].to(w)
 		if waypoints.IsPod(p.Pod) {
@@ -184,8 +168,5 @@ func Translate(in Input) (Result, error) {
 	slices.SortFunc(out.outcomes, func(a, b *Policy) int {
 		return cmp.Or(strings.Compare(string(a.Kind), string(b.Kind)), strings.Compare(a.key(), b.key()))
 	})
-	for _, b := range out.bound {
-		b.Enforced = enforced(b.Binder())
-	}
 	return Result{Resources: out.resources, Policies: out.outcomes, Routes: routes.outcomes, Bound: out.bound, Through: out.through}, errors.Join(out.problems...)
 }

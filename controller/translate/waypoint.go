@@ -20,27 +20,119 @@ import (
 // has no endpoint.
 const fallbackExtension = "ambit.mesh/waypoint-fallback"
 
+// announcedExtension says whose word is taken though clients need not come through it.
+const announcedExtension = "ambit.mesh/waypoint-announced"
+
+// Stage is how far a binding is. It goes up as those who have to know have
+// acknowledged the one before, and down as something is bound no longer; zero is unbound.
+type Stage int
+
+// The stages.
+const (
+	// Announced: the waypoint knows of it, and its word is taken by what it is to stand
+	// before. Clients go straight there.
+	Announced Stage = iota + 1
+	// Led: clients are sent through the waypoint. Others are let in.
+	Led
+	// Enforced: nobody else is let in.
+	Enforced
+)
+
+// Bindings remember how far they are.
+type Bindings interface {
+	// Stage of what labels bind.
+	Stage(Binder) Stage
+	// Leaving is how something is bound still that no label binds any more.
+	Leaving(kind, namespace, name string) (Binder, Stage, bool)
+}
+
+// standing is a waypoint that stands before something, or is about to.
+type standing struct {
+	waypoint types.NamespacedName
+	stage    Stage
+	leaving  bool
+}
+
 // waypoints are the Gateways of our class, and who is bound to them.
 type waypoints struct {
 	binding.Waypoints
-	config Config
+	config   Config
+	bindings Bindings
+	// ready are those that have a pod which is.
+	ready map[types.NamespacedName]bool
+	// of are the answers so far, for Services and pods: they may change meanwhile, and all
+	// of a result is made of the same ones.
+	of map[metav1.Object]standing
 }
 
-func indexWaypoints(in Input) *waypoints {
-	return &waypoints{binding.Index(in.Gateways, in.Namespaces), in.Config}
+func indexWaypoints(in Input, pods *podIndex) *waypoints {
+	w := &waypoints{
+		Waypoints: binding.Index(in.Gateways, in.Namespaces), config: in.Config, bindings: in.Bindings,
+		ready: make(map[types.NamespacedName]bool), of: make(map[metav1.Object]standing),
+	}
+	for _, p := range pods.all {
+		if w.IsPod(p.Pod) && p.ready() {
+			w.ready[types.NamespacedName{Namespace: p.Namespace, Name: p.Labels[binding.GatewayLabel]}] = true
+		}
+	}
+	return w
 }
 
-// ofService is the waypoint that a Service is bound to.
-func (w *waypoints) ofService(s *service) (types.NamespacedName, bool) { return w.OfService(s.Service) }
+// beforeService is what stands before a Service; its stage is zero if nothing does.
+func (w *waypoints) beforeService(s *service) standing {
+	return w.before("Service", s.Service, func() (types.NamespacedName, bool) { return w.OfService(s.Service) })
+}
+
+// beforePod is what stands before a pod that is addressed itself.
+func (w *waypoints) beforePod(p *pod) standing {
+	return w.before("Pod", p.Pod, func() (types.NamespacedName, bool) { return w.OfPod(p.Pod) })
+}
+
+func (w *waypoints) before(kind string, o metav1.Object, labelled func() (types.NamespacedName, bool)) standing {
+	if found, ok := w.of[o]; ok {
+		return found
+	}
+	var found standing
+	if name, ok := labelled(); ok {
+		found = standing{waypoint: name, stage: Enforced}
+		if w.bindings != nil {
+			found.stage = w.bindings.Stage(Binder{kind, o.GetNamespace(), o.GetName(), name})
+		}
+	} else if w.bindings != nil {
+		if b, stage, ok := w.bindings.Leaving(kind, o.GetNamespace(), o.GetName()); ok && w.Gateway(b.Waypoint) != nil {
+			found = standing{waypoint: b.Waypoint, stage: stage, leaving: true}
+		}
+	}
+	w.of[o] = found
+	return found
+}
+
+// ofService is the waypoint that a Service is bound to, however far that is.
+func (w *waypoints) ofService(s *service) (types.NamespacedName, bool) {
+	found := w.beforeService(s)
+	return found.waypoint, found.stage > 0
+}
 
 // ofPod is the waypoint that a pod is bound to when it is addressed itself.
-func (w *waypoints) ofPod(p *pod) (types.NamespacedName, bool) { return w.OfPod(p.Pod) }
+func (w *waypoints) ofPod(p *pod) (types.NamespacedName, bool) {
+	found := w.beforePod(p)
+	return found.waypoint, found.stage > 0
+}
+
+// serviceKey of the Service by which a waypoint is found.
+func (w *waypoints) serviceKey(name types.NamespacedName) string {
+	return name.Namespace + "/" + w.hostname(name)
+}
+
+func (w *waypoints) hostname(name types.NamespacedName) string {
+	return name.Name + "." + name.Namespace + ".svc." + w.config.ClusterDomain
+}
 
 // address is where a waypoint is found: its Service, which may not be there.
 func (w *waypoints) address(name types.NamespacedName) *workload.GatewayAddress {
 	return &workload.GatewayAddress{
 		Destination: &workload.GatewayAddress_Hostname{Hostname: &workload.NamespacedHostname{
-			Namespace: name.Namespace, Hostname: name.Name + "." + name.Namespace + ".svc." + w.config.ClusterDomain,
+			Namespace: name.Namespace, Hostname: w.hostname(name),
 		}},
 		HboneMtlsPort: binding.Port,
 	}
@@ -57,8 +149,14 @@ type Bound struct {
 	Name      string
 	UID       types.UID
 	Waypoint  types.NamespacedName
-	// Enforced: its pods let in nobody but the waypoint, as far as they know.
-	Enforced bool
+	// Target is the name of its Binding.
+	Target string
+	// Stage is how far this publication takes it; zero of what is not bound.
+	Stage Stage
+	// Leaving: no label binds it any more.
+	Leaving bool
+	// Ready: the waypoint has a pod that is.
+	Ready bool
 	// Direct: its pods let in clients without the waypoint, as its owner wishes.
 	Direct bool
 	// Uncaptured is how many of its endpoints, or of itself, nobody guards.
@@ -70,15 +168,15 @@ type Bound struct {
 
 // bindService has clients of a Service go through its waypoint.
 func (o *output) bindService(s *service, w *waypoints, routes []*mesh.Route, policies []string, authentications *authentications) {
-	name, ok := w.ofService(s)
-	if !ok {
+	before := w.beforeService(s)
+	if before.stage == 0 {
 		return
 	}
-	s.message.Waypoint = w.address(name)
-	if s.Annotations[binding.FallbackAnnotation] == binding.FallbackDirect {
-		s.message.Extensions = append(s.message.Extensions, extension(fallbackExtension, &mesh.WaypointFallback{}))
-	}
-	o.bind("Service", s, name, w, s.uncaptured, s.key, &mesh.Binding{
+	var extensions []*workload.Extension
+	s.message.Waypoint, extensions = w.say(before, s.Service)
+	s.message.Extensions = append(s.message.Extensions, extensions...)
+	name := before.waypoint
+	o.bind("Service", s, before, w, s.uncaptured, s.key, &mesh.Binding{
 		Target: &mesh.Binding_Service{Service: s.key}, Waypoint: name.String(), Routes: routes, Policies: policies,
 		Authentications: authentications.forService(s, name), ClaimHeaders: authentications.claimHeaders(s, routes),
 	})
@@ -86,27 +184,44 @@ func (o *output) bindService(s *service, w *waypoints, routes []*mesh.Route, pol
 
 // bindPod has clients of a pod go through its waypoint.
 func (o *output) bindPod(p *pod, message *workload.Workload, w *waypoints, authentications *authentications) {
-	name, ok := w.ofPod(p)
-	if !ok {
+	before := w.beforePod(p)
+	if before.stage == 0 {
 		return
 	}
-	message.Waypoint = w.address(name)
-	if p.Annotations[binding.FallbackAnnotation] == binding.FallbackDirect {
-		message.Extensions = append(message.Extensions, extension(fallbackExtension, &mesh.WaypointFallback{}))
-	}
+	var extensions []*workload.Extension
+	message.Waypoint, extensions = w.say(before, p.Pod)
+	message.Extensions = append(message.Extensions, extensions...)
+	name := before.waypoint
 	uncaptured := 0
 	if message.TunnelProtocol != workload.TunnelProtocol_HBONE {
 		uncaptured = 1
 	}
-	o.bind("Pod", p, name, w, uncaptured, message.Uid, &mesh.Binding{
+	o.bind("Pod", p, before, w, uncaptured, message.Uid, &mesh.Binding{
 		Target: &mesh.Binding_Workload{Workload: message.Uid}, Waypoint: name.String(), Authentications: authentications.forPod(p, name),
 	})
 }
 
+// say is what nodes get to know of a waypoint: to go through it once that is their part,
+// and to take its word as long as that is not everybody's.
+func (w *waypoints) say(before standing, o metav1.Object) (to *workload.GatewayAddress, extensions []*workload.Extension) {
+	if before.stage >= Led {
+		to = w.address(before.waypoint)
+		if o.GetAnnotations()[binding.FallbackAnnotation] == binding.FallbackDirect {
+			extensions = append(extensions, extension(fallbackExtension, &mesh.WaypointFallback{}))
+		}
+	}
+	if before.stage < Enforced {
+		extensions = append(extensions, extension(announcedExtension, &mesh.WaypointAnnounced{Service: w.serviceKey(before.waypoint)}))
+	}
+	return to, extensions
+}
+
 // bind publishes a Binding to a waypoint that is there and consents; without one
 // the waypoint refuses.
-func (o *output) bind(kind string, object metav1.Object, name types.NamespacedName, w *waypoints, uncaptured int, target string, message *mesh.Binding) {
+func (o *output) bind(kind string, object metav1.Object, before standing, w *waypoints, uncaptured int, target string, message *mesh.Binding) {
+	name := before.waypoint
 	bound := &Bound{
+		Target: target, Stage: before.stage, Leaving: before.leaving, Ready: w.ready[name],
 		Kind: kind, Namespace: object.GetNamespace(), Name: object.GetName(), UID: object.GetUID(), Waypoint: name,
 		Direct: object.GetAnnotations()[binding.FallbackAnnotation] == binding.FallbackDirect, Uncaptured: uncaptured,
 	}
@@ -130,8 +245,8 @@ func (o *output) passes(p *pod, message *workload.Workload, w *waypoints, servic
 		return
 	}
 	var own, through []string
-	if name, ok := w.ofPod(p); ok {
-		own = append(own, name.String())
+	if before := w.beforePod(p); before.stage >= Led {
+		own = append(own, before.waypoint.String())
 	}
 	for key := range message.Services {
 		s := services.byKey(key)
@@ -141,8 +256,8 @@ func (o *output) passes(p *pod, message *workload.Workload, w *waypoints, servic
 		if message.TunnelProtocol != workload.TunnelProtocol_HBONE {
 			s.uncaptured++
 		}
-		if name, ok := w.ofService(s); ok && !slices.Contains(own, name.String()) {
-			through = append(through, name.String())
+		if before := w.beforeService(s); before.stage >= Led && !slices.Contains(own, before.waypoint.String()) {
+			through = append(through, before.waypoint.String())
 		}
 	}
 	slices.Sort(through)
@@ -159,24 +274,31 @@ const waypointOnly = "waypoint_only"
 // of a pod that is bound itself: as soon as the binding is enforced. Only the
 // waypoints of the bound Services that use a port are let in to it; what its owner
 // wants to be reached without its waypoint is not guarded.
-func (o *output) guard(p *pod, w *waypoints, t *targets, services *serviceIndex, serving map[string]*workload.PortList, enforced func(Binder) bool) {
+func (o *output) guard(p *pod, w *waypoints, t *targets, services *serviceIndex, serving map[string]*workload.PortList) {
 	if p.Spec.HostNetwork {
 		return
 	}
-	if name, ok := w.ofPod(p); ok && p.Annotations[binding.FallbackAnnotation] != binding.FallbackDirect && enforced(Binder{"Pod", p.Namespace, p.Name, name.String()}) {
-		t.attachGenerated(p, o.onlyThrough(p.Namespace, []types.NamespacedName{name}, nil))
+	if before := w.beforePod(p); before.stage == Enforced && p.Annotations[binding.FallbackAnnotation] != binding.FallbackDirect {
+		t.attachGenerated(p, o.onlyThrough(p.Namespace, []types.NamespacedName{before.waypoint}, nil))
 	}
-	ports := make(map[uint32][]types.NamespacedName)
+	ports := make(map[uint32][]types.NamespacedName) // who is let in
+	enforced := make(map[uint32]bool)
 	open := make(map[uint32]bool)
 	for _, s := range services.all {
-		name, ok := w.ofService(s)
+		before := w.beforeService(s)
 		for _, port := range serving[s.key].GetPorts() {
 			switch {
-			case !ok:
-			case s.Annotations[binding.FallbackAnnotation] == binding.FallbackDirect, !enforced(Binder{"Service", s.Namespace, s.Name, name.String()}):
+			case before.stage == 0:
+				continue
+			case s.Annotations[binding.FallbackAnnotation] == binding.FallbackDirect:
 				open[port.TargetPort] = true
-			case !slices.Contains(ports[port.TargetPort], name):
-				ports[port.TargetPort] = append(ports[port.TargetPort], name)
+				continue
+			case before.stage == Enforced:
+				enforced[port.TargetPort] = true
+			}
+			// One that is enforced closes the port for the others, however far they are.
+			if !slices.Contains(ports[port.TargetPort], before.waypoint) {
+				ports[port.TargetPort] = append(ports[port.TargetPort], before.waypoint)
 			}
 		}
 	}
@@ -184,7 +306,8 @@ func (o *output) guard(p *pod, w *waypoints, t *targets, services *serviceIndex,
 	byWaypoints := make(map[string][]uint32)
 	of := make(map[string][]types.NamespacedName)
 	for port, names := range ports {
-		if open[port] {
+		if open[port] || !enforced[port] {
+			delete(ports, port)
 			continue
 		}
 		slices.SortFunc(names, func(a, b types.NamespacedName) int { return strings.Compare(a.String(), b.String()) })
@@ -196,7 +319,7 @@ func (o *output) guard(p *pod, w *waypoints, t *targets, services *serviceIndex,
 			continue
 		}
 		for _, port := range serving[s.key].GetPorts() {
-			if names := ports[port.TargetPort]; len(names) > 0 && !open[port.TargetPort] {
+			if names := ports[port.TargetPort]; len(names) > 0 {
 				o.conflict(s, port.TargetPort, names[0])
 			}
 		}
@@ -248,11 +371,11 @@ func (t *targets) attachGenerated(p *pod, key string) {
 	slices.Sort(a.authorizations)
 }
 
-// Binder is a Service or a pod as it is bound: enforcing that waits until every node
-// sends its clients to the waypoint.
-type Binder struct{ Kind, Namespace, Name, Waypoint string }
+// Binder is a Service or a pod as it is bound to a waypoint.
+type Binder struct {
+	Kind, Namespace, Name string
+	Waypoint              types.NamespacedName
+}
 
 // Binder of the binding.
-func (b *Bound) Binder() Binder {
-	return Binder{b.Kind, b.Namespace, b.Name, b.Waypoint.String()}
-}
+func (b *Bound) Binder() Binder { return Binder{b.Kind, b.Namespace, b.Name, b.Waypoint} }

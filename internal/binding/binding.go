@@ -54,7 +54,8 @@ const (
 	InForce = "InForce"
 	// Direct: as its owner wishes, the pods let in clients without the waypoint.
 	Direct = "Direct"
-	// Pending: clients are sent through the waypoint, but some node has not heard of that.
+	// Pending: the waypoint is not ready, or some node has not heard of it: clients may
+	// still go straight.
 	Pending = "Pending"
 	// NotCaptured: who addresses a pod that is not captured gets past the waypoint.
 	NotCaptured = "NotCaptured"

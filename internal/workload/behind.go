@@ -35,6 +35,24 @@ func (s *Snapshot) Stands(w *Workload, port uint16) (found []Stand) {
 	return found
 }
 
+// Speakers lists the waypoints whose word is taken about who connects to a port of a
+// workload: those that stand before it, and those that are going to, or did until just now.
+func (s *Snapshot) Speakers(w *Workload, port uint16) (found []*Gateway) {
+	for _, stand := range s.Stands(w, port) {
+		found = append(found, stand.Gateway)
+	}
+	if w.WaypointAnnounced != nil {
+		found = append(found, w.WaypointAnnounced)
+	}
+	for key, ports := range w.Services {
+		service, ok := s.services.get(key)
+		if ok && service.WaypointAnnounced != nil && slices.ContainsFunc(ports, func(p Port) bool { return p.Target == port }) {
+			found = append(found, service.WaypointAnnounced)
+		}
+	}
+	return found
+}
+
 // StandsThere tells whether a workload is a pod of the waypoint: it takes tunnels
 // itself, and its Service, or its address, is the waypoint's.
 func (g *Gateway) StandsThere(w *Workload) bool {

@@ -69,6 +69,8 @@ const (
 	WaypointPoliciesExtension = "ambit.mesh/waypoint-policies"
 	// WaypointFallbackExtension is the name of the Extension with a WaypointFallback.
 	WaypointFallbackExtension = "ambit.mesh/waypoint-fallback"
+	// WaypointAnnouncedExtension is the name of the Extension with a WaypointAnnounced.
+	WaypointAnnouncedExtension = "ambit.mesh/waypoint-announced"
 	// EgressPoliciesExtension is the name of the Extension with EgressPolicies.
 	EgressPoliciesExtension = "ambit.mesh/egress-policies"
 	// DefaultTrustDomain stands for a trust domain that was left out.
@@ -149,6 +151,8 @@ type Workload struct {
 	Waypoint *Gateway
 	// WaypointFallback: as long as the waypoint has no endpoint, it is reached without.
 	WaypointFallback bool
+	// WaypointAnnounced is one whose word is taken, though clients need not come through it.
+	WaypointAnnounced *Gateway
 	// WaypointPolicies names the RequestPolicies that a waypoint asks before it sends
 	// a request here, sorted.
 	WaypointPolicies []string
@@ -258,6 +262,8 @@ type Service struct {
 	Waypoint *Gateway
 	// WaypointFallback: as long as the waypoint has no endpoint, it is reached without.
 	WaypointFallback bool
+	// WaypointAnnounced is one whose word is taken, though clients need not come through it.
+	WaypointAnnounced *Gateway
 
 	Mode   Mode
 	Scopes []Scope

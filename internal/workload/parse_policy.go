@@ -36,6 +36,8 @@ func (w *Workload) setExtensions(in []*api.Extension) error {
 				err = fmt.Errorf("config: %w", err)
 			}
 			w.WaypointFallback = err == nil
+		case WaypointAnnouncedExtension:
+			w.WaypointAnnounced, err = parseAnnounced(e)
 		default:
 			continue
 		}
@@ -67,6 +69,17 @@ func (w *Workload) setEgressPolicies(e *api.Extension) error {
 	}
 	w.EgressPolicies, err = policyNames("config.names", m.GetNames(), maxEgressPolicies)
 	return err
+}
+
+func parseAnnounced(e *api.Extension) (*Gateway, error) {
+	m, err := unpack(e.GetConfig(), &mesh.WaypointAnnounced{})
+	if err != nil {
+		return nil, fmt.Errorf("config: %w", err)
+	}
+	if !isPolicyKey(m.GetService()) {
+		return nil, fmt.Errorf("config.service: %q, want namespace/hostname", m.GetService())
+	}
+	return &Gateway{ServiceKey: intern(m.GetService())}, nil
 }
 
 func (w *Workload) setWaypointPolicies(e *api.Extension) error {

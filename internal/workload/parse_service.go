@@ -131,6 +131,10 @@ func (s *Service) setExtensions(in []*api.Extension) error {
 				err = fmt.Errorf(": %w", err)
 			}
 			s.WaypointFallback = err == nil
+		case WaypointAnnouncedExtension:
+			if s.WaypointAnnounced, err = parseAnnounced(e); err != nil {
+				err = fmt.Errorf(": %w", err)
+			}
 		}
 		if err != nil {
 			return fmt.Errorf("extensions[%d].config%w", i, err)

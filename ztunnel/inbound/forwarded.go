@@ -31,8 +31,8 @@ func (l *Listener) clientOf(t accept.Tunnel, dst netip.AddrPort, header http.Hea
 	if published, ok := snapshot.WorkloadByUID(target.UID); ok {
 		target = published
 	}
-	for _, stand := range snapshot.Stands(target, dst.Port()) {
-		if stand.Gateway.StandsThere(peer) {
+	for _, waypoint := range snapshot.Speakers(target, dst.Port()) {
+		if waypoint.StandsThere(peer) {
 			client, err := parseForwarded(header.Values(forwardedHeader))
 			if err != nil {
 				return netip.AddrPort{}, conns.Fail(conns.BadForwarded, fmt.Errorf("waypoint %s: %w", peer.UID, err))

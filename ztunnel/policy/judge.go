@@ -40,7 +40,7 @@ func (r *rules) version() workload.PolicyVersion { return r.snapshot.PolicyVersi
 
 // judge a connection to the workload.
 func (r *rules) judge(a *conns.Attempt) judgement {
-	if r.workload.Waypoint != nil && !toItself(a) && !isWaypoint(r.snapshot, r.workload.Waypoint, a.Source.Identity) {
+	if r.workload.Waypoint != nil && r.workload.WaypointAnnounced == nil && !toItself(a) && !isWaypoint(r.snapshot, r.workload.Waypoint, a.Source.Identity) {
 		return judgement{refusal: conns.Fail(conns.WaypointBypassed, errors.New("the workload takes connections from its waypoint alone"))}
 	}
 	if r.throughWaypoint(a) {
@@ -74,14 +74,14 @@ func (r *rules) judge(a *conns.Attempt) judgement {
 // everybody but the waypoint away from what is behind it.
 const waypointOnly = "waypoint_only"
 
-// throughWaypoint tells whether a connection comes from the waypoint that stands
-// before the port.
+// throughWaypoint tells whether a connection comes from a waypoint whose word is taken
+// for the port.
 func (r *rules) throughWaypoint(a *conns.Attempt) bool {
 	if a.Source.Identity.IsZero() {
 		return false
 	}
-	for _, stand := range r.snapshot.Stands(r.workload, a.Destination.Addr.Port()) {
-		if isWaypoint(r.snapshot, stand.Gateway, a.Source.Identity) {
+	for _, waypoint := range r.snapshot.Speakers(r.workload, a.Destination.Addr.Port()) {
+		if isWaypoint(r.snapshot, waypoint, a.Source.Identity) {
 			return true
 		}
 	}

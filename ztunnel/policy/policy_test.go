@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/ambit-mesh/ambit/api/mesh"
 	"github.com/ambit-mesh/ambit/api/security"
@@ -316,6 +317,74 @@ func TestWaypointIsNotBypassed(t *testing.T) {
 		from := attempt()
 		from.Source.Identity.ServiceAccount = "waypoint"
 		b.is(b.Admit(t.Context(), from), "")
+	})
+}
+
+// The word of a waypoint that is announced is taken, and its clients may come straight.
+func TestAnnouncedWaypoint(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t)
+		close(b.synced)
+		b.run()
+		announced := func(names ...string) []*api.Extension {
+			var all []*api.Extension
+			for _, name := range names {
+				config, err := anypb.New(&mesh.WaypointAnnounced{Service: name})
+				if err != nil {
+					t.Fatal(err)
+				}
+				all = append(all, &api.Extension{Name: workload.WaypointAnnouncedExtension, Config: config})
+			}
+			return all
+		}
+		gate := &api.GatewayAddress{
+			Destination:   &api.GatewayAddress_Hostname{Hostname: &api.NamespacedHostname{Namespace: "shop", Hostname: "wp.shop"}},
+			HboneMtlsPort: 15008,
+		}
+		cart := func(waypoint *api.GatewayAddress, extensions []*api.Extension) *api.Workload {
+			return &api.Workload{
+				Uid: own().UID, Name: "cart", Namespace: "shop", ServiceAccount: "cart", Addresses: workloadtest.Addrs("10.244.1.2"),
+				Services:              map[string]*api.PortList{"shop/cart.shop": {Ports: []*api.Port{{ServicePort: 80, TargetPort: 8080}}}},
+				AuthorizationPolicies: []string{"shop/only"}, Waypoint: waypoint, Extensions: extensions,
+			}
+		}
+		service := func(extensions []*api.Extension) *api.Service {
+			return &api.Service{Name: "cart", Namespace: "shop", Hostname: "cart.shop", Addresses: workloadtest.NetworkAddrs("10.96.0.8"), Ports: []*api.Port{{ServicePort: 80}}, Extensions: extensions}
+		}
+		only := authorization("only", allow, true)
+		only.Rules = []*security.Rule{{Clauses: []*security.Clause{{Matches: []*security.Match{{
+			Principals: []*security.StringMatch{{MatchType: &security.StringMatch_Exact{Exact: "cluster.local/ns/shop/sa/web"}}},
+		}}}}}}
+		workloadtest.Apply(t, b.store, only,
+			&api.Service{Name: "wp", Namespace: "shop", Hostname: "wp.shop", Addresses: workloadtest.NetworkAddrs("10.96.0.9"), Ports: []*api.Port{{ServicePort: 15008}}},
+			&api.Workload{Uid: "wp", Name: "wp", Namespace: "shop", ServiceAccount: "waypoint", Addresses: workloadtest.Addrs("10.244.7.7"), Services: map[string]*api.PortList{"shop/wp.shop": {Ports: []*api.Port{{ServicePort: 15008, TargetPort: 15008}}}}})
+		from := attempt()
+		from.Source.Identity.ServiceAccount = "waypoint"
+		stranger := attempt()
+		stranger.Source.Identity.ServiceAccount = "stranger"
+		for name, c := range map[string]struct {
+			workload                 *api.Workload
+			service                  *api.Service
+			waypoint, client, others conns.Reason
+		}{
+			"nothing":              {cart(nil, nil), service(nil), conns.PolicyDenied, "", conns.PolicyDenied},
+			"announced, a service": {cart(nil, nil), service(announced("shop/wp.shop")), "", "", conns.PolicyDenied},
+			"announced, the pod":   {cart(nil, announced("shop/wp.shop")), service(nil), "", "", conns.PolicyDenied},
+			"led, the pod":         {cart(gate, announced("shop/wp.shop")), service(nil), "", "", conns.PolicyDenied},
+			"enforced, the pod":    {cart(gate, nil), service(nil), "", conns.WaypointBypassed, conns.WaypointBypassed},
+			"another one":          {cart(nil, announced("shop/other.shop")), service(nil), conns.PolicyDenied, "", conns.PolicyDenied},
+		} {
+			workloadtest.Apply(t, b.store, c.workload, c.service)
+			for who, want := range map[*conns.Attempt]conns.Reason{from: c.waypoint, attempt(): c.client, stranger: c.others} {
+				var got conns.Reason
+				if err := b.Admit(t.Context(), who); err != nil {
+					got = conns.ReasonOf(err)
+				}
+				if got != want {
+					t.Errorf("%s: %s is told %q, want %q", name, who.Source.Identity, got, want)
+				}
+			}
+		}
 	})
 }
 
