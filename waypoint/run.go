@@ -55,6 +55,8 @@ type waypoint struct {
 	settings settings
 	logger   *slog.Logger
 	identity spiffe.ID
+	// unpublished is the waypoint's own pod until the controller has said what it is.
+	unpublished *workload.Workload
 
 	admin     *daemon.Admin
 	metrics   *daemon.Metrics
@@ -86,6 +88,10 @@ func run(running, force context.Context, s settings, logger *slog.Logger, level 
 	// Its pods' service account has the Gateway's name.
 	if w.identity, err = spiffe.New(s.TrustDomain, s.PodNamespace, s.Gateway); err != nil {
 		return fmt.Errorf("POD_NAMESPACE, GATEWAY_NAME: %w", err)
+	}
+	w.unpublished = &workload.Workload{
+		UID: workload.PodUID(s.ClusterID, s.PodNamespace, s.PodName), Name: s.PodName, Namespace: s.PodNamespace, Addresses: []netip.Addr{s.PodIP},
+		ClusterID: s.ClusterID, Node: s.NodeName, Protocol: workload.HBONE, NativeTunnel: true, Identity: w.identity, Healthy: true, Kind: "pod", Owner: s.PodName,
 	}
 	if err := w.composeController(); err != nil {
 		return err
@@ -265,15 +271,11 @@ func (w *waypoint) followBundle(ctx context.Context) {
 
 // self is the waypoint's own pod: what the controller says of it, once it does.
 func (w *waypoint) self() *workload.Workload {
-	s := w.settings
-	uid := workload.PodUID(s.ClusterID, s.PodNamespace, s.PodName)
-	if published, ok := w.store.Snapshot().WorkloadByUID(uid); ok && published.Identity == w.identity && slices.Contains(published.Addresses, s.PodIP) {
+	published, ok := w.store.Snapshot().WorkloadByUID(w.unpublished.UID)
+	if ok && published.Identity == w.identity && slices.Contains(published.Addresses, w.settings.PodIP) {
 		return published
 	}
-	return &workload.Workload{
-		UID: uid, Name: s.PodName, Namespace: s.PodNamespace, Addresses: []netip.Addr{s.PodIP}, ClusterID: s.ClusterID, Node: s.NodeName,
-		Protocol: workload.HBONE, NativeTunnel: true, Identity: w.identity, Healthy: true, Kind: "pod", Owner: s.PodName,
-	}
+	return w.unpublished
 }
 
 func (w *waypoint) clientTLS(expected ...spiffe.ID) *tls.Config {

@@ -247,11 +247,19 @@ type deadline struct {
 	timer *time.Timer
 }
 
+// set has wake called at t, or, late, at what was set before: whoever wakes looks at
+// the time. The timer is kept for the next time: servers set one with every request.
 func (d *deadline) set(t time.Time, wake func()) {
-	d.stop()
 	d.at = t
-	if !t.IsZero() {
+	switch {
+	case t.IsZero():
+		if d.timer != nil {
+			d.timer.Stop()
+		}
+	case d.timer == nil:
 		d.timer = time.AfterFunc(time.Until(t), wake)
+	default:
+		d.timer.Reset(time.Until(t))
 	}
 }
 

@@ -24,9 +24,10 @@ func (c *client) serve1(conn net.Conn) {
 			linger(conn)
 			return
 		}
-		conn.SetReadDeadline(time.Now().Add(headTimeout))
+		if !reader.HasHead() {
+			idle.limit(headTimeout)
+		}
 		head, err := reader.Head()
-		conn.SetReadDeadline(time.Time{})
 		w := &responder1{conn: conn, raw: reader, keep: true, chunks: true, draining: c.draining}
 		var r *Request
 		if err == nil {
@@ -37,6 +38,9 @@ func (c *client) serve1(conn net.Conn) {
 			return
 		}
 		body := c.body1(r, reader, conn, w)
+		if body != nil && !r.inline || r.Upgrade != "" {
+			idle.lift() // it may take as long as it likes
+		}
 		ended := c.handle(r, w)
 		w.free()
 		if w.taken {
@@ -47,7 +51,7 @@ func (c *client) serve1(conn net.Conn) {
 		}
 		if body != nil && !body.Done() {
 			// Answered without it; the next request is behind it.
-			conn.SetReadDeadline(time.Now().Add(lingerFor))
+			idle.limit(lingerFor)
 			io.CopyN(io.Discard, body, lingerBytes)
 			w.keep = w.keep && body.Done()
 		}
@@ -113,9 +117,28 @@ type idleness struct {
 	conn     net.Conn
 	stop     func() bool
 
+	// until is the deadline of reading, zero for none; owned by the connection's
+	// goroutine.
+	until time.Time
+
 	mu sync.Mutex
 	// Guarded by mu.
 	idle bool
+}
+
+// idleSlack is by how much longer than idleTimeout a connection may be kept: a deadline
+// is not set anew with every request.
+const idleSlack = time.Minute
+
+// limit has reading end after a time, and lift never.
+func (i *idleness) limit(d time.Duration) {
+	i.until = time.Now().Add(d)
+	i.conn.SetReadDeadline(i.until)
+}
+
+func (i *idleness) lift() {
+	i.until = time.Time{}
+	i.conn.SetReadDeadline(i.until)
 }
 
 func newIdleness(draining context.Context, conn net.Conn) *idleness {
@@ -138,7 +161,9 @@ func (i *idleness) wait(r *http1.Reader) bool {
 		return true
 	}
 	i.mu.Lock()
-	i.conn.SetReadDeadline(time.Now().Add(idleTimeout))
+	if time.Until(i.until) < idleTimeout {
+		i.limit(idleTimeout + idleSlack)
+	}
 	i.idle = i.draining.Err() == nil
 	begins := i.idle
 	i.mu.Unlock()

@@ -44,6 +44,11 @@ func (r *Reader) Wait() error {
 	return nil
 }
 
+// HasHead tells whether Head has something to return without waiting.
+func (r *Reader) HasHead() bool {
+	return bytes.Contains(r.buffer[r.r:r.w], []byte("\r\n\r\n"))
+}
+
 // Head returns everything up to and including the first empty line. It is valid until
 // the next call. io.EOF means that nothing came, io.ErrUnexpectedEOF that it ended
 // within.

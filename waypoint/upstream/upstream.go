@@ -152,13 +152,18 @@ func (c *Conn) Reset() error {
 
 // Open connects to an endpoint. Its error is always a *conns.Failure.
 func (o *Opener) Open(ctx context.Context, want Want) (*Conn, error) {
+	choice, lease, err := o.choose(want)
+	if err == nil && lease == nil {
+		return nil, nil // what the caller has will do
+	}
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	var failed error
 	for tried := 1; ; tried++ {
-		choice, lease, err := o.choose(want)
-		if err == nil && lease == nil {
-			return nil, nil // what the caller has will do
+		if tried > 1 {
+			if choice, lease, err = o.choose(want); err == nil && lease == nil {
+				return nil, nil
+			}
 		}
 		if err != nil {
 			if failed != nil {
