@@ -63,7 +63,7 @@ test-unit: setup ## Unit tests, and kernel tests in network namespaces (root)
 test-envoy: setup $(ENVOY) ## The tunnel against Envoy, as server and as client
 	go test -tags envoy -count=1 -run Envoy ./e2e/conformance
 
-test-e2e: cluster images-load bin/ambit ## End to end, on the cluster
+test-e2e: cluster gateway-api images-load bin/ambit ## End to end, on the cluster
 	go test -tags e2e -count=1 -timeout 40m -parallel 4 ./e2e
 
 # make fuzz FUZZ=FuzzServe FUZZTIME=1m: one of them, shortly. What is found is kept in testdata/fuzz, and runs in every test.
@@ -180,4 +180,4 @@ help: ## This list
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-zA-Z\/_-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 FORCE:
-.PHONY: FORCE demo test images generate fresh lint test-unit test-e2e test-cluster cluster images-load cluster-down cluster-reboot setup help faults revocation bench bench-l4 bench-l7 bench-enrol setup-bench bench-memory test-envoy fuzz
+.PHONY: FORCE demo test images generate fresh lint test-unit test-e2e test-cluster cluster images-load cluster-down cluster-reboot setup help faults revocation bench bench-l4 bench-l7 bench-enrol setup-bench bench-memory test-envoy fuzz conformance gateway-api

@@ -54,6 +54,8 @@ var tools = map[string]tool{
 	"until-refused": untilRefused,
 	"until-ended":   untilEnded,
 	"present":       present,
+	"load":          load,
+	"hold":          hold,
 }
 
 func main() {

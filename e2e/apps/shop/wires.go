@@ -17,6 +17,7 @@ const (
 	portChecksum = ":7002" // reads until the client's half-close, answers with count and SHA-256
 	portReset    = ":7003" // reads one byte, then resets
 	portClock    = ":7004" // sends a line every millisecond
+	portLedger   = ":7010" // HTTP: what was asked at :8080, in JSON
 )
 
 // serveWires is a server of TCP behaviours, and a web server on :8080.
@@ -41,6 +42,12 @@ func serveWires(ctx context.Context) error {
 	mux.HandleFunc("/healthz", healthz)
 	mux.HandleFunc("/whoami", whoami)
 	mux.HandleFunc("/bytes", sendBytes)
+	mux.HandleFunc("/live", ticks)
+	mux.HandleFunc("/stream", stream)
+	var kept ledger
+	mux.HandleFunc("/work", kept.work)
+	mux.HandleFunc("/forbidden", kept.forbidden)
+	go serveHTTP(ctx, portLedger, http.HandlerFunc(kept.tell))
 	return serveHTTP(ctx, env("LISTEN", ":8080"), mux)
 }
 
