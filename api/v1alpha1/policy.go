@@ -31,8 +31,8 @@ const (
 	// Otherwise the reason says what cannot, the message names the field, and
 	// the stricter reading is in force.
 	ConditionAccepted = "Accepted"
-	// ConditionInForce: every node that has to enforce the policy works with
-	// this version of it.
+	// ConditionInForce: every node, and every waypoint, that has to enforce the
+	// policy works with this version of it.
 	ConditionInForce = "InForce"
 )
 
@@ -43,7 +43,7 @@ type PolicyStatus struct {
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 	// InForce is on how many nodes the policy is in force, of those that have to
 	// enforce it, such as 3/3. A node has to if a captured pod that the policy
-	// applies to runs on it. Of a RequestAuthentication it is waypoints.
+	// applies to runs on it. Waypoints that have to ask it count as well.
 	// +optional
 	InForce string `json:"inForce,omitempty"`
 	// Version of the policy as nodes have it: a hash of its content.

@@ -133,8 +133,11 @@ func inForce(p *translate.Policy, on progress) metav1.Condition {
 
 // enforcers are who has to enforce a policy.
 func enforcers(p *translate.Policy) string {
-	if p.Kind == translate.RequestAuthentication {
+	switch {
+	case p.Kind == translate.RequestAuthentication:
 		return "waypoints"
+	case len(p.Waypoints) > 0:
+		return "nodes and waypoints"
 	}
 	return "nodes"
 }

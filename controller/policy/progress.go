@@ -117,7 +117,7 @@ func (m memory) remember(p *translate.Policy, then time.Time) {
 }
 
 func heldBy(p *translate.Policy, waypoint string, proxies Proxies) bool {
-	for _, r := range p.Resources {
+	for _, r := range p.AtWaypoints {
 		if !proxies.Waypoint(waypoint, r.Type, r.Name) {
 			return false
 		}

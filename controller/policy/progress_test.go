@@ -128,7 +128,7 @@ func TestMeasureAtWaypoints(t *testing.T) {
 	} {
 		p := &translate.Policy{
 			Kind: translate.RequestAuthentication, Namespace: "shop", Name: "tokens", Version: "abc",
-			Resources: []translate.Ref{{Type: resource.RequestAuthentication, Name: "shop/tokens"}}, Waypoints: []string{"shop/a", "shop/b"},
+			AtWaypoints: []translate.Ref{{Type: resource.RequestAuthentication, Name: "shop/tokens"}}, Waypoints: []string{"shop/a", "shop/b"},
 		}
 		on := memory{}.measure([]*translate.Policy{p}, test.fleet, time.Now())[p]
 		if on.required != 2 || on.inForce != test.inForce || !slices.Equal(on.waiting, test.waiting) {

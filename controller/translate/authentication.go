@@ -205,6 +205,7 @@ func (o *output) authentications(a *authentications) {
 			continue
 		}
 		o.publishPolicy(p, p.key(), r, err)
+		p.AtWaypoints, p.Resources = p.Resources, nil
 	}
 }
 

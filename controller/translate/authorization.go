@@ -12,15 +12,17 @@ import (
 
 // authorizationPolicies publishes each as the authorization of its name. Those
 // for the mesh or a namespace are found by their scope; the others are attached.
-func (o *output) authorizationPolicies(in Input, t *targets, refs targetsOfRefs) {
+func (o *output) authorizationPolicies(in Input, t *targets, refs targetsOfRefs, r *requests) {
 	for _, object := range oldestFirst(in.AuthorizationPolicies) {
 		p := newPolicy(AuthorizationPolicy, object)
 		message := &security.Authorization{Name: object.Name, Namespace: object.Namespace}
-		readAction(p, object, message)
+		forRequests := readAction(p, object, message)
+		var pods []*pod
 		switch {
 		case len(object.Spec.TargetRefs) > 0:
 			message.Scope = security.Scope_WORKLOAD_SELECTOR
-			for _, pod := range refs.resolve(p, object) {
+			pods = refs.resolve(p, object)
+			for _, pod := range pods {
 				t.attach(p, pod)
 			}
 			if message.Action == security.Action_ALLOW {
@@ -29,7 +31,8 @@ func (o *output) authorizationPolicies(in Input, t *targets, refs targetsOfRefs)
 			}
 		case selects(object.Spec.Selector):
 			message.Scope = security.Scope_WORKLOAD_SELECTOR
-			for _, pod := range t.selected(object.Namespace, object.Spec.Selector) {
+			pods = t.selected(object.Namespace, object.Spec.Selector)
+			for _, pod := range pods {
 				t.attach(p, pod)
 			}
 		default:
@@ -37,12 +40,20 @@ func (o *output) authorizationPolicies(in Input, t *targets, refs targetsOfRefs)
 			if object.Namespace == t.system {
 				message.Scope = security.Scope_GLOBAL
 			}
-			for _, pod := range t.in(object.Namespace) {
+			pods = t.in(object.Namespace)
+			for _, pod := range pods {
 				t.enforce(p, pod, false)
 			}
 		}
-		r, err := resource.New(p.key(), message, resource.Relations{})
-		o.publishPolicy(p, p.key(), r, err)
+		if without := refs.without(pods); without > 0 {
+			for _, problem := range forRequests {
+				problem.Message = fmt.Sprintf("no waypoint stands before %d of the %d pods that it is for: there %s", without, len(pods), problem.Message)
+				p.Problems = append(p.Problems, problem)
+			}
+		}
+		r.outcomes[p.key()] = p
+		published, err := resource.New(p.key(), message, resource.Relations{})
+		o.publishPolicy(p, p.key(), published, err)
 	}
 }
 
@@ -53,8 +64,9 @@ func (t *targets) attach(p *Policy, pod *pod) {
 	t.enforce(p, pod, true)
 }
 
-// readAction reads what the policy does, and its rules.
-func readAction(p *Policy, object *v1alpha1.AuthorizationPolicy, message *security.Authorization) {
+// readAction reads what the policy does, and its rules. It returns what is to be said
+// where no waypoint enforces them.
+func readAction(p *Policy, object *v1alpha1.AuthorizationPolicy, message *security.Authorization) []Problem {
 	action := object.Spec.Action
 	switch action {
 	case v1alpha1.AuthorizationAllow, "":
@@ -69,7 +81,7 @@ func readAction(p *Policy, object *v1alpha1.AuthorizationPolicy, message *securi
 		message.Action = security.Action_DENY
 		message.Rules = []*security.Rule{{}}
 		message.DryRun = p.DryRun
-		return
+		return nil
 	}
 	message.DryRun = p.DryRun
 	c := conversion{policy: p, deny: message.Action == security.Action_DENY}
@@ -81,12 +93,15 @@ func readAction(p *Policy, object *v1alpha1.AuthorizationPolicy, message *securi
 	if len(object.Spec.Rules) == 0 && c.deny {
 		p.say(NoRules, "spec.rules", "is empty: nothing is denied")
 	}
+	return c.forRequests
 }
 
 // conversion is of the rules of one policy.
 type conversion struct {
 	policy *Policy
 	deny   bool
+	// forRequests is what is to be said of rules about requests.
+	forRequests []Problem
 	// of the rule at hand:
 	bad      bool
 	requests []string // fields that are for waypoints
@@ -115,7 +130,7 @@ func (c *conversion) rule(field string, in v1alpha1.AuthorizationRule) *security
 		if c.deny {
 			effect = "the rule denies whatever the rest of it matches"
 		}
-		c.policy.say(RequiresWaypoint, strings.Join(c.requests, ", "), "no waypoint enforces it: "+effect)
+		c.forRequests = append(c.forRequests, Problem{RequiresWaypoint, strings.Join(c.requests, ", "), effect})
 	}
 	switch {
 	case c.bad && c.deny:

@@ -78,8 +78,10 @@ type Policy struct {
 	// run there. The names are of Address resources that they need besides, those
 	// that say that the policy applies.
 	Nodes map[string][]string
-	// Waypoints are those that have to enforce it: namespace/name of their Gateways, sorted.
-	Waypoints []string
+	// Waypoints are those that have to enforce it, namespace/name of their Gateways,
+	// sorted, and AtWaypoints what they need.
+	Waypoints   []string
+	AtWaypoints []Ref
 }
 
 // Ref names a resource.
@@ -249,9 +251,9 @@ func oldestFirst[T metav1.Object](all []T) []T {
 }
 
 // policies resolves which policies apply to which pods, and publishes them.
-func (o *output) policies(in Input, pods *podIndex, services *serviceIndex, serving *serving) *targets {
+func (o *output) policies(in Input, pods *podIndex, services *serviceIndex, serving *serving, w *waypoints, r *requests) *targets {
 	t := newTargets(in, pods)
-	o.authorizationPolicies(in, t, targetsOfRefs{in: in, targets: t, services: services, serving: serving})
+	o.authorizationPolicies(in, t, targetsOfRefs{in: in, targets: t, services: services, serving: serving, waypoints: w}, r)
 	modes := o.peerAuthentications(in.PeerAuthentications, t)
 	denials := o.egressPolicies(in.EgressPolicies, t)
 	o.namespaces(in.Namespaces, t, modes, denials)

@@ -26,12 +26,13 @@ type requests struct {
 	objects  map[string]*v1alpha1.AuthorizationPolicy
 	keys     []string // sorted
 	askers   map[string][]string
+	outcomes map[string]*Policy
 }
 
 func indexRequests(in Input) *requests {
 	r := &requests{
 		system: in.Config.SystemNamespace, policies: make(map[string]*mesh.RequestPolicy),
-		objects: make(map[string]*v1alpha1.AuthorizationPolicy), askers: make(map[string][]string),
+		objects: make(map[string]*v1alpha1.AuthorizationPolicy), askers: make(map[string][]string), outcomes: make(map[string]*Policy),
 	}
 	for _, object := range in.AuthorizationPolicies {
 		key := object.Namespace + "/" + object.Name
@@ -82,11 +83,20 @@ func (r *requests) pick(waypoint types.NamespacedName, applies func(*v1alpha1.Au
 }
 
 // requests publishes the policies that some waypoint asks.
-func (o *output) requests(r *requests) {
+func (o *output) requests(r *requests, w *waypoints) {
 	for _, key := range r.keys {
 		if aliases := r.askers[key]; len(aliases) > 0 {
 			slices.Sort(aliases)
 			o.add(key, r.policies[key], resource.Relations{Aliases: aliases})
+			p := r.outcomes[key]
+			p.AtWaypoints = []Ref{{Type: resource.RequestPolicy, Name: key}}
+			for _, alias := range aliases {
+				waypoint := strings.TrimPrefix(alias, waypointAlias)
+				namespace, name, _ := strings.Cut(waypoint, "/")
+				if w.Gateway(types.NamespacedName{Namespace: namespace, Name: name}) != nil {
+					p.Waypoints = append(p.Waypoints, waypoint)
+				}
+			}
 		}
 	}
 }

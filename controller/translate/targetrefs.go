@@ -12,7 +12,7 @@ import (
 )
 
 // targetsOfRefs finds the pods that stand for the Services and waypoints which a
-// policy names. As long as no waypoint enforces such a policy, these pods do:
+// policy names. On connections that come through no waypoint these pods enforce it:
 // what it denies they refuse, and what it allows they cannot tell apart from
 // what else comes to them, so that it allows nothing.
 type targetsOfRefs struct {
@@ -20,6 +20,25 @@ type targetsOfRefs struct {
 	targets  *targets
 	services *serviceIndex
 	serving  *serving
+
+	waypoints *waypoints
+}
+
+// without counts the pods that no waypoint stands before: neither before themselves nor
+// before a Service that they serve.
+func (r targetsOfRefs) without(pods []*pod) (n int) {
+	for _, p := range pods {
+		_, behind := r.waypoints.ofPod(p)
+		for key := range r.serving.ofPod[p] {
+			if s := r.services.byKey(key); s != nil && !behind {
+				_, behind = r.waypoints.ofService(s)
+			}
+		}
+		if !behind && !r.waypoints.IsPod(p.Pod) {
+			n++
+		}
+	}
+	return n
 }
 
 // resolve returns the pods that a policy's targets stand for, and says what is
@@ -39,11 +58,16 @@ func (r targetsOfRefs) resolve(p *Policy, object *v1alpha1.AuthorizationPolicy) 
 				p.say(TargetNotFound, field, "there is no Service "+object.Namespace+"/"+ref.Name)
 				continue
 			}
-			p.say(RequiresWaypoint, field, "no waypoint serves Service "+object.Namespace+"/"+ref.Name+": "+effect)
+			if _, bound := r.waypoints.ofService(s); !bound {
+				p.say(RequiresWaypoint, field, "no waypoint serves Service "+object.Namespace+"/"+ref.Name+": "+effect)
+			}
 			r.ofService(s, wanted)
 		case ref.Kind == "Gateway" && ref.Group == "gateway.networking.k8s.io":
-			p.say(RequiresWaypoint, field, "Gateway "+object.Namespace+"/"+ref.Name+" enforces no policies: "+effect)
-			r.ofWaypoint(types.NamespacedName{Namespace: object.Namespace, Name: ref.Name}, wanted)
+			name := types.NamespacedName{Namespace: object.Namespace, Name: ref.Name}
+			if r.waypoints.Gateway(name) == nil {
+				p.say(TargetNotFound, field, "there is no Gateway "+name.String()+" of class "+binding.Class+": "+effect)
+			}
+			r.ofWaypoint(name, wanted)
 		default:
 			p.say(Invalid, field, fmt.Sprintf("%s %s is nothing that a policy can be for: it is for every pod of the namespace", ref.Kind, ref.Name))
 			for _, pod := range r.targets.byNamespace[object.Namespace] {

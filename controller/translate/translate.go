@@ -132,9 +132,8 @@ func Translate(in Input) (Result, error) {
 	waypoints := indexWaypoints(in, pods)
 	routes := indexRoutes(in.Routes, services, func(s *service) bool { _, bound := waypoints.ofService(s); return bound })
 
-	policies := out.policies(in, pods, services, serving)
-
 	requests := indexRequests(in)
+	policies := out.policies(in, pods, services, serving, waypoints, requests)
 	authentications := indexAuthentications(in, waypoints, services, policies.all, serving)
 	for _, p := range pods.all {
 		out.guard(p, waypoints, policies, services, serving.ofPod[p])
@@ -162,7 +161,7 @@ func Translate(in Input) (Result, error) {
 		out.bindService(s, waypoints, routes.of(s), named, authentications)
 		out.service(s)
 	}
-	out.requests(requests)
+	out.requests(requests, waypoints)
 	out.authentications(authentications)
 	out.mesh(in)
 	slices.SortFunc(out.outcomes, func(a, b *Policy) int {

@@ -286,6 +286,9 @@ func renderPolicies(policies []*Policy) []byte {
 		for _, waypoint := range p.Waypoints {
 			fmt.Fprintf(&b, "; at %s", waypoint)
 		}
+		for _, r := range p.AtWaypoints {
+			fmt.Fprintf(&b, " needs %s", r.Name)
+		}
 		b.WriteString("\n")
 		for _, problem := range p.Problems {
 			fmt.Fprintf(&b, "#   %s: %s: %s\n", problem.Reason, problem.Field, problem.Message)

@@ -139,7 +139,9 @@ func (w *waypoints) address(name types.NamespacedName) *workload.GatewayAddress 
 }
 
 // WaypointAlias is the key under which a waypoint asks for what is for it.
-func WaypointAlias(name types.NamespacedName) string { return "waypoint/" + name.String() }
+func WaypointAlias(name types.NamespacedName) string { return waypointAlias + name.String() }
+
+const waypointAlias = "waypoint/"
 
 // Bound is something that labels bind to a waypoint.
 type Bound struct {

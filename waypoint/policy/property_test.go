@@ -176,3 +176,61 @@ func TestDecisionsAllocateLittle(t *testing.T) {
 		t.Errorf("%v allocations for one decision by 100 policies", n)
 	}
 }
+
+// Whatever policies say of tokens: adding a DENY never widens, and without a token
+// nobody is let in by what demands one.
+func TestPoliciesAboutTokensNeverWiden(t *testing.T) {
+	random := rand.New(rand.NewPCG(5, 6))
+	principals, values := []string{"me/you", "me/", "you/*", "*"}, []string{"admin", "user", "a*", "*"}
+	some := func(of []string) []*mesh.StringPattern {
+		if random.IntN(2) == 0 {
+			return nil
+		}
+		return text(of[random.IntN(len(of))])
+	}
+	keys := []string{"request.auth.principal", "request.auth.audiences", "request.auth.presenter", "request.auth.claims[role]", "request.auth.claims[realm][role]", "request.auth.claims[scope]"}
+	randomPolicy := func(action mesh.RequestPolicy_Action, name string) (p *mesh.RequestPolicy, demands bool) {
+		p, demands = of(action), true
+		p.Name = name
+		for range 1 + random.IntN(2) {
+			rule := &mesh.RequestRule{}
+			source := &mesh.RequestSource{RequestPrincipals: some(principals), NotRequestPrincipals: some(principals)}
+			if len(source.RequestPrincipals)+len(source.NotRequestPrincipals) > 0 {
+				rule.From = append(rule.From, source)
+			}
+			w := &mesh.RequestCondition{Key: keys[random.IntN(len(keys))], Values: some(values), NotValues: some(values)}
+			if len(w.Values)+len(w.NotValues) > 0 {
+				rule.When = append(rule.When, w)
+			}
+			demands = demands && len(source.RequestPrincipals)+len(w.Values) > 0
+			p.Rules = append(p.Rules, rule)
+		}
+		return p, demands
+	}
+	role := func() any {
+		return []any{"admin", "user", "", "a b", "user admin", []any{"x", "admin"}, []any{"x", 1.0}, 1.0, true, nil, map[string]any{}, "\xff"}[random.IntN(12)]
+	}
+	outcomes := map[bool]int{}
+	for range 20000 {
+		allow, demands := randomPolicy(mesh.RequestPolicy_ALLOW, "allow")
+		deny, _ := randomPolicy(mesh.RequestPolicy_DENY, "deny")
+		s := subject(t, "GET", "cart", "/")
+		if random.IntN(3) > 0 {
+			s.Claims = &policy.Claims{
+				Issuer: []string{"me", "you", ""}[random.IntN(3)], Subject: []string{"you", ""}[random.IntN(2)], Presenter: []string{"", "admin"}[random.IntN(2)],
+				Audiences: []string{"user", "admin"}[:random.IntN(3)], All: map[string]any{"role": role(), "scope": role(), "realm": map[string]any{"role": role()}},
+			}
+		}
+		alone, both := decide(s, allow).Allowed, decide(s, allow, deny).Allowed
+		outcomes[alone]++
+		if both && !alone {
+			t.Fatalf("%v widens %v for %+v", deny, allow, s.Claims)
+		}
+		if alone && demands && s.Claims == nil {
+			t.Fatalf("%v lets in who has no token", allow)
+		}
+	}
+	if outcomes[true] < 1000 || outcomes[false] < 1000 {
+		t.Errorf("%v: too few of one kind to say anything", outcomes)
+	}
+}
