@@ -51,9 +51,15 @@ func runWaypoint() error {
 	if err != nil {
 		return err
 	}
+	lines := daemon.NewLines(os.Stderr)
+	defer lines.Flush()
+	access, err := daemon.LoggerAt(level, lines, os.Getenv)
+	if err != nil {
+		return err
+	}
 	running, force, stop := daemon.SignalContext(context.Background())
 	defer stop()
-	if err := run(running, force, s, logger, level); !errors.Is(err, context.Canceled) {
+	if err := run(running, force, s, logger, access, level); !errors.Is(err, context.Canceled) {
 		return err
 	}
 	return nil

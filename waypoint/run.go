@@ -54,6 +54,7 @@ const (
 type waypoint struct {
 	settings settings
 	logger   *slog.Logger
+	access   *slog.Logger // of requests
 	identity spiffe.ID
 	// unpublished is the waypoint's own pod until the controller has said what it is.
 	unpublished *workload.Workload
@@ -77,10 +78,10 @@ type waypoint struct {
 }
 
 // run composes everything and runs it until running ends, then drains; force ends
-// that early.
-func run(running, force context.Context, s settings, logger *slog.Logger, level *slog.LevelVar) error {
+// that early. Lines about requests go to access.
+func run(running, force context.Context, s settings, logger, access *slog.Logger, level *slog.LevelVar) error {
 	w := &waypoint{
-		settings: s, logger: logger,
+		settings: s, logger: logger, access: access,
 		admin: daemon.NewAdmin(logger, level), metrics: daemon.NewMetrics(), readiness: daemon.NewReadiness(),
 		store: workload.NewStore(),
 	}
@@ -153,7 +154,7 @@ func (w *waypoint) composeTraffic(listener *net.TCPListener) error {
 	var err error
 	w.engine, err = exchange.New(exchange.Config{
 		Snapshot: w.store.Snapshot, Self: w.self, Policies: w.policies, Router: newRouter(w.logger), Upstream: w.upstream,
-		Telemetry: exchange.NewTelemetry(w.logger, w.metrics.Registry), Logger: w.logger,
+		Telemetry: exchange.NewTelemetry(w.access, w.metrics.Registry), Logger: w.logger,
 	})
 	if err != nil {
 		return err

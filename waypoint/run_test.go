@@ -169,7 +169,8 @@ func TestFromStartToEnd(t *testing.T) {
 	defer end()
 	ended := make(chan error, 1)
 	go func() {
-		ended <- run(running, context.Background(), s, slog.New(slog.NewTextHandler(t.Output(), nil)), &slog.LevelVar{})
+		logger := slog.New(slog.NewTextHandler(t.Output(), nil))
+		ended <- run(running, context.Background(), s, logger, logger, &slog.LevelVar{})
 	}()
 	eventually(t, "it says what it waits for", func() bool {
 		_, text := ready(t)

@@ -1,6 +1,7 @@
 // Package daemon is what every long-running process of Ambit has.
 //
 //	Logger         text or JSON on stderr, its level changeable while it runs
+//	Lines          the access log's, many of them at once
 //	SignalContext  the first signal drains, the second one forces
 //	Admin          on loopback: config dump, profiles, log level
 //	Metrics        Prometheus, with the process's own figures
@@ -39,14 +40,20 @@ func Logger(w io.Writer, getenv func(string) string) (*slog.Logger, *slog.LevelV
 			return nil, nil, fmt.Errorf("LOG_LEVEL %q: want debug, info, warn or error", asked)
 		}
 	}
+	logger, err := LoggerAt(level, w, getenv)
+	return logger, level, err
+}
+
+// LoggerAt returns a logger that LOG_FORMAT asks for, with the level of another.
+func LoggerAt(level *slog.LevelVar, w io.Writer, getenv func(string) string) (*slog.Logger, error) {
 	options := &slog.HandlerOptions{Level: level}
 	switch format := strings.ToLower(getenv("LOG_FORMAT")); format {
 	case "", "text":
-		return slog.New(slog.NewTextHandler(w, options)), level, nil
+		return slog.New(slog.NewTextHandler(w, options)), nil
 	case "json":
-		return slog.New(slog.NewJSONHandler(w, options)), level, nil
+		return slog.New(slog.NewJSONHandler(w, options)), nil
 	default:
-		return nil, nil, fmt.Errorf("LOG_FORMAT %q: want text or json", format)
+		return nil, fmt.Errorf("LOG_FORMAT %q: want text or json", format)
 	}
 }
 

@@ -184,6 +184,10 @@ type client struct {
 	draining, cut context.Context
 	secondVersion bool
 
+	// logged is made once, when it is asked for: see log.
+	logOnce sync.Once
+	logged  *slog.Logger
+
 	mu sync.Mutex
 	// Guarded by mu: connections to endpoints that no request uses, and those that
 	// many may use.

@@ -20,7 +20,7 @@ func parseRequest(head []byte, w *responder1) (*Request, error) {
 	w.chunks = version == "HTTP/1.1"
 	w.keep = w.keep && w.chunks
 	w.head = method == "HEAD"
-	r := &Request{Method: method, Scheme: "http", Path: path, Version: 1, Fields: make([]http1.Field, 0, 16)}
+	r := &Request{Method: method, Scheme: "http", Path: path, Version: 1, Fields: make([]http1.Field, 0, strings.Count(rest, "\r\n"))}
 	for rest != "" {
 		line, rest, _ = strings.Cut(rest, "\r\n")
 		f, err := http1.ParseField(line)

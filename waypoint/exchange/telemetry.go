@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/ambit-mesh/ambit/internal/conns"
+	"github.com/ambit-mesh/ambit/internal/spiffe"
 )
 
 // Telemetry tells of each request once: in the access log and in the metrics.
@@ -31,7 +32,7 @@ type seriesKey struct {
 	flag                Flag
 	version             int
 	grpc                bool
-	principal           string
+	principal           spiffe.ID
 }
 
 type series struct {
@@ -80,7 +81,7 @@ func (t *Telemetry) record(x *exchange) {
 
 func (t *Telemetry) seriesOf(x *exchange) *series {
 	client := x.client.session.Client
-	key := seriesKey{code: x.status, flag: x.flag, version: x.request.Version, grpc: isGRPC(x.request), principal: client.Identity.String()}
+	key := seriesKey{code: x.status, flag: x.flag, version: x.request.Version, grpc: isGRPC(x.request), principal: client.Identity}
 	if client.Workload != nil {
 		key.source = client.Workload.UID
 	}
@@ -121,20 +122,13 @@ func (t *Telemetry) write(x *exchange, took time.Duration) {
 	if !t.log.Enabled(context.Background(), slog.LevelInfo) {
 		return
 	}
-	s, r := x.client.session, x.request
-	attrs := make([]slog.Attr, 0, 28)
+	r := x.request
+	attrs := make([]slog.Attr, 0, 24)
 	text := func(key, value string) {
 		if value != "" {
 			attrs = append(attrs, slog.String(key, value))
 		}
 	}
-	text("src.addr", s.Client.Addr.String())
-	if w := s.Client.Workload; w != nil {
-		text("src.workload", w.Name)
-		text("src.namespace", w.Namespace)
-	}
-	text("src.identity", s.Client.Identity.String())
-	text("dst.addr", s.Destination.String())
 	if x.plan.Service != nil {
 		text("dst.service", x.plan.Service.Hostname)
 	}
@@ -144,7 +138,6 @@ func (t *Telemetry) write(x *exchange, took time.Duration) {
 		text("dst.identity", w.Identity.String())
 		text("upstream", x.at.String())
 	}
-	text("direction", string(conns.Waypoint))
 	text("protocol", "HTTP/"+strconv.Itoa(r.Version))
 	text("method", r.Method)
 	authority, path := r.Authority, r.Path
@@ -168,7 +161,23 @@ func (t *Telemetry) write(x *exchange, took time.Duration) {
 		}
 	}
 	text("error", x.detail)
-	t.log.LogAttrs(context.Background(), slog.LevelInfo, "request", attrs...)
+	x.client.log(t.log).LogAttrs(context.Background(), slog.LevelInfo, "request", attrs...)
+}
+
+// log has what is the same of all requests of the connection.
+func (c *client) log(to *slog.Logger) *slog.Logger {
+	c.logOnce.Do(func() {
+		s := c.session
+		attrs := []any{slog.String("direction", string(conns.Waypoint)), slog.String("src.addr", s.Client.Addr.String())}
+		if w := s.Client.Workload; w != nil {
+			attrs = append(attrs, slog.String("src.workload", w.Name), slog.String("src.namespace", w.Namespace))
+		}
+		if !s.Client.Identity.IsZero() {
+			attrs = append(attrs, slog.String("src.identity", s.Client.Identity.String()))
+		}
+		c.logged = to.With(append(attrs, slog.String("dst.addr", s.Destination.String()))...)
+	})
+	return c.logged
 }
 
 func itoa(n int64) string { return strconv.FormatInt(n, 10) }

@@ -22,7 +22,7 @@ type Response struct {
 func ParseResponse(head []byte, method string) (*Response, error) {
 	text := string(head[:len(head)-2]) // the fields' memory
 	line, rest, _ := strings.Cut(text, "\r\n")
-	r := &Response{Length: -1, Fields: make([]Field, 0, 16)}
+	r := &Response{Length: -1, Fields: make([]Field, 0, strings.Count(rest, "\r\n"))}
 	minor, err := r.statusLine(line)
 	if err != nil {
 		return nil, err

@@ -104,13 +104,14 @@ func runBare() error {
 // serve carries what comes to the plain listener as if a tunnel had asked for the front.
 func (b *bare) serve() error {
 	log, metrics := slog.New(slog.NewTextHandler(os.Stderr, nil)), prometheus.NewRegistry()
+	access := slog.New(slog.NewTextHandler(daemon.NewLines(os.Stderr), nil))
 	opener := upstream.New(upstream.Config{
 		Self: func() *workload.Workload { return b.self }, Endpoints: endpoints.New(endpoints.Config{Logger: log, Registerer: metrics}),
 		PoolMetrics: pool.NewMetrics(metrics), Logger: log,
 	})
 	engine, err := exchange.New(exchange.Config{
 		Snapshot: b.store.Snapshot, Self: func() *workload.Workload { return b.self }, Policies: b, Router: b, Upstream: opener,
-		Telemetry: exchange.NewTelemetry(log, metrics), Logger: log,
+		Telemetry: exchange.NewTelemetry(access, metrics), Logger: log,
 	})
 	if err != nil {
 		return err
