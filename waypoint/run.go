@@ -73,6 +73,7 @@ type waypoint struct {
 	keys      *jwks.Store
 	tokens    *tokens
 	policies  *policies
+	traces    *traces
 	engine    *exchange.Engine
 	server    *server.Server
 }
@@ -152,9 +153,13 @@ func (w *waypoint) composeTraffic(listener *net.TCPListener) error {
 	w.tokens = newTokens(w.settings.PodNamespace, w.keys, w.logger)
 	w.policies = newPolicies(w.tokens, w.logger)
 	var err error
+	mesh := issuers{snapshot: w.store.Snapshot, self: w.self, upstream: w.upstream}
+	if w.traces, err = newTraces(w.settings, mesh, w.logger); err != nil {
+		return err
+	}
 	w.engine, err = exchange.New(exchange.Config{
 		Snapshot: w.store.Snapshot, Self: w.self, Policies: w.policies, Router: newRouter(w.logger), Upstream: w.upstream,
-		Telemetry: exchange.NewTelemetry(w.access, w.metrics.Registry), Logger: w.logger,
+		Telemetry: exchange.NewTelemetry(w.access, w.metrics.Registry), Tracer: w.traces.tracer(), Logger: w.logger,
 	})
 	if err != nil {
 		return err
@@ -206,6 +211,7 @@ func (w *waypoint) run(running, force context.Context) error {
 	cause := context.Cause(ctx)
 	cancel(nil)
 	group.Wait()
+	w.traces.close()
 	over, end := context.WithCancel(context.Background())
 	end() // nobody is left to wait for
 	w.upstream.Close(over)

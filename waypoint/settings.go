@@ -28,6 +28,8 @@ type settings struct {
 	Grace time.Duration
 	// Limits of what one peer may hold.
 	Limits accept.Limits
+	// Traces is where spans go, by OTLP over gRPC; nil: there are none.
+	Traces *url.URL
 }
 
 // environment reads variables and collects what is wrong with them.
@@ -89,6 +91,7 @@ func readSettings(get func(string) string) (settings, error) {
 		e.wrong("POD_IP", "%v", err)
 	}
 	s.PodIP = ip.Unmap()
+	s.Traces = e.collector("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 	return s, errors.Join(e.problems...)
 }
 
@@ -105,6 +108,27 @@ func (e *environment) controller(name, otherwise string) string {
 		return ""
 	}
 	return address.Host
+}
+
+// collector reads the first variable that is set: http://HOST:PORT, or https. The other
+// variables of OTLP are its library's.
+func (e *environment) collector(names ...string) *url.URL {
+	for _, name := range names {
+		value := e.get(name)
+		if value == "" {
+			continue
+		}
+		address, err := url.Parse(value)
+		if err == nil && (address.Scheme != "http" && address.Scheme != "https" || address.Hostname() == "" || address.Port() == "") {
+			err = fmt.Errorf("want http://HOST:PORT or https://HOST:PORT, got %q", value)
+		}
+		if err != nil {
+			e.wrong(name, "%v", err)
+			return nil
+		}
+		return address
+	}
+	return nil
 }
 
 func (e *environment) seconds(name string, otherwise time.Duration) time.Duration {

@@ -32,6 +32,7 @@ func TestWrongSettingsAreNamed(t *testing.T) {
 		"NODE_NAME": "", "POD_NAME": "", "POD_NAMESPACE": "", "GATEWAY_NAME": "", "POD_IP": "pod",
 		"CONTROLLER_ADDRESS": "http://controller:15012", "TOKEN_PATH": "token", "ROOT_CERT_PATH": "root",
 		"TERMINATION_GRACE_PERIOD_SECONDS": "-1", "MAX_TUNNELS_PER_ADDRESS": "0", "MAX_CONNECTIONS_PER_IDENTITY": "many",
+		"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4317", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://collector",
 	} {
 		if _, err := readSettings(env(map[string]string{name: value})); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s=%q: %v", name, value, err)

@@ -53,6 +53,9 @@ func check(g *gwapi.Gateway) string {
 	if _, err := replicasOf(g); err != nil {
 		wrong = append(wrong, err.Error())
 	}
+	if _, err := tracingOf(g); err != nil {
+		wrong = append(wrong, err.Error())
+	}
 	return strings.Join(wrong, "; ")
 }
 

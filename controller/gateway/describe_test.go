@@ -33,6 +33,13 @@ func TestBadGatewaysAreNamedByTheirFields(t *testing.T) {
 		{func(g *gwapi.Gateway) { g.Spec.Listeners[0].Hostname = &host }, "spec.listeners[0].hostname"},
 		{func(g *gwapi.Gateway) { g.Labels = map[string]string{"ambit.mesh/waypoint-for": "x"} }, "metadata.labels[ambit.mesh/waypoint-for]"},
 		{func(g *gwapi.Gateway) { g.Annotations = map[string]string{"ambit.mesh/replicas": "many"} }, "metadata.annotations[ambit.mesh/replicas]"},
+		{func(g *gwapi.Gateway) {
+			g.Annotations = map[string]string{"ambit.mesh/otlp-endpoint": "collector:4317"}
+		}, "metadata.annotations[ambit.mesh/otlp-endpoint]"},
+		{func(g *gwapi.Gateway) {
+			g.Annotations = map[string]string{"ambit.mesh/otlp-endpoint": "http://c:4317", "ambit.mesh/trace-sampling": "101"}
+		}, "metadata.annotations[ambit.mesh/trace-sampling]"},
+		{func(g *gwapi.Gateway) { g.Annotations = map[string]string{"ambit.mesh/trace-sampling": "1"} }, "of no use without ambit.mesh/otlp-endpoint"},
 	}
 	for _, test := range tests {
 		g := waypoint(test.change)
@@ -112,5 +119,31 @@ func TestPodsAreNeverCapturedAndHaveNoRights(t *testing.T) {
 	}
 	if len(w.roots.OwnerReferences) > 0 {
 		t.Error("the roots would go with one of several waypoints")
+	}
+}
+
+func TestTracing(t *testing.T) {
+	environment := func(annotations map[string]string) map[string]string {
+		w, err := objectsOf(waypoint(func(g *gwapi.Gateway) { g.Annotations = annotations }), "roots", Settings{Image: "i"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := map[string]string{}
+		for _, v := range w.deployment.Spec.Template.Spec.Containers[0].Env {
+			if strings.HasPrefix(v.Name, "OTEL_") {
+				found[v.Name] = v.Value
+			}
+		}
+		return found
+	}
+	if got := environment(nil); len(got) > 0 {
+		t.Errorf("nobody asked for spans: %v", got)
+	}
+	got := environment(map[string]string{"ambit.mesh/otlp-endpoint": "http://collector.observability:4317", "ambit.mesh/trace-sampling": "0.5"})
+	if got["OTEL_EXPORTER_OTLP_ENDPOINT"] != "http://collector.observability:4317" || got["OTEL_TRACES_SAMPLER"] != "parentbased_traceidratio" || got["OTEL_TRACES_SAMPLER_ARG"] != "0.005" {
+		t.Errorf("environment %v", got)
+	}
+	if got := environment(map[string]string{"ambit.mesh/otlp-endpoint": "https://c:4317"}); got["OTEL_TRACES_SAMPLER_ARG"] != "1" {
+		t.Errorf("without a share: %v", got)
 	}
 }

@@ -3,7 +3,9 @@ package gateway
 import (
 	"fmt"
 	"maps"
+	"net/url"
 	"strconv"
+	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -25,6 +27,11 @@ const (
 	// replicasAnnotation, on a Gateway, is the number of pods; without it that is
 	// whoever else's who sets it, a HorizontalPodAutoscaler's for one.
 	replicasAnnotation = "ambit.mesh/replicas"
+	// collectorAnnotation, on a Gateway, is where its waypoint sends spans, by OTLP over
+	// gRPC; without it there are none. samplingAnnotation is of how many requests in a
+	// hundred, if their clients have not decided that; without it of all.
+	collectorAnnotation = "ambit.mesh/otlp-endpoint"
+	samplingAnnotation  = "ambit.mesh/trace-sampling"
 	// dataplaneModeLabel keeps the pods from being captured.
 	dataplaneModeLabel = "ambit.mesh/dataplane-mode"
 
@@ -82,6 +89,10 @@ func objectsOf(g *gwapi.Gateway, roots string, s Settings) (wanted, error) {
 	if err != nil {
 		return wanted{}, err
 	}
+	tracing, err := tracingOf(g)
+	if err != nil {
+		return wanted{}, err
+	}
 	selector := map[string]string{binding.GatewayLabel: g.Name}
 	return wanted{
 		// Of all waypoints of the namespace: nobody's to take along.
@@ -118,7 +129,7 @@ func objectsOf(g *gwapi.Gateway, roots string, s Settings) (wanted, error) {
 						MaxSurge: new(intstr.FromInt32(1)), MaxUnavailable: new(intstr.FromInt32(0)),
 					},
 				},
-				Template: podOf(g, labels, annotations, s),
+				Template: podOf(g, labels, annotations, tracing, s),
 			},
 		},
 		budget: &policyv1.PodDisruptionBudget{
@@ -144,7 +155,34 @@ func replicasOf(g *gwapi.Gateway) (*int32, error) {
 	return new(int32(n)), nil
 }
 
-func podOf(g *gwapi.Gateway, labels, annotations map[string]string, s Settings) corev1.PodTemplateSpec {
+// tracingOf is what a waypoint's environment says of spans.
+func tracingOf(g *gwapi.Gateway) ([]corev1.EnvVar, error) {
+	endpoint, wanted := g.Annotations[collectorAnnotation]
+	percent, limited := g.Annotations[samplingAnnotation]
+	if !wanted {
+		if limited {
+			return nil, fmt.Errorf("metadata.annotations[%s]: is of no use without %s", samplingAnnotation, collectorAnnotation)
+		}
+		return nil, nil
+	}
+	if to, err := url.Parse(endpoint); err != nil || to.Scheme != "http" && to.Scheme != "https" || to.Hostname() == "" || to.Port() == "" || strings.Trim(to.Path, "/") != "" {
+		return nil, fmt.Errorf("metadata.annotations[%s]: %q is not http://HOST:PORT or https://HOST:PORT", collectorAnnotation, endpoint)
+	}
+	share := 100.0
+	if limited {
+		var err error
+		if share, err = strconv.ParseFloat(percent, 64); err != nil || !(share >= 0 && share <= 100) {
+			return nil, fmt.Errorf("metadata.annotations[%s]: %q is no number from 0 to 100", samplingAnnotation, percent)
+		}
+	}
+	return []corev1.EnvVar{
+		{Name: "OTEL_EXPORTER_OTLP_ENDPOINT", Value: endpoint},
+		{Name: "OTEL_TRACES_SAMPLER", Value: "parentbased_traceidratio"},
+		{Name: "OTEL_TRACES_SAMPLER_ARG", Value: strconv.FormatFloat(share/100, 'g', -1, 64)},
+	}, nil
+}
+
+func podOf(g *gwapi.Gateway, labels, annotations map[string]string, tracing []corev1.EnvVar, s Settings) corev1.PodTemplateSpec {
 	labels = maps.Clone(labels)
 	labels[dataplaneModeLabel] = "none"
 	spread := func(key string) corev1.TopologySpreadConstraint {
@@ -179,14 +217,14 @@ func podOf(g *gwapi.Gateway, labels, annotations map[string]string, s Settings) 
 			},
 			Containers: []corev1.Container{{
 				Name: "waypoint", Image: s.Image, ImagePullPolicy: corev1.PullIfNotPresent,
-				Env: []corev1.EnvVar{
+				Env: append([]corev1.EnvVar{
 					field("NODE_NAME", "spec.nodeName"), field("POD_NAME", "metadata.name"), field("POD_NAMESPACE", "metadata.namespace"), field("POD_IP", "status.podIP"),
 					{Name: "GATEWAY_NAME", Value: g.Name},
 					{Name: "CONTROLLER_ADDRESS", Value: s.Controller},
 					{Name: "CLUSTER_ID", Value: s.ClusterID}, {Name: "TRUST_DOMAIN", Value: s.TrustDomain},
 					{Name: "TERMINATION_GRACE_PERIOD_SECONDS", Value: strconv.Itoa(grace)},
 					{Name: "LOG_FORMAT", Value: s.LogFormat}, {Name: "LOG_LEVEL", Value: s.LogLevel},
-				},
+				}, tracing...),
 				Ports: []corev1.ContainerPort{
 					{Name: binding.Listener, ContainerPort: binding.Port, Protocol: corev1.ProtocolTCP},
 					{Name: "metrics", ContainerPort: metricsPort, Protocol: corev1.ProtocolTCP},

@@ -12,6 +12,7 @@
 //	upgrade.go   after 101: bytes both ways
 //	flags.go     what became of a request, in the field's words
 //	telemetry.go one line and the metrics of each request
+//	tracing.go   a span of each request, if they are wanted
 //
 // Connections to endpoints belong to the client's connection that they were opened for,
 // since they bear its address; they are kept between its requests.
@@ -35,6 +36,7 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/net/http2"
 
 	"github.com/ambit-mesh/ambit/internal/conns"
@@ -110,7 +112,7 @@ type Mirror struct {
 	Port    workload.Port
 }
 
-// Config of an Engine. All fields are required.
+// Config of an Engine. All fields but Tracer are required.
 type Config struct {
 	Snapshot  func() *workload.Snapshot
 	Self      func() *workload.Workload
@@ -118,7 +120,9 @@ type Config struct {
 	Router    Router
 	Upstream  server.Opener
 	Telemetry *Telemetry
-	Logger    *slog.Logger
+	// Tracer makes a span of each request. Nil: what clients say of traces goes on as it came.
+	Tracer trace.Tracer
+	Logger *slog.Logger
 }
 
 // Engine carries the requests of all connections.
@@ -238,7 +242,11 @@ func (c *client) handle(r *Request, w responder) (keep bool) {
 	x := &exchange{client: c, request: r, responder: w, started: time.Now(), snapshot: e.cfg.Snapshot()}
 	e.budget.begin()
 	defer e.budget.end()
-	defer func() { e.cfg.Telemetry.record(x) }()
+	x.beginSpan()
+	defer func() {
+		e.cfg.Telemetry.record(x)
+		x.endSpan()
+	}()
 	x.run()
 	return x.ended
 }
@@ -263,6 +271,7 @@ type exchange struct {
 	flag   Flag
 	detail string
 	sent   int64 // of the response's body
+	span   trace.Span
 	// Guarded by client.mu: see follow.
 	cut     func()
 	revoked *conns.Failure

@@ -23,4 +23,5 @@ func (x *exchange) depart() {
 		x.outgoing.Fields = slices.Clone(r.Fields)
 		x.plan.Request(&x.outgoing)
 	}
+	x.sendSpan()
 }

@@ -140,10 +140,7 @@ func (t *Telemetry) write(x *exchange, took time.Duration) {
 	}
 	text("protocol", "HTTP/"+strconv.Itoa(r.Version))
 	text("method", r.Method)
-	authority, path := r.Authority, r.Path
-	if r.Seen.Path != "" { // a route may have changed the others
-		authority, path = r.Seen.Authority(), r.Seen.Target()
-	}
+	authority, path := x.asked()
 	text("authority", authority)
 	text("path", path)
 	attrs = append(attrs, slog.Int("status", x.status))
@@ -159,6 +156,10 @@ func (t *Telemetry) write(x *exchange, took time.Duration) {
 		if value, ok := r.Field(name); ok {
 			text(name, value)
 		}
+	}
+	if x.span != nil {
+		text("trace_id", x.span.SpanContext().TraceID().String())
+		text("span_id", x.span.SpanContext().SpanID().String())
 	}
 	text("error", x.detail)
 	x.client.log(t.log).LogAttrs(context.Background(), slog.LevelInfo, "request", attrs...)
@@ -178,6 +179,14 @@ func (c *client) log(to *slog.Logger) *slog.Logger {
 		c.logged = to.With(append(attrs, slog.String("dst.addr", s.Destination.String()))...)
 	})
 	return c.logged
+}
+
+// asked is what the client asked for, whatever a route made of it.
+func (x *exchange) asked() (authority, path string) {
+	if r := x.request; r.Seen.Path == "" {
+		return r.Authority, r.Path
+	}
+	return x.request.Seen.Authority(), x.request.Seen.Target()
 }
 
 func itoa(n int64) string { return strconv.FormatInt(n, 10) }
