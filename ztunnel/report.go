@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/ambit-mesh/ambit/api/report"
 )
@@ -155,7 +156,9 @@ type told struct {
 }
 
 func (t *told) heartbeat(problems, roots []string) error {
-	return t.stream.Send(&report.NodeReport{Kind: &report.NodeReport_Heartbeat{Heartbeat: &report.Heartbeat{Problems: problems, Certificates: &report.Certificates{Roots: roots}}}})
+	return t.stream.Send(&report.NodeReport{Kind: &report.NodeReport_Heartbeat{Heartbeat: &report.Heartbeat{
+		Problems: problems, Certificates: &report.Certificates{Roots: roots}, Now: timestamppb.Now(),
+	}}})
 }
 
 // all tells every state, and that there are no others.

@@ -307,8 +307,10 @@ type Heartbeat struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Node-wide troubles, empty when all is well: coded, such as
 	// "BPFFSMissing: /sys/fs/bpf is not a bpf filesystem; mount it".
-	Problems      []string      `protobuf:"bytes,1,rep,name=problems,proto3" json:"problems,omitempty"`
-	Certificates  *Certificates `protobuf:"bytes,2,opt,name=certificates,proto3" json:"certificates,omitempty"`
+	Problems     []string      `protobuf:"bytes,1,rep,name=problems,proto3" json:"problems,omitempty"`
+	Certificates *Certificates `protobuf:"bytes,2,opt,name=certificates,proto3" json:"certificates,omitempty"`
+	// What the node's clock showed when this was sent.
+	Now           *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=now,proto3" json:"now,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -353,6 +355,13 @@ func (x *Heartbeat) GetProblems() []string {
 func (x *Heartbeat) GetCertificates() *Certificates {
 	if x != nil {
 		return x.Certificates
+	}
+	return nil
+}
+
+func (x *Heartbeat) GetNow() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Now
 	}
 	return nil
 }
@@ -671,10 +680,11 @@ const file_report_report_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x19\n" +
 	"\bpod_name\x18\x02 \x01(\tR\apodName\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\tR\aversion\"\x0e\n" +
-	"\fSnapshotSent\"g\n" +
+	"\fSnapshotSent\"\x95\x01\n" +
 	"\tHeartbeat\x12\x1a\n" +
 	"\bproblems\x18\x01 \x03(\tR\bproblems\x12>\n" +
-	"\fcertificates\x18\x02 \x01(\v2\x1a.ambit.report.CertificatesR\fcertificates\"$\n" +
+	"\fcertificates\x18\x02 \x01(\v2\x1a.ambit.report.CertificatesR\fcertificates\x12,\n" +
+	"\x03now\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x03now\"$\n" +
 	"\fCertificates\x12\x14\n" +
 	"\x05roots\x18\x01 \x03(\tR\x05roots\"\xa8\x03\n" +
 	"\rWorkloadState\x12\x1c\n" +
@@ -739,18 +749,19 @@ var file_report_report_proto_depIdxs = []int32{
 	3,  // 2: ambit.report.NodeReport.snapshot_sent:type_name -> ambit.report.SnapshotSent
 	4,  // 3: ambit.report.NodeReport.heartbeat:type_name -> ambit.report.Heartbeat
 	5,  // 4: ambit.report.Heartbeat.certificates:type_name -> ambit.report.Certificates
-	0,  // 5: ambit.report.WorkloadState.state:type_name -> ambit.report.CaptureState
-	9,  // 6: ambit.report.WorkloadState.since:type_name -> google.protobuf.Timestamp
-	9,  // 7: ambit.report.WorkloadState.certificate_expires:type_name -> google.protobuf.Timestamp
-	8,  // 8: ambit.report.ControllerReply.release:type_name -> ambit.report.Release
-	9,  // 9: ambit.report.Release.withdrawing_since:type_name -> google.protobuf.Timestamp
-	1,  // 10: ambit.report.ReportService.Report:input_type -> ambit.report.NodeReport
-	7,  // 11: ambit.report.ReportService.Report:output_type -> ambit.report.ControllerReply
-	11, // [11:12] is the sub-list for method output_type
-	10, // [10:11] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	9,  // 5: ambit.report.Heartbeat.now:type_name -> google.protobuf.Timestamp
+	0,  // 6: ambit.report.WorkloadState.state:type_name -> ambit.report.CaptureState
+	9,  // 7: ambit.report.WorkloadState.since:type_name -> google.protobuf.Timestamp
+	9,  // 8: ambit.report.WorkloadState.certificate_expires:type_name -> google.protobuf.Timestamp
+	8,  // 9: ambit.report.ControllerReply.release:type_name -> ambit.report.Release
+	9,  // 10: ambit.report.Release.withdrawing_since:type_name -> google.protobuf.Timestamp
+	1,  // 11: ambit.report.ReportService.Report:input_type -> ambit.report.NodeReport
+	7,  // 12: ambit.report.ReportService.Report:output_type -> ambit.report.ControllerReply
+	12, // [12:13] is the sub-list for method output_type
+	11, // [11:12] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_report_report_proto_init() }

@@ -70,6 +70,7 @@ var questions = []question{
 	{"AMB018", "every waypoint is programmed", askWaypoints},
 	{"AMB019", "every route of a Service is carried out", askRoutes},
 	{"AMB020", "what is bound to a waypoint is in force, and no port of it contested", askBindings},
+	{"AMB021", "the clocks of nodes and controller agree", askClocks},
 }
 
 // Run asks everything. Without an answer to the first question there is no

@@ -141,6 +141,21 @@ func TestPodsThatRanUncapturedAreNamed(t *testing.T) {
 	wantFindings(t, findings, err, "error|Node n1|BPFFSMissing")
 }
 
+// A clock that is wrong is a finding of its own.
+func TestClocksThatDisagreeAreNamed(t *testing.T) {
+	now := metav1.NewMicroTime(time.Now())
+	cluster := clusterOf(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}, &coordinationv1.Lease{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "ambit-system", Name: "ztunnel-n1", Annotations: map[string]string{
+			problemsAnnotation: "ClockSkewed: the node's clock is 3m0s behind the controller's",
+		}},
+		Spec: coordinationv1.LeaseSpec{RenewTime: &now},
+	})
+	findings, err := askClocks(t.Context(), cluster)
+	wantFindings(t, findings, err, "error|Node n1|3m0s behind|controller's node")
+	findings, err = askHeartbeats(t.Context(), cluster)
+	wantFindings(t, findings, err)
+}
+
 func TestNetworkPoliciesThatForgetTheTunnel(t *testing.T) {
 	tcp, udp := corev1.ProtocolTCP, corev1.ProtocolUDP
 	port := func(protocol *corev1.Protocol, first int, last int32) networkingv1.NetworkPolicyPort {

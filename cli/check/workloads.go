@@ -19,9 +19,13 @@ import (
 // wrong with itself, one problem a line.
 const problemsAnnotation = "ambit.mesh/problems"
 
-// startedUngated is the code of the one problem that is about what was, and a
-// question of its own.
-const startedUngated = "StartedUngated: "
+// Codes of problems that are questions of their own.
+const (
+	// startedUngated is about what was.
+	startedUngated = "StartedUngated: "
+	// clockSkewed is found by the controller, which compares.
+	clockSkewed = "ClockSkewed: "
+)
 
 func askHeartbeats(ctx context.Context, cluster *kube.Cluster) ([]Finding, error) {
 	nodes, err := cluster.Typed.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
@@ -43,7 +47,7 @@ func askHeartbeats(ctx context.Context, cluster *kube.Cluster) ([]Finding, error
 		}
 	}
 	for _, p := range problems {
-		if !strings.HasPrefix(p.text, startedUngated) {
+		if !strings.HasPrefix(p.text, startedUngated) && !strings.HasPrefix(p.text, clockSkewed) {
 			findings = append(findings, Finding{Level: Error, Object: "Node " + p.node, Reason: p.text, Next: "mend the node; ztunnel tries again by itself"})
 		}
 	}
@@ -63,6 +67,24 @@ func askUngated(ctx context.Context, cluster *kube.Cluster) ([]Finding, error) {
 			findings = append(findings, Finding{
 				Level: Warning, Object: "Node " + p.node, Reason: text,
 				Next: "they are captured now; restart them to end connections that are older, and find out what overwrote the node's CNI configuration",
+			})
+		}
+	}
+	return findings, nil
+}
+
+// askClocks tells of nodes whose clocks are not the controller's.
+func askClocks(ctx context.Context, cluster *kube.Cluster) ([]Finding, error) {
+	problems, err := nodeProblems(ctx, cluster)
+	if err != nil {
+		return nil, err
+	}
+	var findings []Finding
+	for _, p := range problems {
+		if text, ok := strings.CutPrefix(p.text, clockSkewed); ok {
+			findings = append(findings, Finding{
+				Level: Error, Object: "Node " + p.node, Reason: text,
+				Next: "if several nodes are skewed by the same time, it is the clock of the controller's node that is wrong",
 			})
 		}
 	}

@@ -11,7 +11,7 @@ const (
 	// nothing until it has spoken with the controller again.
 	awayBound = maxLifetime
 	// retireAfter a root stopped signing, the last leaf below it has ended.
-	retireAfter = maxLifetime + backdate
+	retireAfter = maxLifetime + Backdate
 )
 
 // phase of a root in the trust bundle.

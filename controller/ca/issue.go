@@ -143,7 +143,7 @@ func (i *Issuer) sign(template *x509.Certificate, public crypto.PublicKey, lifet
 		return nil, err
 	}
 	template.SerialNumber = serial
-	if begins := now.Add(-backdate); template.NotBefore.Before(begins) {
+	if begins := now.Add(-Backdate); template.NotBefore.Before(begins) {
 		template.NotBefore = begins
 	}
 	template.NotAfter = now.Add(capLifetime(lifetime))

@@ -68,7 +68,7 @@ func newIssuer(root *Root, trustDomain string, now time.Time) (*Issuer, error) {
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
 		SerialNumber:          serial,
 		Subject:               pkix.Name{Organization: []string{trustDomain}, CommonName: "Ambit intermediate " + now.UTC().Format(time.DateOnly)},
-		NotBefore:             now.Add(-backdate),
+		NotBefore:             now.Add(-Backdate),
 		NotAfter:              end,
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		BasicConstraintsValid: true,

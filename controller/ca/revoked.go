@@ -227,7 +227,7 @@ func (r Revoked) revokeIdentity(ask RevokeRequest, trustDomain string, now time.
 	case id.TrustDomain != trustDomain:
 		return r, fmt.Errorf("identity: %s is of another trust domain than the mesh, which is %s", id, trustDomain)
 	}
-	begun := now.Truncate(time.Second).Add(time.Second - backdate).UTC()
+	begun := now.Truncate(time.Second).Add(time.Second - Backdate).UTC()
 	r.Entries = slices.DeleteFunc(slices.Clone(r.Entries), func(e RevokedEntry) bool {
 		if e.Identity != id.String() {
 			return false

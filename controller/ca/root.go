@@ -21,9 +21,9 @@ const (
 	// rootLifetime is long: whoever trusts the root from outside of the mesh is
 	// not told of its successor.
 	rootLifetime = 10 * 365 * 24 * time.Hour
-	// backdate is how far in the past certificates begin: the clocks of nodes
-	// differ by that much at most.
-	backdate = 2 * time.Minute
+	// Backdate is how far in the past certificates begin: the clocks of nodes
+	// may differ by that much.
+	Backdate = 2 * time.Minute
 	// serialBits: RFC 5280 section 4.1.2.2 allows 20 octets; 128 random bits do not collide.
 	serialBits = 128
 )
@@ -68,7 +68,7 @@ func newRoot(trustDomain string, now time.Time) (*Root, error) {
 	template := &x509.Certificate{
 		SerialNumber:          serial,
 		Subject:               pkix.Name{Organization: []string{trustDomain}, CommonName: "Ambit root"},
-		NotBefore:             now.Add(-backdate),
+		NotBefore:             now.Add(-Backdate),
 		NotAfter:              now.Add(rootLifetime),
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		BasicConstraintsValid: true,

@@ -117,7 +117,7 @@ func TestStoredRootThatIsNone(t *testing.T) {
 			t.Errorf("%s: root %v, problem %v; want %s of %s", title, root, problem, c.code, c.field)
 		}
 	}
-	for title, now := range map[string]time.Time{"expired": start.Add(rootLifetime + time.Second), "not yet valid": start.Add(-backdate - time.Second)} {
+	for title, now := range map[string]time.Time{"expired": start.Add(rootLifetime + time.Second), "not yet valid": start.Add(-Backdate - time.Second)} {
 		if _, problem := parseRoot(stored(good), now); problem == nil || problem.Code != RootExpired {
 			t.Errorf("%s: %v", title, problem)
 		}

@@ -8,6 +8,7 @@
 //	captured.go   the set of pods that are published as HBONE
 //	withdraw.go   from WITHDRAWING to Release
 //	heartbeat.go  sign of life of each node, kept in a Lease
+//	skew.go       how far nodes' clocks are from this process's
 //	tunnels.go    which silent nodes may still act on old configuration
 //
 // A pod becomes HBONE when its node reports CAPTURED and that is written into

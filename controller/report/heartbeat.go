@@ -98,7 +98,8 @@ func (r *Registry) beat(s *session, message *reportapi.Heartbeat) {
 	}
 	n.heartbeat = r.cfg.Now()
 	n.roots, n.rootsTold = cutAll(message.GetCertificates().GetRoots()), message.GetCertificates() != nil
-	if problems := cutAll(message.GetProblems()); !slices.Equal(problems, n.problems) {
+	n.skew.measure(message.GetNow(), n.heartbeat)
+	if problems := cutAll(append(n.skew.problems(), message.GetProblems()...)); !slices.Equal(problems, n.problems) {
 		n.problems = problems
 		if len(problems) > 0 {
 			r.cfg.Logger.Warn("node has problems", "node", s.node, "problems", problems)

@@ -75,6 +75,7 @@ type node struct {
 	// roots that the certificates of the node chain to, if it told.
 	roots     []string
 	rootsTold bool
+	skew      skew
 	// problemsWritten is what the Lease has.
 	problemsWritten []string
 	// silent as it was last told to onNode.
@@ -99,6 +100,7 @@ func NewRegistry(cfg RegistryConfig) *Registry {
 	}
 	if cfg.Registerer != nil {
 		cfg.Registerer.MustRegister(
+			skews{r},
 			r.gauge("ambit_workloads_captured", "Pods published as HBONE.", func() int { return len(r.captured) }),
 			r.gauge("ambit_withdrawals_pending", "Pods whose nodes wait to let them go.", r.pendingLocked),
 			r.gauge("ambit_nodes_silent", "Nodes whose ztunnel does not report.", r.silentLocked),

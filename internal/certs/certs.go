@@ -4,6 +4,7 @@
 //	         ahead of need, and again at two thirds of its life
 //	Get      waits for it, before those that nobody waits for
 //	Forget   some time after the last Want is taken back, key and certificate are dropped
+//	Trusts   judges the peer of a live tunnel again; TrustChanged says when to ask
 //
 // An entry is kept by one goroutine of [Store.Run]. A fetch that fails is
 // repeated with growing pauses, while the certificate at hand stays in use until
@@ -14,12 +15,15 @@
 // Invariants: no expired or revoked certificate is ever used; a peer is accepted
 // only if its certificate chains to the bundle of that moment, nothing on that way
 // is revoked, it is meant for what it is used for, and it bears exactly one SPIFFE ID,
-// of our own trust domain, and one of those expected where any are. No session is resumed: each is judged anew.
+// of our own trust domain, and one of those expected where any are. No session is resumed: each is judged anew. A
+// peer that was accepted stays so until its certificate has ended, or that of a later
+// proof of the same peer.
 //
 // Which identities a node may have is the CA's decision.
 package certs
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -52,7 +56,12 @@ type Config struct {
 	Revoked func() *revocation.List
 	// Locker keeps certificates for the next process; nil to start from nothing.
 	Locker Locker
-	Logger *slog.Logger
+	// Now is the clock, time.Now when nil. It may be set while the Store runs.
+	Now func() time.Time
+	// Tolerance of other clocks than ours when a live tunnel's peer is judged;
+	// DefaultTolerance when zero.
+	Tolerance time.Duration
+	Logger    *slog.Logger
 	// Registerer receives the metrics; nil for none.
 	Registerer prometheus.Registerer
 }
@@ -106,6 +115,10 @@ type entry struct {
 
 // New returns a Store; its fetching begins with [Store.Run].
 func New(c Config) *Store {
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	c.Tolerance = cmp.Or(c.Tolerance, DefaultTolerance)
 	s := &Store{
 		config:  c,
 		slots:   make(chan struct{}, maxFetches),
@@ -121,6 +134,7 @@ func New(c Config) *Store {
 // Run fetches and renews until ctx ends.
 func (s *Store) Run(ctx context.Context) error {
 	var group sync.WaitGroup
+	group.Go(func() { s.watchClock(ctx) })
 	s.mu.Lock()
 	s.start = func(e *entry) { group.Go(func() { s.keep(ctx, e) }) }
 	for _, e := range s.entries {
@@ -217,7 +231,7 @@ func (s *Store) Get(ctx context.Context, id spiffe.ID) (*tls.Certificate, error)
 			s.mu.Unlock()
 			return nil, fmt.Errorf("certificate of %s: %w", id, ErrNotWanted)
 		}
-		if certificate := e.validLocked(time.Now()); certificate != nil {
+		if certificate := e.validLocked(s.now()); certificate != nil {
 			s.mu.Unlock()
 			return certificate, nil
 		}

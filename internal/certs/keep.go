@@ -72,7 +72,7 @@ func (s *Store) keep(ctx context.Context, e *entry) {
 			had = true
 			s.use(e, kept)
 			e.hurry() // what happened to its root while no process ran is looked at again
-			s.pause(ctx, e, untilRenewal(kept.Leaf, time.Now()))
+			s.pause(ctx, e, untilRenewal(kept.Leaf, s.now()))
 			continue
 		}
 		release, err := s.take(ctx, e)
@@ -88,7 +88,7 @@ func (s *Store) keep(ctx context.Context, e *entry) {
 		if err == nil {
 			failures, had = 0, true
 			s.store(e, certificate)
-			s.pause(ctx, e, untilRenewal(certificate.Leaf, time.Now()))
+			s.pause(ctx, e, untilRenewal(certificate.Leaf, s.now()))
 			continue
 		}
 		if had && !s.valid(e) {
@@ -138,6 +138,7 @@ func (s *Store) waitedFor(e *entry) bool {
 // never comes sooner than the first pause, whoever asks how often.
 func (s *Store) pause(ctx context.Context, e *entry, d time.Duration) {
 	hastened := false
+	end := s.now().Add(d)
 	due, soonest := time.NewTimer(d), time.NewTimer(min(d, firstPause))
 	defer due.Stop()
 	defer soonest.Stop()
@@ -163,6 +164,9 @@ func (s *Store) pause(ctx context.Context, e *entry, d time.Duration) {
 				hastened = true
 				due.Reset(min(d, mathrand.N(retireSpread)))
 			}
+			if !hastened { // the clock may have been set
+				due.Reset(min(d, max(0, end.Sub(s.now()))))
+			}
 		}
 	}
 }
@@ -176,7 +180,7 @@ func (s *Store) retires(e *entry) bool {
 func (s *Store) valid(e *entry) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return e.validLocked(time.Now()) != nil
+	return e.validLocked(s.now()) != nil
 }
 
 // wanted tells whether an entry does more than linger.
@@ -190,7 +194,7 @@ func (s *Store) wanted(e *entry) bool {
 func (s *Store) use(e *entry, certificate *tls.Certificate) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e.lastError, e.certificate, e.root = nil, certificate, rootOf(certificate, pool(s.config.Bundle()))
+	e.lastError, e.certificate, e.root = nil, certificate, s.rootOf(certificate, pool(s.config.Bundle()))
 	e.announceLocked()
 }
 
@@ -200,7 +204,7 @@ func (s *Store) settle(e *entry, certificate *tls.Certificate, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if e.lastError = err; err == nil {
-		e.certificate, e.root = certificate, rootOf(certificate, pool(s.config.Bundle()))
+		e.certificate, e.root = certificate, s.rootOf(certificate, pool(s.config.Bundle()))
 		e.announceLocked()
 	}
 }

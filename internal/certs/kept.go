@@ -61,7 +61,7 @@ func (s *Store) recall(e *entry, had bool) *tls.Certificate {
 		return nil
 	}
 	certificate, err := decodeKept(secret, e.id)
-	if err == nil && time.Now().After(certificate.Leaf.NotAfter) {
+	if err == nil && s.now().After(certificate.Leaf.NotAfter) {
 		err = fmt.Errorf("the certificate ended at %s", certificate.Leaf.NotAfter)
 	}
 	if err != nil {

@@ -1,8 +1,6 @@
 package certs
 
 import (
-	"time"
-
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -40,7 +38,7 @@ func (m metrics) Collect(out chan<- prometheus.Metric) {
 	defer m.store.mu.Unlock()
 	for id, e := range m.store.entries {
 		if e.certificate != nil {
-			out <- prometheus.MustNewConstMetric(expiryDesc, prometheus.GaugeValue, time.Until(e.certificate.Leaf.NotAfter).Seconds(), id.String())
+			out <- prometheus.MustNewConstMetric(expiryDesc, prometheus.GaugeValue, e.certificate.Leaf.NotAfter.Sub(m.store.now()).Seconds(), id.String())
 		}
 	}
 }

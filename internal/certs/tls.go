@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 )
@@ -116,14 +115,14 @@ func (s *Store) mayUse(certificate *tls.Certificate, roots *x509.CertPool) error
 
 // rootOf returns the fingerprint of the root that our own certificate chains to:
 // SHA-256 of the root, in hex. Empty if it chains to none.
-func rootOf(certificate *tls.Certificate, roots *x509.CertPool) string {
+func (s *Store) rootOf(certificate *tls.Certificate, roots *x509.CertPool) string {
 	intermediates := x509.NewCertPool()
 	for _, der := range certificate.Certificate[1:] {
 		if parsed, err := x509.ParseCertificate(der); err == nil {
 			intermediates.AddCert(parsed)
 		}
 	}
-	chains, err := certificate.Leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: intermediates, CurrentTime: time.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
+	chains, err := certificate.Leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: intermediates, CurrentTime: s.now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
 	if err != nil {
 		return ""
 	}
@@ -154,7 +153,7 @@ func (s *Store) verifyChain(leaf *x509.Certificate, intermediates, roots *x509.C
 		return err
 	}
 	chains, err := leaf.Verify(x509.VerifyOptions{
-		Roots: roots, Intermediates: intermediates, CurrentTime: time.Now(), KeyUsages: []x509.ExtKeyUsage{usage},
+		Roots: roots, Intermediates: intermediates, CurrentTime: s.now(), KeyUsages: []x509.ExtKeyUsage{usage},
 	})
 	if err != nil {
 		return err

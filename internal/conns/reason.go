@@ -1,6 +1,7 @@
 package conns
 
 import (
+	"crypto/x509"
 	"errors"
 
 	"github.com/ambit-mesh/ambit/internal/revocation"
@@ -26,6 +27,8 @@ const (
 	Distrusted Reason = "Distrusted"
 	// Revoked: the peer's certificate, or that of an authority above it, is revoked.
 	Revoked Reason = "Revoked"
+	// Expired: the peer's certificate has ended, and it has shown no other.
+	Expired Reason = "Expired"
 	// EgressDenied: policy does not let it out of the mesh, or no longer.
 	EgressDenied Reason = "EgressDenied"
 	// EgressUnknown: a policy that decides on it has not come.
@@ -82,7 +85,7 @@ func (r Reason) Flags() string {
 		return "DENY"
 	}
 	switch r {
-	case TLSFailed, Revoked, Distrusted:
+	case TLSFailed, Revoked, Distrusted, Expired:
 		return "TLS_FAILURE"
 	case IdentityFailed:
 		return "IDENTITY_ERROR"
@@ -117,6 +120,9 @@ func FailHandshake(err error) *Failure {
 func Distrust(err error) *Failure {
 	if errors.Is(err, revocation.ErrRevoked) {
 		return Fail(Revoked, err)
+	}
+	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired {
+		return Fail(Expired, err)
 	}
 	return Fail(Distrusted, err)
 }

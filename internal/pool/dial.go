@@ -50,6 +50,10 @@ func (p *Pool) dialLocked(g *group, target Target, waiting int) *dial {
 // dial belongs to no one who waits: it goes on if they give up.
 func (p *Pool) dial(g *group, d *dial, target Target) {
 	client, conn, err := p.connect(target)
+	var until time.Time
+	if err == nil {
+		until = p.cfg.Trust.Until(conn)
+	}
 
 	p.mu.Lock()
 	g.dials = slices.DeleteFunc(g.dials, func(other *dial) bool { return other == d })
@@ -57,7 +61,10 @@ func (p *Pool) dial(g *group, d *dial, target Target) {
 		err = ErrClosed
 	}
 	if err == nil {
-		t := &tunnel{group: g, client: client, conn: conn, leases: d.waiting, since: time.Now()}
+		t := &tunnel{group: g, client: client, conn: conn, leases: d.waiting, since: time.Now(), until: until}
+		if t.until.After(g.proven) {
+			g.proven, g.provenAt = t.until, t.since
+		}
 		if t.leases == 0 {
 			p.idleLocked(t)
 		}

@@ -2,7 +2,8 @@
 //
 //	pool.go     Open: a lease on a tunnel, a stream in it, at most one retry
 //	tunnel.go   a tunnel's leases, idleness and end
-//	trust.go    tunnels whose far ends are no longer trusted
+//	trust.go    tunnels whose far ends are no longer trusted, and the new ones by which
+//	            both ends prove in time that they still are who they were
 //	dial.go     one dial for all who wait for the same peer
 //	metrics.go  ambit_pool_*
 //
@@ -15,8 +16,10 @@
 //
 // Invariants: no lock is held while dialing or opening; a stream is asked for a
 // second time only if the peer is known not to have acted on it, and no more
-// than that; a tunnel whose far end is no longer trusted is cut, with what is in it; every stream that Open returns gives its lease back when it is
-// closed or reset; when Close returns, every goroutine of the pool has ended.
+// than that; a tunnel whose far end is no longer trusted is cut, with what is in it,
+// and one of which a certificate has ended takes no more streams; every stream that
+// Open returns gives its lease back when it is closed or reset; when Close returns,
+// every goroutine of the pool has ended.
 package pool
 
 import (
@@ -81,8 +84,11 @@ type Dial func(ctx context.Context, target Target) (net.Conn, error)
 
 // Trust says whether a tunnel's far end is still to be trusted.
 type Trust interface {
-	// Trusts judges the far end of what Dial returned at some time.
-	Trusts(conn net.Conn, since time.Time) error
+	// Trusts judges the far end of what Dial returned at some time, and that has proven
+	// itself up to another. again is when to ask again, at the latest.
+	Trusts(conn net.Conn, since, until time.Time) (again time.Duration, err error)
+	// Until is the moment up to which what Dial returned has both ends proven.
+	Until(conn net.Conn) time.Time
 	// TrustChanged is closed once the answers may be others.
 	TrustChanged() <-chan struct{}
 }
@@ -129,12 +135,16 @@ func keyOf(t Target) key {
 // group is the tunnels of one key. Guarded by Pool.mu.
 type group struct {
 	key     key
+	target  Target
 	tunnels []*tunnel
 	dials   []*dial
 	// limit is how many streams a tunnel takes: the peer's limit, once seen.
 	limit int
 	// failedAt is when a dial failed last.
 	failedAt time.Time
+	// proven is up to when both ends have proven themselves, by the latest tunnel
+	// that has, and provenAt when that was.
+	proven, provenAt time.Time
 }
 
 // New makes a pool without tunnels.
@@ -181,7 +191,7 @@ func (p *Pool) lease(ctx context.Context, target Target, avoid *tunnel) (*tunnel
 	}
 	g := p.groups[k]
 	if g == nil {
-		g = &group{key: k, limit: streamsPerTunnel}
+		g = &group{key: k, target: target, limit: streamsPerTunnel}
 		p.groups[k] = g
 	}
 	t, busy := g.chooseLocked(avoid)
@@ -236,7 +246,13 @@ func (g *group) chooseLocked(avoid *tunnel) (best *tunnel, busy bool) {
 // mayStripeLocked tells whether there are fewer tunnels than most, and the last
 // dial did not fail just now.
 func (g *group) mayStripeLocked(most int) bool {
-	return len(g.tunnels)+len(g.dials) < most && time.Since(g.failedAt) >= stripePause
+	tunnels := len(g.dials)
+	for _, t := range g.tunnels {
+		if !t.expired() {
+			tunnels++
+		}
+	}
+	return tunnels < most && time.Since(g.failedAt) >= stripePause
 }
 
 // Close opens no more tunnels and streams, lets the open streams end until ctx

@@ -1,11 +1,13 @@
 package pool
 
 import (
+	"cmp"
 	"errors"
 	"io"
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,19 +21,25 @@ type trust struct {
 	mu      sync.Mutex
 	not     map[string]bool // by the local address of the connection
 	changed chan struct{}
-	since   time.Time // as of the last question
+	since   time.Time    // as of the last question
+	lasts   atomic.Int64 // nanoseconds
 }
 
 var errNotTrusted = errors.New("not trusted")
 
-func (t *trust) Trusts(conn net.Conn, since time.Time) error {
+func (t *trust) Trusts(conn net.Conn, since, until time.Time) (time.Duration, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.since = since
-	if t.not[conn.LocalAddr().String()] {
-		return errNotTrusted
+	if t.not[conn.LocalAddr().String()] || time.Now().After(until) {
+		return 0, errNotTrusted
 	}
-	return nil
+	return time.Until(until) + time.Millisecond, nil
+}
+
+// Until is lasts from when the tunnel was dialed, an hour if that is zero.
+func (t *trust) Until(net.Conn) time.Time {
+	return time.Now().Round(0).Add(cmp.Or(time.Duration(t.lasts.Load()), time.Hour))
 }
 
 func (t *trust) TrustChanged() <-chan struct{} {
@@ -154,4 +162,57 @@ func (r *rig) open2(t *testing.T) *Stream {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// A tunnel with connections has another one made in time, by which both ends prove
+// themselves anew: the connections live on in theirs, and later ones go into the new.
+func TestTunnelsAreProvenAnewInTime(t *testing.T) {
+	r := start(t)
+	const lasts = 2 * time.Second
+	r.trust.lasts.Store(int64(lasts))
+	s := r.open()
+	first := s.tunnel
+	idle := r.open2(t)
+	idle.Close()
+	for began := time.Now(); time.Since(began) < 3*lasts; time.Sleep(50 * time.Millisecond) {
+		r.echo(s)
+	}
+	if n := r.dials.Load(); n < 4 || n > 6 {
+		t.Errorf("%d dials in three times what a proof lasts; of the unused tunnel's peer none but one is needed", n)
+	}
+	next := r.open()
+	defer next.Close()
+	r.echo(next)
+	if next.tunnel == first {
+		t.Error("a new connection is in the tunnel of which a certificate has ended")
+	}
+}
+
+// If they cannot prove themselves anew, the connections end when the proof does.
+func TestTunnelsThatAreNotProvenAnewEnd(t *testing.T) {
+	r := start(t)
+	const lasts = 2 * time.Second
+	r.trust.lasts.Store(int64(lasts))
+	s := r.open()
+	r.echo(s)
+	refused := errors.New("refused")
+	r.failWith.Store(&refused)
+	reason := make(chan error, 1)
+	s.OnDistrust(func(err error) { reason <- err })
+	select {
+	case err := <-reason:
+		t.Fatalf("cut before the end: %v", err)
+	case <-time.After(lasts - 200*time.Millisecond):
+	}
+	if r.dials.Load() < 2 {
+		t.Error("nothing was tried")
+	}
+	select {
+	case err := <-reason:
+		if !errors.Is(err, errNotTrusted) {
+			t.Errorf("cut for %v", err)
+		}
+	case <-time.After(time.Second):
+		t.Fatal("not cut at the end")
+	}
 }

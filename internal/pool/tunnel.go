@@ -17,6 +17,7 @@ type tunnel struct {
 	client *hbone.Client
 	conn   net.Conn  // what it is over
 	since  time.Time // when its far end had proven itself
+	until  time.Time // up to when both ends have, in this tunnel
 
 	leases int
 	// idle runs while there are no leases.
@@ -65,8 +66,12 @@ func (s *Stream) release() {
 // hasRoomLocked goes by the group's limit, which the peer has told in an earlier
 // tunnel: a new one assumes the usual until its peer's settings have come.
 func (t *tunnel) hasRoomLocked() bool {
-	return t.leases < t.group.limit && t.client.CanOpen()
+	return t.leases < t.group.limit && t.client.CanOpen() && !t.expired()
 }
+
+// expired tells whether a certificate of the tunnel's has ended: then it is for the
+// connections that it has, as long as the ends are proven by another.
+func (t *tunnel) expired() bool { return time.Now().Round(0).After(t.until) }
 
 // leaseIfRoom leases a tunnel that may have filled up or ended meanwhile.
 func (p *Pool) leaseIfRoom(t *tunnel) bool {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/internal/balance"
+	"github.com/ambit-mesh/ambit/internal/certs"
 	"github.com/ambit-mesh/ambit/internal/conns"
 	"github.com/ambit-mesh/ambit/internal/hbone"
 	"github.com/ambit-mesh/ambit/internal/pool"
@@ -27,8 +28,9 @@ type TLS func(expected ...spiffe.ID) *tls.Config
 
 // Trust says whose certificates are trusted now.
 type Trust interface {
-	// Trusts judges a peer that was accepted at some time.
-	Trusts(peer tls.ConnectionState, accepted time.Time) error
+	// Trusts judges a peer that was accepted at some time, and that has proven itself
+	// up to another. again is when to ask again, at the latest.
+	Trusts(peer tls.ConnectionState, accepted, until time.Time) (again time.Duration, err error)
 	// TrustChanged is closed once the answers may be others.
 	TrustChanged() <-chan struct{}
 }
@@ -88,15 +90,24 @@ func explain(err error) error {
 type peerTrust struct{ Trust }
 
 // Trusts judges the far end of what dialTunnel returned.
-func (p peerTrust) Trusts(conn net.Conn, since time.Time) error {
+func (p peerTrust) Trusts(conn net.Conn, since, until time.Time) (again time.Duration, err error) {
 	peer, ok := conn.(*tls.Conn)
 	if !ok {
-		return conns.Fail(conns.Distrusted, fmt.Errorf("a tunnel over %T proves nothing", conn))
+		return 0, conns.Fail(conns.Distrusted, fmt.Errorf("a tunnel over %T proves nothing", conn))
 	}
-	if err := p.Trust.Trusts(peer.ConnectionState(), since); err != nil {
-		return conns.Distrust(err)
+	if again, err = p.Trust.Trusts(peer.ConnectionState(), since, until); err != nil {
+		return 0, conns.Distrust(err)
 	}
-	return nil
+	return again, nil
+}
+
+// Until is the end of the first of both ends' certificates.
+func (p peerTrust) Until(conn net.Conn) time.Time {
+	peer, ok := conn.(*tls.Conn)
+	if !ok {
+		return time.Time{}
+	}
+	return certs.Until(peer.ConnectionState())
 }
 
 // dialTunnel is the pool's Dial.

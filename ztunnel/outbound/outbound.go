@@ -56,8 +56,9 @@ type Local interface {
 
 // Trust says whose certificates are trusted now.
 type Trust interface {
-	// Trusts judges a peer that was accepted at some time.
-	Trusts(peer tls.ConnectionState, accepted time.Time) error
+	// Trusts judges a peer that was accepted at some time, and that has proven itself
+	// up to another. again is when to ask again, at the latest.
+	Trusts(peer tls.ConnectionState, accepted, until time.Time) (again time.Duration, err error)
 	// TrustChanged is closed once the answers may be others.
 	TrustChanged() <-chan struct{}
 }

@@ -27,6 +27,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/pool"
 	"github.com/ambit-mesh/ambit/internal/quota"
 	"github.com/ambit-mesh/ambit/internal/revocation"
+	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/internal/workload/workloadtest"
 	"github.com/ambit-mesh/ambit/ztunnel/egress"
@@ -37,6 +38,9 @@ import (
 )
 
 const trustDomain = "cluster.local"
+
+// Tolerance of other clocks, short enough for tests to see its end.
+const Tolerance = 200 * time.Millisecond
 
 // Mesh is pods and what they share.
 type Mesh struct {
@@ -69,6 +73,7 @@ type Mesh struct {
 	lines       lines
 
 	clock    atomic.Int64 // what was advanced
+	wall     atomic.Int64 // by how much the clock that certificates go by is ahead
 	limits   *accept.Quotas
 	capacity *quota.Shares
 	after    func(*conns.Attempt) // see SetAdmitted
@@ -80,10 +85,14 @@ type Mesh struct {
 	pods   map[string]*Pod // by uid
 	lookup Lookup
 	veto   Policy // nil for none
+	sign   Sign   // nil for the authority
 }
 
 // Lookup answers for the controller.
 type Lookup func(ctx context.Context, addr netip.Addr) (found bool, err error)
+
+// Sign answers for the authority.
+type Sign func(ctx context.Context, id spiffe.ID, csrPEM []byte) ([]string, error)
 
 // Policy decides for all pods, before the policies that are published.
 type Policy func(*conns.Attempt) bool
@@ -122,7 +131,10 @@ func newMesh(t testing.TB, synced <-chan struct{}) *Mesh {
 	})
 	m.egress = egress.NewMetrics(m.Metrics)
 	m.poolMetrics = pool.NewMetrics(m.Metrics)
-	m.Certs = certs.New(certs.Config{Fetch: m.CA.Fetch, Bundle: m.bundle, Revoked: func() *revocation.List { return m.Store.Snapshot().Revoked() }, Logger: slog.New(slog.DiscardHandler)})
+	m.Certs = certs.New(certs.Config{
+		Fetch: m.fetch, Bundle: m.bundle, Revoked: func() *revocation.List { return m.Store.Snapshot().Revoked() },
+		Now: func() time.Time { return time.Now().Add(time.Duration(m.wall.Load())) }, Tolerance: Tolerance, Logger: slog.New(slog.DiscardHandler),
+	})
 	m.run("certificates", m.Certs.Run)
 	m.Policy = policy.New(policy.Config{Snapshot: m.Store.Snapshot, Synced: synced, Logger: m.log, Registerer: m.Metrics})
 	m.run("policy", m.Policy.Run)
@@ -252,6 +264,26 @@ func (m *Mesh) SetLookup(lookup Lookup) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.lookup = lookup
+}
+
+// SetClock has the clock that certificates go by be ahead; nothing else sees that.
+func (m *Mesh) SetClock(ahead time.Duration) { m.wall.Store(int64(ahead)) }
+
+// SetSign replaces the authority that signs at once; nil puts it back.
+func (m *Mesh) SetSign(sign Sign) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.sign = sign
+}
+
+func (m *Mesh) fetch(ctx context.Context, id spiffe.ID, csrPEM []byte) ([]string, error) {
+	m.mu.Lock()
+	sign := m.sign
+	m.mu.Unlock()
+	if sign == nil {
+		sign = m.CA.Fetch
+	}
+	return sign(ctx, id, csrPEM)
 }
 
 // Lookup is outbound.Config's.

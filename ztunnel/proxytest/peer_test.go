@@ -216,7 +216,13 @@ func (c *caller) connect(t *testing.T, server *Pod, authority, body string) (sta
 // shows, with changes.
 func serveHTTP2(t *testing.T, m *Mesh, p *Pod, handler http.HandlerFunc, changes ...func(*x509.Certificate)) *x509.Certificate {
 	t.Helper()
-	certificate := m.CA.Issue(p.ID, time.Hour, changes...)
+	return serveHTTP2Until(t, m, p, time.Hour, handler, changes...)
+}
+
+// serveHTTP2Until does so with a certificate of another life.
+func serveHTTP2Until(t *testing.T, m *Mesh, p *Pod, life time.Duration, handler http.HandlerFunc, changes ...func(*x509.Certificate)) *x509.Certificate {
+	t.Helper()
+	certificate := m.CA.Issue(p.ID, life, changes...)
 	l := p.Listen(15008)
 	s := &http.Server{Handler: handler, TLSConfig: &tls.Config{
 		Certificates: []tls.Certificate{certificate},

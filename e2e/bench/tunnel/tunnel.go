@@ -24,8 +24,13 @@ import (
 // trust judges tunnels as ztunnel does.
 type trust struct{ *certs.Store }
 
-func (t trust) Trusts(conn net.Conn, since time.Time) error {
-	return t.Store.Trusts(conn.(*tls.Conn).ConnectionState(), since)
+func (t trust) Trusts(conn net.Conn, since, until time.Time) (time.Duration, error) {
+	return t.Store.Trusts(conn.(*tls.Conn).ConnectionState(), since, until)
+}
+
+// Until is when a certificate of a tunnel's ends.
+func (t trust) Until(conn net.Conn) time.Time {
+	return certs.Until(conn.(*tls.Conn).ConnectionState())
 }
 
 // NewPool makes the pool of a source that is self.

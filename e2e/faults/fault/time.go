@@ -15,7 +15,7 @@ func ofTime() []Fault {
 			Name: "cert-expired",
 			What: "All certificates have expired, and nobody issues new ones.",
 			How: "The controller is scaled to 0, and in the processes of ztunnel on both nodes the clock jumps 25 hours ahead, past the certificates' 24. " +
-				"The cause goes with the controller's return, and the clock's. Tunnels that stand go on, and new connections in them: expiry is looked at in handshakes. Simulated: the clock of these processes alone (clock_gettime in their vDSO), not the machine's.",
+				"The cause goes with the controller's return, and the clock's. Nobody can prove who he is: what lives in tunnels is cut, and nothing new is connected through them, until the cause is gone. Simulated: the clock of these processes alone (clock_gettime in their vDSO), not the machine's.",
 			Inject: func(ctx context.Context, l *Lab) error {
 				if err := l.stopController(ctx); err != nil {
 					return err
@@ -33,7 +33,7 @@ func ofTime() []Fault {
 		{
 			Name:   "clock-jump",
 			What:   "The clock of one node jumps a day ahead.",
-			How:    "25 hours, in the process of ztunnel alone (clock_gettime in its vDSO), and back. Tunnels that stand go on, as above.",
+			How:    "25 hours, in the process of ztunnel alone (clock_gettime in its vDSO), and back. To that node every certificate has expired: as above.",
 			Inject: func(_ context.Context, l *Lab) error { return l.jump(pastCertificates, Node) },
 			Heal:   func(_ context.Context, l *Lab) error { return l.jump(0, Node) },
 			Hold:   5 * time.Second,
