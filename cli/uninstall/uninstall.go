@@ -5,14 +5,14 @@
 //	release   all pods are given back to plain networking, in order, by ztunnel
 //	ztunnel   the DaemonSet goes first: while it runs it would repair what is removed
 //	nodes     a DaemonSet cleans each node: chain entry, then pins, then binary
-//	rest      controller, resource definitions, namespace
+//	rest      controller, what it runs for waypoints, resource definitions, namespace
 //
 // A namespace that was deleted by hand leaves captured pods cut off and the CNI
 // gate in place, since what protects outlives its process. The same command
 // mends that: it makes the namespace anew for as long as the cleaning takes.
 //
-// Pods go on with plain networking. Labels on namespaces and pods are the
-// user's and stay.
+// Pods go on with plain networking. Labels on namespaces and pods, Gateways and routes
+// are the user's and stay.
 package uninstall
 
 import (
@@ -60,7 +60,7 @@ func Run(ctx context.Context, cluster *kube.Cluster, options Options, t *term.Te
 		t.Note("no object of Ambit is left")
 	}
 	t.Note("on every node: the CNI chain entry, the BPF programs, the plug-in, /var/lib/ambit")
-	t.Text("Pods go on without the mesh: their traffic is no longer encrypted. Labels stay.")
+	t.Text("Pods go on without the mesh: their traffic is no longer encrypted, and no waypoint stands before them. Labels, Gateways and routes stay.")
 	if !options.Confirm() {
 		return fmt.Errorf("not confirmed, nothing was removed")
 	}
@@ -73,6 +73,7 @@ func Run(ctx context.Context, cluster *kube.Cluster, options Options, t *term.Te
 		{"stop ztunnel", r.stopZtunnel},
 		{"clean every node", r.cleanNodes},
 		{"remove the controller", r.removeController},
+		{"remove what runs for waypoints", r.removeWaypoints},
 		{"remove resource definitions and namespace", r.removeFoundation},
 	} {
 		if err := t.Step(s.title, func(tell func(string)) error { return s.run(ctx, tell) }); err != nil {

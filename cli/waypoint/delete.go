@@ -62,7 +62,7 @@ func (v *View) losing() (all []string) {
 	}
 	for _, l := range v.labelled {
 		if l.kind == "namespace" {
-			all = append(all, "whatever comes to namespace "+l.name)
+			all = append(all, "what is yet to come in namespace "+l.name)
 		}
 	}
 	return all

@@ -16,10 +16,6 @@ import (
 	"github.com/ambit-mesh/ambit/internal/binding"
 )
 
-// boundManager of the condition on Services. It is another one than that of the
-// objects that run for a Gateway: what one applies does not take back the other's.
-const boundManager = "ambit-controller-bound"
-
 // How tells how far a binding is: one of package binding's reasons.
 func How(b *translate.Bound, inForce bool) string {
 	switch {
@@ -98,7 +94,8 @@ func (r *Reconciler) services(ctx context.Context, services []*corev1.Service, b
 	return errors.Join(errs...)
 }
 
-// applyConditions has a Service bear these of ours, and no others of ours.
+// applyConditions, under a name of their own, which takes back nothing of what is
+// applied for a Gateway, has a Service bear these of ours, and no others of ours.
 func (r *Reconciler) applyConditions(ctx context.Context, s *corev1.Service, conditions []metav1.Condition) error {
 	status := map[string]any{}
 	if len(conditions) > 0 {
@@ -113,7 +110,7 @@ func (r *Reconciler) applyConditions(ctx context.Context, s *corev1.Service, con
 		return err
 	}
 	_, err = r.cfg.Client.CoreV1().Services(s.Namespace).Patch(ctx, s.Name, types.ApplyYAMLPatchType, body,
-		metav1.PatchOptions{FieldManager: boundManager, Force: new(true)}, "status")
+		metav1.PatchOptions{FieldManager: binding.ConditionManager, Force: new(true)}, "status")
 	r.count("Service", err)
 	return err
 }

@@ -46,6 +46,8 @@ const (
 
 	// Condition, on a waypoint's Gateway and on each bound Service, tells how far that is.
 	Condition = "ambit.mesh/Bound"
+	// ConditionManager applies it to Services.
+	ConditionManager = "ambit-controller-bound"
 )
 
 // Reasons of a Service's Condition. InForce and Direct are of one that is true.
