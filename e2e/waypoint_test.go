@@ -26,7 +26,7 @@ func waypointed(t *testing.T, name string, servers ...string) *place {
 	manifests := pod(podOptions{name: "client", node: "n1", role: "wires"})
 	for i, server := range servers {
 		manifests += pod(podOptions{name: server, node: fmt.Sprintf("n%d", 2+i%2), role: "wires", labels: []string{"front: server"}}) +
-			service(server, server, "{name: http, port: 8080}")
+			service(server, server, "{name: http, port: 8080}", "{name: grpc, port: 9090}")
 	}
 	p.apply(manifests + `---
 apiVersion: ambit.mesh/v1alpha1
@@ -53,7 +53,7 @@ func (p *place) ambit(args ...string) string {
 	return out
 }
 
-// route applies an HTTPRoute of Service server, and waits until it is accepted.
+// route applies an HTTPRoute of port 8080 of Service server, and waits until it is accepted.
 func (p *place) route(rules string) {
 	p.Helper()
 	p.apply(`
@@ -61,7 +61,7 @@ apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
 metadata: {name: server}
 spec:
-  parentRefs: [{group: "", kind: Service, name: server}]
+  parentRefs: [{group: "", kind: Service, name: server, port: 8080}]
   rules:
 ` + rules)
 	p.eventually("the route is accepted", func() error {
@@ -395,10 +395,14 @@ func TestStreamsOutliveARolloutUpToItsDeadline(t *testing.T) {
 	const deadline = 40 * time.Second
 	p := waypointed(t, "e2e-waypoint-streams", "server")
 	p.route(checkedRule)
-	streams := map[string]<-chan held{
-		"a body without an end": p.stays("http://server:8080/stream"),
-		"a WebSocket":           p.stays("ws://server:8080/live"),
+	open := func() map[string]<-chan held {
+		return map[string]<-chan held{
+			"a body without an end": p.stays("http://server:8080/stream"),
+			"a WebSocket":           p.stays("ws://server:8080/live"),
+			"a stream of gRPC":      p.stays("grpc://server:9090"),
+		}
 	}
+	streams := open()
 	all := p.load("http://server:8080/work")
 	none := func(when string) {
 		t.Helper()
@@ -418,7 +422,7 @@ spec:
   action: ALLOW
   rules:
   - from: [{source: {serviceAccounts: [client]}}]
-    to: [{operation: {methods: [GET], ports: ["8080"]}}]
+    to: [{operation: {methods: [GET, POST], ports: ["8080", "9090"]}}]
 `)
 	p.in("wait", "--for=condition=InForce", "authorizationpolicies.ambit.mesh/those", "--timeout=60s")
 	p.route(strings.ReplaceAll(checkedRule, `"yes"`, `"again"`))
@@ -447,7 +451,7 @@ spec:
 		}
 	}
 	all.flawless("while the waypoint is replaced", all.end("while the waypoint is replaced"))
-	for name, over := range map[string]<-chan held{"a body without an end": p.stays("http://server:8080/stream"), "a WebSocket": p.stays("ws://server:8080/live")} {
+	for name, over := range open() {
 		select {
 		case h := <-over:
 			t.Errorf("%s, once more, ended: %+v", name, h)

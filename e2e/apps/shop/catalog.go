@@ -2,17 +2,24 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io"
 	"net"
 	"net/http"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// catalogMethod is the one call of the catalog: a question in, an answer out,
-// both plain strings.
-const catalogMethod = "/shop.Catalog/Ask"
+// The calls of the catalog, in plain strings: a question in, an answer out; and a talk,
+// in which each line is answered with itself.
+const (
+	catalogMethod = "/shop.Catalog/Ask"
+	talkMethod    = "/shop.Catalog/Talk"
+)
 
 var catalogService = grpc.ServiceDesc{
 	ServiceName: "shop.Catalog",
@@ -27,6 +34,17 @@ var catalogService = grpc.ServiceDesc{
 			return answer(ctx, question.GetValue()), nil
 		},
 	}},
+	Streams: []grpc.StreamDesc{{StreamName: "Talk", ServerStreams: true, ClientStreams: true, Handler: func(_ any, stream grpc.ServerStream) error {
+		for {
+			var line wrapperspb.StringValue
+			if err := stream.RecvMsg(&line); err != nil {
+				return err
+			}
+			if err := stream.SendMsg(&line); err != nil {
+				return err
+			}
+		}
+	}}},
 }
 
 func answer(ctx context.Context, question string) *wrapperspb.StringValue {
@@ -45,15 +63,50 @@ func askCatalog(ctx context.Context, conn grpc.ClientConnInterface, question str
 }
 
 func serveCatalog(ctx context.Context) error {
-	listener, err := net.Listen("tcp", env("LISTEN", ":9090"))
+	server, err := listenCatalog(env("LISTEN", portCatalog))
 	if err != nil {
 		return err
+	}
+	defer server.Stop()
+	return serveHealth(ctx)
+}
+
+const portCatalog = ":9090"
+
+func listenCatalog(address string) (*grpc.Server, error) {
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, err
 	}
 	server := grpc.NewServer()
 	server.RegisterService(&catalogService, struct{}{})
 	go server.Serve(listener)
-	defer server.Stop()
-	return serveHealth(ctx)
+	return server, nil
+}
+
+// talk opens a talk, and returns what says a line and waits for its answer.
+func talk(ctx context.Context, address string) (say func(string) error, err error) {
+	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return nil, err
+	}
+	stream, err := conn.NewStream(ctx, &catalogService.Streams[0], talkMethod)
+	if err != nil {
+		return nil, err
+	}
+	return func(text string) error {
+		var answer wrapperspb.StringValue
+		if err := stream.SendMsg(wrapperspb.String(text)); err != nil && !errors.Is(err, io.EOF) { // what ended it, reading tells
+			return err
+		}
+		if err := stream.RecvMsg(&answer); err != nil {
+			return err
+		}
+		if answer.GetValue() != text {
+			return fmt.Errorf("%q was answered with %q", text, answer.GetValue())
+		}
+		return nil
+	}, nil
 }
 
 // serveHealth is the kubelet's port of services that do not speak HTTP.

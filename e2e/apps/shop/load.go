@@ -125,7 +125,7 @@ type held struct {
 	Ended string        `json:"ended"`
 }
 
-// hold reads a body, or a WebSocket, until that ends. It says "ready" once there is
+// hold reads a body or a WebSocket, or talks by gRPC, until that ends. It says "ready" once there is
 // something to read, and what it saw at the end.
 func hold(ctx context.Context, args []string) error {
 	next, err := openStream(ctx, args[0])
@@ -148,6 +148,13 @@ func hold(ctx context.Context, args []string) error {
 }
 
 func openStream(ctx context.Context, url string) (next func() error, err error) {
+	if address, ok := strings.CutPrefix(url, "grpc://"); ok {
+		say, err := talk(ctx, address)
+		return func() error {
+			time.Sleep(100 * time.Millisecond)
+			return say(time.Now().String())
+		}, err
+	}
 	if strings.HasPrefix(url, "ws:") {
 		conn, _, err := websocket.Dial(ctx, url, nil)
 		if err != nil {

@@ -20,7 +20,7 @@ const (
 	portLedger   = ":7010" // HTTP: what was asked at :8080, in JSON
 )
 
-// serveWires is a server of TCP behaviours, and a web server on :8080.
+// serveWires is a server of TCP behaviours, a web server on :8080, and the catalog.
 func serveWires(ctx context.Context) error {
 	for port, serve := range map[string]func(net.Conn){
 		portEcho:     func(c net.Conn) { io.Copy(c, c) },
@@ -38,6 +38,11 @@ func serveWires(ctx context.Context) error {
 		defer listener.Close()
 		go accept(listener, serve)
 	}
+	catalog, err := listenCatalog(portCatalog)
+	if err != nil {
+		return err
+	}
+	defer catalog.Stop()
 	mux := http.NewServeMux()
 	mux.HandleFunc("/healthz", healthz)
 	mux.HandleFunc("/whoami", whoami)
