@@ -268,6 +268,8 @@ func TestPoliciesSeeTokens(t *testing.T) {
 	demand := &mesh.RequestPolicy{Namespace: "shop", Name: "demand", Action: mesh.RequestPolicy_DENY, Rules: []*mesh.RequestRule{{From: []*mesh.RequestSource{{NotRequestPrincipals: presence()}}}}}
 	staff := &mesh.RequestPolicy{Namespace: "shop", Name: "staff", Action: mesh.RequestPolicy_ALLOW, Rules: []*mesh.RequestRule{{When: []*mesh.RequestCondition{{Key: "request.auth.claims[realm][groups]", Values: exactly("staff")}}}}}
 	writer := &mesh.RequestPolicy{Namespace: "shop", Name: "writer", Action: mesh.RequestPolicy_ALLOW, Rules: []*mesh.RequestRule{{When: []*mesh.RequestCondition{{Key: "request.auth.claims[scope]", Values: exactly("write")}}}}}
+	expression := &mesh.RequestPolicy{Namespace: "shop", Name: "expression", Action: mesh.RequestPolicy_ALLOW, Rules: []*mesh.RequestRule{{Condition: "request.auth.claims.sub == 'admin' && request.path == '/'"}}}
+	broken := &mesh.RequestPolicy{Namespace: "shop", Name: "broken", Action: mesh.RequestPolicy_DENY, Rules: []*mesh.RequestRule{{Condition: "request.auth.claims.sub =="}}}
 	for name, c := range map[string]struct {
 		policy *mesh.RequestPolicy
 		// of no token, yours, the administrator's
@@ -277,6 +279,8 @@ func TestPoliciesSeeTokens(t *testing.T) {
 		"DENY without":         {demand, [3]int{403, 200, 200}},
 		"ALLOW by a claim":     {staff, [3]int{403, 403, 200}},
 		"ALLOW by a scope":     {writer, [3]int{403, 200, 403}},
+		"ALLOW by a condition": {expression, [3]int{403, 403, 200}},
+		"DENY, not readable":   {broken, [3]int{403, 403, 403}},
 		"no policy about them": {nil, [3]int{200, 200, 200}},
 	} {
 		for _, atPod := range []bool{false, true} {

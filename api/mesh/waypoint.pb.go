@@ -1898,13 +1898,15 @@ func (x *RequestPolicy) GetInvalid() string {
 	return ""
 }
 
-// RequestRule matches if one of from, one of to, and every one of when does.
-// Each may be empty, and then demands nothing.
+// RequestRule matches if one of from, one of to, every one of when, and the condition
+// does. Each may be empty, and then demands nothing.
 type RequestRule struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	From          []*RequestSource       `protobuf:"bytes,1,rep,name=from,proto3" json:"from,omitempty"`
-	To            []*RequestOperation    `protobuf:"bytes,2,rep,name=to,proto3" json:"to,omitempty"`
-	When          []*RequestCondition    `protobuf:"bytes,3,rep,name=when,proto3" json:"when,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	From  []*RequestSource       `protobuf:"bytes,1,rep,name=from,proto3" json:"from,omitempty"`
+	To    []*RequestOperation    `protobuf:"bytes,2,rep,name=to,proto3" json:"to,omitempty"`
+	When  []*RequestCondition    `protobuf:"bytes,3,rep,name=when,proto3" json:"when,omitempty"`
+	// In CEL; empty for none. See package condition.
+	Condition     string `protobuf:"bytes,4,opt,name=condition,proto3" json:"condition,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1958,6 +1960,13 @@ func (x *RequestRule) GetWhen() []*RequestCondition {
 		return x.When
 	}
 	return nil
+}
+
+func (x *RequestRule) GetCondition() string {
+	if x != nil {
+		return x.Condition
+	}
+	return ""
 }
 
 // StringPattern is a value, or what a value begins or ends with.
@@ -2998,11 +3007,12 @@ const file_mesh_waypoint_proto_rawDesc = "" +
 	"\x05ALLOW\x10\x01\x12\b\n" +
 	"\x04DENY\x10\x02\x12\n" +
 	"\n" +
-	"\x06CUSTOM\x10\x03\"\x9c\x01\n" +
+	"\x06CUSTOM\x10\x03\"\xba\x01\n" +
 	"\vRequestRule\x12-\n" +
 	"\x04from\x18\x01 \x03(\v2\x19.ambit.mesh.RequestSourceR\x04from\x12,\n" +
 	"\x02to\x18\x02 \x03(\v2\x1c.ambit.mesh.RequestOperationR\x02to\x120\n" +
-	"\x04when\x18\x03 \x03(\v2\x1c.ambit.mesh.RequestConditionR\x04when\"\x9e\x01\n" +
+	"\x04when\x18\x03 \x03(\v2\x1c.ambit.mesh.RequestConditionR\x04when\x12\x1c\n" +
+	"\tcondition\x18\x04 \x01(\tR\tcondition\"\x9e\x01\n" +
 	"\rStringPattern\x12\x16\n" +
 	"\x05exact\x18\x01 \x01(\tH\x00R\x05exact\x12\x18\n" +
 	"\x06prefix\x18\x02 \x01(\tH\x00R\x06prefix\x12\x18\n" +

@@ -146,6 +146,7 @@ func TestGoodObjectsAreAdmitted(t *testing.T) {
 			"{rules: [{}]}",
 			"{action: DENY}",
 			"{action: AUDIT, rules: [{}]}",
+			`{rules: [{condition: "request.auth.claims.role == 'admin'"}]}`,
 			`{selector: {matchLabels: {app: web}}, action: ALLOW, rules: [{from: [{source: {
 			  principals: [cluster.local/ns/shop/sa/web, cluster.local/*, '*/sa/web', '*'],
 			  notPrincipals: ['example.org/*'], namespaces: [shop, 'shop-*', '*-test'], notNamespaces: [default],
@@ -237,6 +238,8 @@ func TestBadObjectsAreRefused(t *testing.T) {
 			{"{rules: [{to: [{operation: {}}]}]}", "spec.rules[0].to[0].operation", "at least 1"},
 			{"{rules: [{to: []}]}", "spec.rules[0].to", "at least 1"},
 			{"{rules: [{when: []}]}", "spec.rules[0].when", "at least 1"},
+			{"{rules: [{condition: ''}]}", "spec.rules[0].condition", "at least 1"},
+			{"{rules: [{condition: [x]}]}", "spec.rules[0].condition", "must be of type string"},
 			{"{rules: [{form: []}]}", "spec.rules[0].form", "unknown field"},
 			{in(source, "principals: []"), inSource + "principals", "at least 1"},
 			{in(source, "principals: [a, 'spiffe://cluster.local/ns/a/sa/b']"), inSource + "principals[1]", "without spiffe://"},

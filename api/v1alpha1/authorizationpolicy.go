@@ -99,7 +99,7 @@ type PolicyTargetReference struct {
 }
 
 // AuthorizationRule matches a connection if one of its sources, one of its
-// operations and every one of its conditions do.
+// operations and all of its conditions do.
 type AuthorizationRule struct {
 	// From is who connects. Without it that is anybody.
 	// +optional
@@ -119,6 +119,18 @@ type AuthorizationRule struct {
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=32
 	When []Condition `json:"when,omitempty"`
+	// Condition is an expression in CEL that has to be true besides, such as
+	// request.auth.claims.role == 'admin' && request.method != 'DELETE'. Of the
+	// request there are method, path, query, host, headers (by their names in lower
+	// case, several of a name with a comma between them), auth.principal,
+	// auth.audiences, auth.presenter and auth.claims; of the source ip, principal,
+	// namespace and serviceAccount; of the destination ip and port. One that cannot
+	// be evaluated, or takes too long, does not match in an ALLOW, and does in a DENY.
+	// For waypoints.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=2048
+	Condition string `json:"condition,omitempty"`
 }
 
 // RuleFrom holds a source.

@@ -8,6 +8,7 @@ import (
 	"github.com/ambit-mesh/ambit/api/security"
 	"github.com/ambit-mesh/ambit/api/v1alpha1"
 	"github.com/ambit-mesh/ambit/controller/resource"
+	"github.com/ambit-mesh/ambit/internal/condition"
 )
 
 // authorizationPolicies publishes each as the authorization of its name. Those
@@ -124,6 +125,12 @@ func (c *conversion) rule(field string, in v1alpha1.AuthorizationRule) *security
 	for i, w := range in.When {
 		when = alternatives{c.condition(fmt.Sprintf("%s.when[%d]", field, i), w)}
 		rule.Clauses = append(rule.Clauses, when.clause()...)
+	}
+	if in.Condition != "" {
+		c.forWaypoints(field+".condition", 1)
+		if _, err := condition.Compile(in.Condition); err != nil {
+			c.invalid(field+".condition", err.Error())
+		}
 	}
 	if len(c.requests) > 0 {
 		effect := "the rule matches nothing"

@@ -146,8 +146,9 @@ func requestPolicy(object *v1alpha1.AuthorizationPolicy) *mesh.RequestPolicy {
 // requestConversion is of the rules of one policy.
 type requestConversion struct{ conversion }
 
+// rule converts one. A condition goes as it is: waypoints read it themselves.
 func (c *requestConversion) rule(field string, in v1alpha1.AuthorizationRule) *mesh.RequestRule {
-	out := &mesh.RequestRule{}
+	out := &mesh.RequestRule{Condition: in.Condition}
 	for i, f := range in.From {
 		out.From = append(out.From, c.source(fmt.Sprintf("%s.from[%d].source", field, i), f.Source))
 	}

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	cel "github.com/ambit-mesh/ambit/internal/condition"
 	"net/netip"
 	"slices"
 	"strings"
@@ -38,6 +39,8 @@ type condition struct {
 	// name of a field, names that lead to a claim.
 	name  string
 	claim []string
+	// expression is all of it, if it is one.
+	expression *cel.Condition
 }
 
 // kind is what a condition looks at.
@@ -61,6 +64,7 @@ const (
 	methods
 	paths
 	fields
+	expression
 )
 
 func (p *Policy) matches(s *Subject) bool {
@@ -129,6 +133,8 @@ func (c *condition) anyOf(s *Subject) answer {
 		return no
 	case requestPrincipals, audiences, presenter, claims:
 		return c.token(s)
+	case expression:
+		return evaluate(c.expression, s)
 	}
 	if s.Request == nil {
 		return unsure

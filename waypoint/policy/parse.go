@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/ambit-mesh/ambit/api/mesh"
+	cel "github.com/ambit-mesh/ambit/internal/condition"
 	"github.com/ambit-mesh/ambit/waypoint/http1"
 )
 
@@ -108,6 +109,15 @@ func (r *reader) rule(in *mesh.RequestRule, field string) (out rule) {
 	}
 	for i, w := range in.GetWhen() {
 		out = append(out, []match{r.when(w, fmt.Sprintf("%s.when[%d]", field, i))})
+	}
+	if text := in.GetCondition(); text != "" {
+		c := condition{kind: expression}
+		var err error
+		if c.expression, err = cel.Compile(text); err != nil {
+			r.fail(field+".condition", err)
+			c = condition{}
+		}
+		out = append(out, []match{{c}})
 	}
 	return out
 }

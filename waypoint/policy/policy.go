@@ -3,11 +3,12 @@
 //
 //	parse.go    one message of the wire -> one Policy, and an error that names the field
 //	match.go    does a policy match a request: yes, no, or nobody can say
+//	expression.go  conditions in CEL: what they may know
 //	pattern.go  values, and templates of paths
 //	policy.go   Decide: what all policies that apply come to
 //
 // The meaning is AuthorizationPolicy's. Of a policy one rule must match; of a rule one of
-// from, one of to, and every one of when; of those every field, by one of its values, or
+// from, one of to, every one of when, and the condition in CEL; of those every field, by one of its values, or
 // by none of its not_ values. What a request has not got is matched by no value, and so
 // by every negated list. A policy that denies goes before all that allow; if there is one
 // that allows, one of them must match. Dry-run policies are judged and decide nothing.

@@ -58,6 +58,8 @@ func decide(s policy.Subject, all ...*mesh.RequestPolicy) policy.Decision {
 	return policy.Decide(&s, compiled)
 }
 
+func expr(condition string) *mesh.RequestRule { return &mesh.RequestRule{Condition: condition} }
+
 func subject(t testing.TB, method, host, target string, fields ...string) policy.Subject {
 	t.Helper()
 	var list []http1.Field
@@ -125,6 +127,22 @@ func TestRules(t *testing.T) {
 		"a number":           {when("request.auth.claims[n]", text("1"), nil), nil, nil, subjects{token(claims)}},
 		"destination":        {when("destination.port", text("8080"), nil), subjects{get("/")}, nil, nil},
 		"source":             {when("source.ip", text("10.9.0.0/16"), text("10.9.0.1")), subjects{get("/")}, nil, nil},
+		"condition": {expr(`request.method == 'GET' && request.path.startsWith('/a') && source.namespace == 'shop' && source.ip == '10.9.0.2' && destination.port == 8080`),
+			subjects{get("/a")}, subjects{get("/"), subject(t, "PUT", "cart", "/a")}, nil},
+		"condition on a token": {expr(`request.auth.claims.role == 'admin' && 'ops' in request.auth.claims.groups && request.auth.principal == 'https://issuer/ann'`),
+			subjects{token(claims)}, subjects{get("/"), token(&policy.Claims{All: map[string]any{"role": "admin"}})}, nil},
+		"condition on a claim": {expr(`request.auth.claims.role == 'admin'`), subjects{token(claims)},
+			subjects{token(&policy.Claims{All: map[string]any{"role": "user"}})}, subjects{get("/"), token(&policy.Claims{All: map[string]any{"roles": "admin"}})}},
+		"condition on none": {expr(`request.auth.principal == ''`), subjects{get("/")}, subjects{token(claims)}, nil},
+		"condition on headers": {expr(`request.headers['x-role'] == 'user'`),
+			subjects{get("/", "x-role", "user")}, subjects{get("/", "x-role", "user", "x-role", "admin")}, subjects{get("/"), get("/", "x-role", "us\xffer"), get("/", "x-role", "user", "y", "\xff")}},
+		"condition that is none":      {expr(`request.method ==`), nil, nil, subjects{get("/")}},
+		"condition that names naught": {expr(`request.foo == 'a'`), nil, nil, subjects{get("/")}},
+		"condition that is no answer": {expr(`request.method`), nil, nil, subjects{get("/")}},
+		"condition beside others": {&mesh.RequestRule{To: []*mesh.RequestOperation{{Methods: text("GET")}}, Condition: `request.path == '/a'`},
+			subjects{get("/a")}, subjects{get("/b"), subject(t, "PUT", "cart", "/a")}, nil},
+		"condition without end": {expr(`[1,2,3,4,5,6,7,8,9].all(a, [1,2,3,4,5,6,7,8,9].all(b, [1,2,3,4,5,6,7,8,9].all(c, [1,2,3,4,5,6,7,8,9].all(d, [1,2,3,4,5,6,7,8,9].all(e, a+b+c+d+e > 0 && request.method != '')))))`),
+			nil, nil, subjects{get("/")}},
 		"server name":        {when("connection.sni", text("a"), nil), nil, nil, subjects{get("/")}},
 		"connection's field": {when("request.headers[host]", text("cart"), nil), nil, nil, subjects{get("/")}},
 		"no values":          {when("source.ip", nil, nil), nil, nil, subjects{get("/")}},
@@ -253,4 +271,31 @@ func FuzzDecide(f *testing.F) {
 			t.Fatal("a dry run denied")
 		}
 	})
+}
+
+// A condition about an endpoint decides nothing as long as there is none; one about
+// requests denies what has none.
+func TestConditionsWithoutWhatTheySpeakOf(t *testing.T) {
+	early := subject(t, "GET", "cart", "/")
+	early.Endpoint = netip.AddrPort{}
+	connection := subject(t, "GET", "cart", "/")
+	connection.Request = nil
+	for condition, c := range map[string]struct {
+		s           policy.Subject
+		allow, deny bool
+	}{
+		`destination.port == 1`:                                {early, true, false},
+		`destination.port == 1 || request.method == 'GET'`:     {early, true, false},
+		`request.method == 'GET'`:                              {connection, false, true},
+		`source.namespace == 'shop'`:                           {connection, true, true},
+		`source.namespace == 'bank'`:                           {connection, false, false},
+		`source.namespace == 'bank' && request.path == '/any'`: {connection, false, false},
+	} {
+		if got := decide(c.s, of(mesh.RequestPolicy_ALLOW, expr(condition))).Allowed; got != c.allow {
+			t.Errorf("%s: ALLOW lets it in: %t", condition, got)
+		}
+		if got := !decide(c.s, of(mesh.RequestPolicy_DENY, expr(condition))).Allowed; got != c.deny {
+			t.Errorf("%s: DENY refuses it: %t", condition, got)
+		}
+	}
 }
