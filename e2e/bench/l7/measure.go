@@ -48,8 +48,17 @@ func (s settings) during(ctx context.Context, l *lane) (begin, end counters, lat
 		end, err = l.read()
 	}
 	latencies, stopErr := l.client.StopLoad()
-	return begin, end, latencies, errors.Join(err, stopErr, l.proxy.Trim())
+	logged, logErr := l.proxy.Trim()
+	err = errors.Join(err, stopErr, logErr)
+	if n := end.count - begin.count; err == nil && len(l.proxy.Processes()) > 0 && logged < shortestLine*n {
+		err = fmt.Errorf("an access log of %d bytes for %d requests", logged, n)
+	}
+	return begin, end, latencies, err
 }
+
+// shortestLine of an access log that is worth the name: who writes none saves more than
+// a system call.
+const shortestLine = 60
 
 func pause(ctx context.Context, d time.Duration) error {
 	select {

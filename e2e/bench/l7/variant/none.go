@@ -17,7 +17,7 @@ func None(_ context.Context, site Site) (Proxy, error) { return direct{site}, ni
 func (d direct) Target() load.Target {
 	return load.Target{Carrier: load.Plain, Address: netip.AddrPortFrom(d.Backend.IPv4, plan.FirstPort), Direct: true}
 }
-func (direct) Processes() []int { return nil }
-func (direct) Version() string  { return "" }
-func (direct) Trim() error      { return nil }
-func (direct) Stop() error      { return nil }
+func (direct) Processes() []int     { return nil }
+func (direct) Version() string      { return "" }
+func (direct) Trim() (int64, error) { return 0, nil }
+func (direct) Stop() error          { return nil }

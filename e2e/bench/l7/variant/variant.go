@@ -50,8 +50,8 @@ type Proxy interface {
 	Processes() []int
 	// Version of what runs, for the report.
 	Version() string
-	// Trim empties its logs.
-	Trim() error
+	// Trim empties its log, and returns how many bytes there were.
+	Trim() (int64, error)
 	// Stop ends it, with an error if it had ended before.
 	Stop() error
 }

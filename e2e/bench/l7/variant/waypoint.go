@@ -127,7 +127,13 @@ func (p *single) Processes() []int    { return p.process.Tree() }
 func (p *single) Version() string     { return p.version }
 
 // Trim is Proxy's. Programs append to their logs.
-func (p *single) Trim() error { return os.Truncate(p.log, 0) }
+func (p *single) Trim() (int64, error) {
+	written, err := os.Stat(p.log)
+	if err != nil {
+		return 0, err
+	}
+	return written.Size(), os.Truncate(p.log, 0)
+}
 
 func (p *single) Stop() error {
 	if p.process == nil {
