@@ -20,6 +20,9 @@ import (
 	"github.com/ambit-mesh/ambit/internal/daemon"
 )
 
+// heapFloor is a quarter of the memory that the waypoint's Deployment asks for.
+const heapFloor = 16 << 20
+
 func main() {
 	if err := command(os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "waypoint:", err)
@@ -51,6 +54,7 @@ func runWaypoint() error {
 	if err != nil {
 		return err
 	}
+	defer daemon.HeapFloor(heapFloor)()
 	lines := daemon.NewLines(os.Stderr)
 	defer lines.Flush()
 	access, err := daemon.LoggerAt(level, lines, os.Getenv)

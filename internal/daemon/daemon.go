@@ -2,6 +2,7 @@
 //
 //	Logger         text or JSON on stderr, its level changeable while it runs
 //	Lines          the access log's, many of them at once
+//	HeapFloor      fewer collections of garbage, for who keeps little
 //	SignalContext  the first signal drains, the second one forces
 //	Admin          on loopback: config dump, profiles, log level
 //	Metrics        Prometheus, with the process's own figures

@@ -103,6 +103,7 @@ func runBare() error {
 
 // serve carries what comes to the plain listener as if a tunnel had asked for the front.
 func (b *bare) serve() error {
+	defer daemon.HeapFloor(16 << 20)() // as the waypoint has it
 	log, metrics := slog.New(slog.NewTextHandler(os.Stderr, nil)), prometheus.NewRegistry()
 	access := slog.New(slog.NewTextHandler(daemon.NewLines(os.Stderr), nil))
 	opener := upstream.New(upstream.Config{
