@@ -111,7 +111,7 @@ func parse(args []string) (settings, error) {
 		idle: 10_000, settle: 20 * time.Second, idleRounds: 2, slowRounds: math.MaxInt,
 	}
 	quick := settings{
-		rounds: 2, many: 10_000, warm: 200 * time.Millisecond, window: 500 * time.Millisecond,
+		rounds: 1, many: 10_000, warm: 200 * time.Millisecond, window: 500 * time.Millisecond,
 		beside: 2 * time.Second, adapt: 1100 * time.Millisecond,
 		idle: 1000, settle: 1500 * time.Millisecond, idleRounds: 1, slowRounds: 1,
 	}
@@ -119,7 +119,7 @@ func parse(args []string) (settings, error) {
 	flags.StringVar(&s.out, "out", "docs/benchmarks", "folder for the results")
 	variants := flags.String("variants", "", "comma-separated variants (default: all)")
 	groups := flags.String("metrics", "", "comma-separated metrics (default: all); what is measured together comes together")
-	fast := flags.Bool("quick", false, "few short rounds: to see that it works, not to compare")
+	fast := flags.Bool("quick", false, "one short round: to see that it works, not to compare")
 	rounds := flags.Int("rounds", 0, "number of rounds (default 5)")
 	window := flags.Duration("window", 0, "length of one measurement (default 3s)")
 	if err := flags.Parse(args); err != nil {
