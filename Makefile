@@ -126,6 +126,9 @@ gateway-api: cluster ## Install the Gateway API's definitions, of the release th
 revocation: cluster images-load bin/ambit ## How long a permission outlives kubectl apply of a DENY: docs/faults/revocation.json, or .tmp/faults with TRIALS=..
 	go run ./e2e/revocation -version '$(VERSION)' -out $(if $(TRIALS),.tmp/faults -trials $(TRIALS),docs/faults)
 
+rotation: cluster images-load bin/ambit ## What fails while the intermediate and the root are rotated under 200 connections a second: docs/faults/rotation.json, or OUT=..
+	go run ./e2e/rotation -version '$(VERSION)' -out $(or $(OUT),docs/faults)
+
 ##@ Cluster
 
 cluster: setup $(CLUSTER) ## A real three-node Kubernetes on this machine

@@ -173,7 +173,7 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 		Logger:  logger, Registerer: registry,
 	})
 	p.authority = ca.NewAuthority(ca.AuthorityConfig{TrustDomain: s.trustDomain, SystemNamespace: s.namespace, Logger: logger})
-	nodes := trustNodes{push: p.push, reports: p.reports, pods: p.pods, namespace: s.namespace, trustDomain: s.trustDomain}
+	nodes := newTrustNodes(p.push, p.reports, p.pods, s.namespace, s.trustDomain)
 	p.keeper = ca.NewKeeper(ca.KeeperConfig{
 		Client: client, Namespace: s.namespace, TrustDomain: s.trustDomain, Root: p.root, Authority: p.authority,
 		Nodes:     nodes,

@@ -32,12 +32,8 @@ func carryBoth(a, b net.Conn) {
 // judge judges tunnels as outbound does.
 type judge struct{ *certs.Store }
 
-func (j judge) Trusts(conn net.Conn, since, until time.Time) (time.Duration, error) {
-	return j.Store.Trusts(conn.(*tls.Conn).ConnectionState(), since, until)
-}
-
-func (j judge) Until(conn net.Conn) time.Time {
-	return certs.Until(conn.(*tls.Conn).ConnectionState())
+func (j judge) Proof(conn net.Conn) certs.Proof {
+	return certs.Proof{State: conn.(*tls.Conn).ConnectionState(), At: time.Now()}
 }
 
 // Nothing between two applications has a time to live: not the pool, the tunnel, nor its certificates, which expire

@@ -30,7 +30,8 @@ const (
 	configMap   = "ambit-ca-root"
 	statusKey   = "status.json"
 	stateSecret = "ambit-ca-state"
-	annotation  = "ambit.mesh/rotate"
+	pluggedIn   = "plug-in"
+	annotation  = "ambit.mesh/rotate-" // and what
 )
 
 // Status as the controller writes it.
@@ -102,12 +103,34 @@ func (p Problem) print(out io.Writer) {
 	fmt.Fprintf(out, "\nproblem: %s: %s %s: %s\nwhat to do: %s\n", p.Code, p.Object, p.Field, p.Detail, p.Fix)
 }
 
-// Rotate asks for another root or intermediate.
+// Rotate asks for another root or intermediate. It refuses what the controller would
+// not do.
 func Rotate(ctx context.Context, cluster *kube.Cluster, what string) error {
-	patch := fmt.Sprintf(`{"metadata":{"annotations":{%q:%q}}}`, annotation, what)
-	_, err := cluster.Typed.CoreV1().Secrets(install.Namespace).Patch(ctx, stateSecret, types.MergePatchType, []byte(patch), metav1.PatchOptions{})
+	now, _, err := Read(ctx, cluster)
+	if err != nil {
+		return err
+	}
+	if err := now.mayRotate(what); err != nil {
+		return err
+	}
+	patch := fmt.Sprintf(`{"metadata":{"annotations":{%q:"asked"}}}`, annotation+what)
+	_, err = cluster.Typed.CoreV1().Secrets(install.Namespace).Patch(ctx, stateSecret, types.MergePatchType, []byte(patch), metav1.PatchOptions{})
 	if err != nil {
 		return fmt.Errorf("ask for another %s: annotate Secret %s/%s: %w", what, install.Namespace, stateSecret, err)
+	}
+	return nil
+}
+
+// mayRotate says why nothing would come of asking.
+func (s Status) mayRotate(what string) error {
+	missing := s.Problem != nil && s.Problem.Code == "PluginMissing"
+	if s.Issuer.Origin == pluggedIn && !(what == "root" && missing) {
+		return fmt.Errorf("the issuer is plugged in: put another one into Secret %s/ambit-ca-plugin; or delete that, and ask for another root, to change to one that the mesh manages itself", install.Namespace)
+	}
+	for _, r := range s.Roots {
+		if what == "root" && r.Phase == "Announced" {
+			return fmt.Errorf("another root is on its way already, since %s: it signs once these have acknowledged it: %v", r.Since.Format(time.RFC3339), s.Waiting)
+		}
 	}
 	return nil
 }

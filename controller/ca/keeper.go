@@ -136,7 +136,7 @@ func (k *Keeper) load(ctx context.Context) error {
 	case !apierrors.IsNotFound(err):
 		return k.unreadable(StateSecretName, err)
 	}
-	want, err := k.want(ctx, state{}, "")
+	want, err := k.want(ctx, state{}, request{})
 	if err != nil {
 		return err
 	}
@@ -221,7 +221,7 @@ func (k *Keeper) step(ctx context.Context) error {
 		return k.unreadable(StateSecretName, err)
 	}
 	next, note := k.follow(ctx, before, found.request)
-	if changed(before, next) || found.request != "" || err != nil || changed(found.state, before) {
+	if changed(before, next) || found.request.any() || err != nil || changed(found.state, before) {
 		if err := k.secret.write(ctx, next, found, true); err != nil {
 			return k.unreadable(StateSecretName, err)
 		}
@@ -239,7 +239,7 @@ func (k *Keeper) step(ctx context.Context) error {
 
 // follow returns the state that follows, and what stands in the way of what is
 // wanted.
-func (k *Keeper) follow(ctx context.Context, before state, request string) (state, error) {
+func (k *Keeper) follow(ctx context.Context, before state, request request) (state, error) {
 	now, next := k.cfg.Now(), before
 	want, problem := k.want(ctx, before, request)
 	if problem != nil {
@@ -266,6 +266,8 @@ func (k *Keeper) follow(ctx context.Context, before state, request string) (stat
 			return before, err
 		}
 		next.issuer = issuer
+	} else if request.intermediate && problem == nil {
+		next.issuer = k.another(ctx, before)
 	}
 	return next, problem
 }

@@ -2,6 +2,7 @@ package ca
 
 import (
 	"context"
+	"crypto/elliptic"
 	"maps"
 	"slices"
 	"strings"
@@ -81,7 +82,10 @@ func (c *court) ask(t *testing.T, what string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.Annotations = map[string]string{RotateAnnotation: what}
+	if s.Annotations == nil {
+		s.Annotations = map[string]string{}
+	}
+	s.Annotations[RotateAnnotation+what] = "asked"
 	if _, err := secrets.Update(t.Context(), s, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -163,6 +167,56 @@ func TestRootIsRotatedOnlyAsFastAsNodesFollow(t *testing.T) {
 	})
 }
 
+// While a root waits for nodes, another intermediate signs when it is asked for, and the
+// root's rotation goes on; asked for at one time, neither is lost.
+func TestIntermediateIsRotatedDuringARotationOfTheRoot(t *testing.T) {
+	for title, ask := range map[string]func(*testing.T, *court){
+		"later": func(t *testing.T, c *court) {
+			c.ask(t, RotateRoot)
+			pass(aStep)
+			c.ask(t, RotateIntermediate)
+		},
+		"together": func(t *testing.T, c *court) {
+			c.ask(t, RotateRoot)
+			c.ask(t, RotateIntermediate)
+		},
+	} {
+		t.Run(title, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newCourt(fake.NewClientset(), &nodes{waiting: []string{"n1"}, used: map[string]bool{}})
+				defer c.lead(t)()
+				first := c.keeper.Status()
+				c.nodes.used[first.Roots[0].Fingerprint] = true
+				ask(t, c)
+				pass(2 * aStep)
+				second := c.keeper.Status()
+				if !slices.Equal(c.phases(), []string{"Signing", "Announced"}) {
+					t.Fatalf("the root's rotation: %v", c.phases())
+				}
+				if second.Issuer.Serial == first.Issuer.Serial || second.Issuer.Root != first.Issuer.Root {
+					t.Errorf("the intermediate is %+v, as before, or of another root", second.Issuer)
+				}
+				request := csr(t, ecKey(t, elliptic.P256()), requestFor(t, cart.String()))
+				if chain, _, err := c.authority.Issue(cart, request, 0); err != nil {
+					t.Error(err)
+				} else if got := parsePEM(t, chain[1]).SerialNumber.Text(16); got != second.Issuer.Serial {
+					t.Errorf("%s signs, not %s", got, second.Issuer.Serial)
+				}
+				c.nodes.waiting = nil
+				pass(aStep)
+				third := c.keeper.Status()
+				if !slices.Equal(c.phases(), []string{"Retiring", "Signing"}) || third.Issuer.Root == second.Issuer.Root {
+					t.Errorf("after the acknowledgement: %v, %+v", c.phases(), third.Issuer)
+				}
+				pass(aStep)
+				if c.keeper.Status().Issuer != third.Issuer {
+					t.Error("rotated again, unasked")
+				}
+			})
+		})
+	}
+}
+
 func TestIntermediateIsRotatedBeforeItEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCourt(fake.NewClientset(), &nodes{})
@@ -174,7 +228,7 @@ func TestIntermediateIsRotatedBeforeItEnds(t *testing.T) {
 		if second.Serial == first.Serial || second.Root != first.Root {
 			t.Errorf("asked for: %+v", second)
 		}
-		if s, _ := c.client.CoreV1().Secrets(system).Get(t.Context(), StateSecretName, metav1.GetOptions{}); s.Annotations[RotateAnnotation] != "" {
+		if s, _ := c.client.CoreV1().Secrets(system).Get(t.Context(), StateSecretName, metav1.GetOptions{}); len(s.Annotations) != 0 {
 			t.Error("the request was not taken off")
 		}
 		pass(aStep)

@@ -18,9 +18,10 @@ const (
 	// StateSecretName is the Secret with the issuer in use and the state of its
 	// rotation: a controller that starts goes on where another one ended.
 	StateSecretName = "ambit-ca-state"
-	// RotateAnnotation on that Secret asks for a rotation of what it names.
-	RotateAnnotation = "ambit.mesh/rotate"
-	// RotateRoot and RotateIntermediate are its values.
+	// RotateAnnotation on that Secret, with what is to be rotated after it, asks for
+	// that: one for each, so that none takes another's place.
+	RotateAnnotation = "ambit.mesh/rotate-"
+	// RotateRoot and RotateIntermediate are what may be asked for.
 	RotateRoot         = "root"
 	RotateIntermediate = "intermediate"
 
@@ -85,6 +86,17 @@ func decodeState(data map[string][]byte, now time.Time) (state, error) {
 	return s, nil
 }
 
+// request is what somebody asks to be rotated.
+type request struct{ root, intermediate bool }
+
+func (r request) any() bool { return r != request{} }
+
+func readAsked(annotations map[string]string) (r request) {
+	_, r.root = annotations[RotateAnnotation+RotateRoot]
+	_, r.intermediate = annotations[RotateAnnotation+RotateIntermediate]
+	return r
+}
+
 // stateSecret reads and writes the state.
 type stateSecret struct {
 	client    kubernetes.Interface
@@ -96,7 +108,7 @@ type storedState struct {
 	state
 	exists  bool
 	version string // of the object
-	request string // the RotateAnnotation
+	request request
 }
 
 // read returns NotFound, *damaged, or the API server's error.
@@ -105,7 +117,7 @@ func (s stateSecret) read(ctx context.Context, now time.Time) (storedState, erro
 	if err != nil {
 		return storedState{}, err
 	}
-	found := storedState{exists: true, version: secret.ResourceVersion, request: secret.Annotations[RotateAnnotation]}
+	found := storedState{exists: true, version: secret.ResourceVersion, request: readAsked(secret.Annotations)}
 	if found.state, err = decodeState(secret.Data, now); err != nil {
 		return found, &damaged{err}
 	}
@@ -148,7 +160,8 @@ func (s stateSecret) write(ctx context.Context, next state, found storedState, a
 	present.Data = data
 	if answered {
 		present.Annotations = maps.Clone(present.Annotations)
-		delete(present.Annotations, RotateAnnotation)
+		delete(present.Annotations, RotateAnnotation+RotateRoot)
+		delete(present.Annotations, RotateAnnotation+RotateIntermediate)
 	}
 	_, err = secrets.Update(ctx, present, metav1.UpdateOptions{})
 	return err

@@ -2,20 +2,20 @@ package accept
 
 import (
 	"context"
-	"crypto/tls"
 	"net/netip"
 	"sync"
 	"time"
 
+	"github.com/ambit-mesh/ambit/internal/certs"
 	"github.com/ambit-mesh/ambit/internal/conns"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 )
 
 // Trust says whose certificates are trusted now.
 type Trust interface {
-	// Trusts judges a peer that was accepted at some time, and that has proven itself
-	// up to another. again is when to ask again, at the latest.
-	Trusts(peer tls.ConnectionState, accepted, until time.Time) (again time.Duration, err error)
+	// Trusts judges the peer of a tunnel by the handshake that it began with, and the
+	// latest of the same peer. again is when to ask again, at the latest.
+	Trusts(own, latest certs.Proof) (again time.Duration, err error)
 	// TrustChanged is closed once the answers may be others.
 	TrustChanged() <-chan struct{}
 }
@@ -32,10 +32,9 @@ type peers struct {
 
 // peer is one of them.
 type peer struct {
-	state    tls.ConnectionState
-	who      proven
-	accepted time.Time
-	cut      context.CancelCauseFunc
+	own certs.Proof
+	who proven
+	cut context.CancelCauseFunc
 	// again judges it; guarded by peers.mu.
 	again *time.Timer
 }
@@ -49,7 +48,7 @@ type proven struct {
 // proof is what the tunnels of one peer have shown together: who opens another
 // tunnel in time, with another certificate, keeps those that stand.
 type proof struct {
-	until   time.Time
+	latest  certs.Proof
 	tunnels int
 }
 
@@ -59,18 +58,18 @@ func newPeers(trust Trust) *peers {
 
 // follow cuts a tunnel once its peer is no longer trusted, which may be so already:
 // it is registered first and judged then.
-func (p *peers) follow(state tls.ConnectionState, who proven, accepted time.Time, cut context.CancelCauseFunc) (forget func()) {
-	followed := &peer{state: state, who: who, accepted: accepted, cut: cut}
+func (p *peers) follow(shown certs.Proof, who proven, cut context.CancelCauseFunc) (forget func()) {
+	followed := &peer{own: shown, who: who, cut: cut}
 	p.mu.Lock()
 	p.live[followed] = struct{}{}
-	shown := p.proofs[who]
-	if shown == nil {
-		shown = &proof{}
-		p.proofs[who] = shown
+	known := p.proofs[who]
+	if known == nil {
+		known = &proof{latest: shown}
+		p.proofs[who] = known
 	}
-	shown.tunnels++
-	if until := state.PeerCertificates[0].NotAfter; until.After(shown.until) {
-		shown.until = until
+	known.tunnels++
+	if p.outlasts(shown, known.latest) {
+		known.latest = shown
 	}
 	p.mu.Unlock()
 	p.judge(followed)
@@ -81,25 +80,34 @@ func (p *peers) follow(state tls.ConnectionState, who proven, accepted time.Time
 		if followed.again != nil {
 			followed.again.Stop()
 		}
-		if shown.tunnels--; shown.tunnels == 0 {
+		if known.tunnels--; known.tunnels == 0 {
 			delete(p.proofs, who)
 		}
 	}
+}
+
+// outlasts tells whether a handshake is good for longer than an earlier one.
+func (p *peers) outlasts(shown, earlier certs.Proof) bool {
+	if !shown.State.PeerCertificates[0].NotAfter.Before(earlier.State.PeerCertificates[0].NotAfter) {
+		return true
+	}
+	_, err := p.trust.Trusts(earlier, earlier)
+	return err != nil
 }
 
 // judge one now, and again when its certificate ends.
 func (p *peers) judge(one *peer) {
 	p.mu.Lock()
 	_, lives := p.live[one]
-	var until time.Time
+	var latest certs.Proof
 	if lives {
-		until = p.proofs[one.who].until
+		latest = p.proofs[one.who].latest
 	}
 	p.mu.Unlock()
 	if !lives {
 		return
 	}
-	again, err := p.trust.Trusts(one.state, one.accepted, until)
+	again, err := p.trust.Trusts(one.own, latest)
 	if err != nil {
 		one.cut(conns.Distrust(err))
 		return

@@ -77,7 +77,7 @@ func (s *Server) Serve(draining, cut context.Context, raw *net.TCPConn, h Handle
 		return
 	}
 	defer byIdentity.Give(t.Peer)
-	forget := s.peers.follow(conn.ConnectionState(), proven{t.Remote.Addr(), t.Peer}, time.Now(), distrust)
+	forget := s.peers.follow(certs.Proof{State: conn.ConnectionState(), At: time.Now()}, proven{t.Remote.Addr(), t.Peer}, distrust)
 	defer forget()
 	err = hbone.Serve(draining, conn, hbone.Options{DrainTimeout: s.cfg.DrainTimeout}, func(ctx context.Context, in *hbone.Incoming) {
 		h(ctx, cut, t, in)

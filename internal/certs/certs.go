@@ -72,6 +72,9 @@ var ErrNotWanted = errors.New("identity is not wanted on this node")
 const (
 	// maxFetches bounds what one node asks of the CA at a time.
 	maxFetches = 8
+	// rootSettles is what peers may take to make tunnels anew in which they are shown a
+	// certificate that is below another root: they try every second.
+	rootSettles = 5 * time.Second
 	// maxAhead of them may be for certificates that nobody waits for yet.
 	maxAhead = 6
 )
@@ -88,6 +91,9 @@ type Store struct {
 
 	mu      sync.Mutex // guards the rest
 	entries map[spiffe.ID]*entry
+	// replaced is when a certificate below a root was last replaced by one below
+	// another, by the former's fingerprint.
+	replaced map[string]time.Time
 	// trustChanged is closed, and another, when the bundle has changed.
 	trustChanged chan struct{}
 	// start begins an entry's goroutine; nil before Run.
@@ -120,10 +126,11 @@ func New(c Config) *Store {
 	}
 	c.Tolerance = cmp.Or(c.Tolerance, DefaultTolerance)
 	s := &Store{
-		config:  c,
-		slots:   make(chan struct{}, maxFetches),
-		ahead:   make(chan struct{}, maxAhead),
-		entries: map[spiffe.ID]*entry{},
+		config:   c,
+		slots:    make(chan struct{}, maxFetches),
+		ahead:    make(chan struct{}, maxAhead),
+		entries:  map[spiffe.ID]*entry{},
+		replaced: map[string]time.Time{},
 
 		trustChanged: make(chan struct{}),
 	}
@@ -302,11 +309,19 @@ func (s *Store) BundleChanged() {
 	}
 }
 
-// Roots returns the fingerprints of the roots that held certificates chain to.
+// Roots returns the fingerprints of the roots that held certificates chain to, or did
+// until just now: tunnels that began with them are being replaced.
 func (s *Store) Roots() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	roots := map[string]struct{}{}
+	for root, replaced := range s.replaced {
+		if time.Since(replaced) < rootSettles {
+			roots[root] = struct{}{}
+		} else {
+			delete(s.replaced, root)
+		}
+	}
 	for _, e := range s.entries {
 		if e.certificate != nil {
 			roots[e.root] = struct{}{}

@@ -204,7 +204,12 @@ func (s *Store) settle(e *entry, certificate *tls.Certificate, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if e.lastError = err; err == nil {
-		e.certificate, e.root = certificate, s.rootOf(certificate, pool(s.config.Bundle()))
+		root := s.rootOf(certificate, pool(s.config.Bundle()))
+		if e.root != "" && e.root != root {
+			s.replaced[e.root] = time.Now()
+			s.trustHasChangedLocked() // tunnels can be made anew now
+		}
+		e.certificate, e.root = certificate, root
 		e.announceLocked()
 	}
 }

@@ -126,7 +126,12 @@ func (s *Store) rootOf(certificate *tls.Certificate, roots *x509.CertPool) strin
 	if err != nil {
 		return ""
 	}
-	sum := sha256.Sum256(chains[0][len(chains[0])-1].Raw)
+	return fingerprint(chains[0][len(chains[0])-1])
+}
+
+// fingerprint of a root, as the trust bundle names it.
+func fingerprint(root *x509.Certificate) string {
+	sum := sha256.Sum256(root.Raw)
 	return hex.EncodeToString(sum[:])
 }
 

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/ambit-mesh/ambit/internal/revocation"
@@ -15,39 +16,95 @@ import (
 // when it dates certificates back.
 const DefaultTolerance = 2 * time.Minute
 
-// Trusts tells whether a peer that was accepted at some time is still vouched for by
-// the bundle of now, not revoked, and not expired: until is the end of the latest
-// certificate by which the peer has proven itself, in this tunnel or in a later one.
+// Proof is a finished handshake, in which both ends have shown who they are.
+type Proof struct {
+	State tls.ConnectionState
+	At    time.Time
+}
+
+// Trusts tells whether the peer of a live tunnel is still one to be trusted: by the
+// handshake that the tunnel began with or, as far as roots that are gone and
+// certificates that have ended are concerned, by the latest of the same peer. What is
+// revoked stays so, whatever the peer has shown since.
 //
 // again is when expiry may make another answer of it, for whom the clock is not set.
-// The error of one that has expired is a [x509.CertificateInvalidError].
-func (s *Store) Trusts(state tls.ConnectionState, accepted, until time.Time) (again time.Duration, err error) {
-	if len(state.PeerCertificates) == 0 {
+// The error of a peer that has expired is a [x509.CertificateInvalidError].
+func (s *Store) Trusts(own, latest Proof) (again time.Duration, err error) {
+	if len(own.State.PeerCertificates) == 0 || len(latest.State.PeerCertificates) == 0 {
 		return 0, errors.New("peer has no certificate")
 	}
-	leaf := state.PeerCertificates[0]
-	chains, err := leaf.Verify(x509.VerifyOptions{
-		Roots: pool(s.config.Bundle()), Intermediates: pool(state.PeerCertificates[1:]), CurrentTime: accepted,
-		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
-	})
+	chains := [][]*x509.Certificate{own.State.PeerCertificates} // as they were shown, if there is no root above them any more
+	until := own.State.PeerCertificates[0].NotAfter
+	ways, err := s.ways(own)
+	if err == nil {
+		chains = ways
+	} else {
+		until = time.Time{}
+		if ways, err = s.ways(latest); err == nil {
+			chains = append(chains, ways...)
+		}
+	}
 	if err == nil {
 		err = s.revoked().Check(chains)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("peer's certificate is no longer trusted: %w", err)
 	}
-	if until.Before(leaf.NotAfter) {
-		until = leaf.NotAfter
+	shown := latest.State.PeerCertificates[0]
+	if shown.NotAfter.After(until) {
+		until = shown.NotAfter
 	}
 	now := s.now()
 	end := until.Add(s.config.Tolerance)
 	if now.After(end) {
 		return 0, fmt.Errorf("peer has shown no other certificate since: %w", x509.CertificateInvalidError{
-			Cert: leaf, Reason: x509.Expired,
+			Cert: shown, Reason: x509.Expired,
 			Detail: fmt.Sprintf("current time %s is after %s", now.UTC().Format(time.RFC3339), until.UTC().Format(time.RFC3339)),
 		})
 	}
 	return end.Sub(now) + time.Millisecond, nil // after the end, not at it
+}
+
+// ways from a peer's certificate up to the roots of now, as of when it was shown.
+func (s *Store) ways(p Proof) ([][]*x509.Certificate, error) {
+	return p.State.PeerCertificates[0].Verify(x509.VerifyOptions{
+		Roots: pool(s.config.Bundle()), Intermediates: pool(p.State.PeerCertificates[1:]), CurrentTime: p.At,
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+	})
+}
+
+// Retires tells whether a certificate that either end has shown is below a root that
+// signs no more: once that is gone, the other end trusts it no longer.
+func (s *Store) Retires(p Proof) bool {
+	if s.config.Retiring == nil {
+		return false
+	}
+	retiring := s.config.Retiring()
+	if len(retiring) == 0 {
+		return false
+	}
+	own := p
+	own.State.PeerCertificates = nil
+	for _, der := range p.State.LocalCertificate {
+		if parsed, err := x509.ParseCertificate(der); err == nil {
+			own.State.PeerCertificates = append(own.State.PeerCertificates, parsed)
+		}
+	}
+	for _, shown := range []Proof{p, own} {
+		if len(shown.State.PeerCertificates) == 0 {
+			continue
+		}
+		ways, err := s.ways(shown)
+		if err != nil {
+			return true
+		}
+		for _, way := range ways {
+			if slices.Contains(retiring, fingerprint(way[len(way)-1])) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // Until is the moment up to which both sides of a finished handshake have proven

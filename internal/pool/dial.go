@@ -2,10 +2,12 @@ package pool
 
 import (
 	"context"
+	"errors"
 	"net"
 	"slices"
 	"time"
 
+	"github.com/ambit-mesh/ambit/internal/certs"
 	"github.com/ambit-mesh/ambit/internal/hbone"
 )
 
@@ -50,9 +52,12 @@ func (p *Pool) dialLocked(g *group, target Target, waiting int) *dial {
 // dial belongs to no one who waits: it goes on if they give up.
 func (p *Pool) dial(g *group, d *dial, target Target) {
 	client, conn, err := p.connect(target)
+	var proof certs.Proof
 	var until time.Time
+	var retires bool
 	if err == nil {
-		until = p.cfg.Trust.Until(conn)
+		proof = p.cfg.Trust.Proof(conn)
+		until, retires = certs.Until(proof.State), p.cfg.Trust.Retires(proof)
 	}
 
 	p.mu.Lock()
@@ -60,10 +65,18 @@ func (p *Pool) dial(g *group, d *dial, target Target) {
 	if err == nil && p.closed {
 		err = ErrClosed
 	}
+	if err == nil && retires && d.waiting == 0 {
+		err = errRetires // it was to be one that does not
+	}
+	if retires {
+		g.futile++
+	} else if err == nil {
+		g.futile = 0
+	}
 	if err == nil {
-		t := &tunnel{group: g, client: client, conn: conn, leases: d.waiting, since: time.Now(), until: until}
-		if t.until.After(g.proven) {
-			g.proven, g.provenAt = t.until, t.since
+		t := &tunnel{group: g, client: client, leases: d.waiting, since: time.Now(), proof: proof, until: until, retires: retires}
+		if g.latest.At.IsZero() || t.until.After(certs.Until(g.latest.State)) || !retires {
+			g.latest = proof
 		}
 		if t.leases == 0 {
 			p.idleLocked(t)
@@ -85,6 +98,9 @@ func (p *Pool) dial(g *group, d *dial, target Target) {
 		client.Close()
 	}
 }
+
+// errRetires: who dialed for something better has got nothing better.
+var errRetires = errors.New("what both ends have shown in it is soon worth nothing")
 
 // connect returns a tunnel, and what it is over.
 func (p *Pool) connect(target Target) (client *hbone.Client, conn net.Conn, err error) {

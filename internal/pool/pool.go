@@ -34,6 +34,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ambit-mesh/ambit/internal/certs"
 	"github.com/ambit-mesh/ambit/internal/hbone"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 )
@@ -84,11 +85,14 @@ type Dial func(ctx context.Context, target Target) (net.Conn, error)
 
 // Trust says whether a tunnel's far end is still to be trusted.
 type Trust interface {
-	// Trusts judges the far end of what Dial returned at some time, and that has proven
-	// itself up to another. again is when to ask again, at the latest.
-	Trusts(conn net.Conn, since, until time.Time) (again time.Duration, err error)
-	// Until is the moment up to which what Dial returned has both ends proven.
-	Until(conn net.Conn) time.Time
+	// Proof is what both ends of what Dial returned have shown.
+	Proof(conn net.Conn) certs.Proof
+	// Trusts judges the far end of a tunnel by the handshake that it began with, and
+	// by the latest with it. again is when to ask again, at the latest.
+	Trusts(own, latest certs.Proof) (again time.Duration, err error)
+	// Retires tells whether what was shown is soon worth nothing, so that both ends
+	// have to prove themselves anew.
+	Retires(certs.Proof) bool
 	// TrustChanged is closed once the answers may be others.
 	TrustChanged() <-chan struct{}
 }
@@ -142,9 +146,11 @@ type group struct {
 	limit int
 	// failedAt is when a dial failed last.
 	failedAt time.Time
-	// proven is up to when both ends have proven themselves, by the latest tunnel
-	// that has, and provenAt when that was.
-	proven, provenAt time.Time
+	// latest is how both ends have proven themselves, by the latest handshake that
+	// lasts longer than those before.
+	latest certs.Proof
+	// futile is how many dials in a row brought nothing that lasts.
+	futile int
 }
 
 // New makes a pool without tunnels.
@@ -235,6 +241,12 @@ func (g *group) chooseLocked(avoid *tunnel) (best *tunnel, busy bool) {
 		if t == avoid || !t.hasRoomLocked() {
 			continue
 		}
+		if best != nil && t.retires != best.retires { // better in one that is there to stay
+			if best.retires {
+				best, busy = t, t.leases > 0 && t.client.Rate() >= busyRate
+			}
+			continue
+		}
 		tBusy := t.leases > 0 && t.client.Rate() >= busyRate
 		if best == nil || busy && !tBusy || busy == tBusy && t.leases < best.leases {
 			best, busy = t, tBusy
@@ -248,7 +260,7 @@ func (g *group) chooseLocked(avoid *tunnel) (best *tunnel, busy bool) {
 func (g *group) mayStripeLocked(most int) bool {
 	tunnels := len(g.dials)
 	for _, t := range g.tunnels {
-		if !t.expired() {
+		if !t.ending() {
 			tunnels++
 		}
 	}

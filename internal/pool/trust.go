@@ -3,6 +3,8 @@ package pool
 import (
 	"maps"
 	"time"
+
+	"github.com/ambit-mesh/ambit/internal/certs"
 )
 
 const (
@@ -13,6 +15,15 @@ const (
 	renewAfter = 3.0 / 4
 	// renewTries are made in what is left, at equal pauses, of a second at least.
 	renewTries = 12
+	// retiresPause is how soon both ends are asked again to prove themselves by a root
+	// that is not about to go, once they may have certificates below another: sooner
+	// than the controller hears that they have.
+	retiresPause = time.Second
+	// A peer that has no other after retiresTries is asked every retiresPatience.
+	retiresTries    = 30
+	retiresPatience = 30 * time.Second
+	// usedLately: connections come and go in it, and would find it gone.
+	usedLately = 10 * time.Second
 )
 
 // judge asks again whether a tunnel's far end is trusted, whenever that may have
@@ -22,8 +33,8 @@ func (p *Pool) judge(t *tunnel) {
 	defer timer.Stop()
 	for {
 		changed := p.cfg.Trust.TrustChanged() // before it is judged: nothing is missed
-		renew, proven := p.renew(t)
-		again, err := p.cfg.Trust.Trusts(t.conn, t.since, proven)
+		renew, latest := p.renew(t)
+		again, err := p.cfg.Trust.Trusts(t.proof, latest)
 		if err != nil {
 			p.cut(t, err)
 		} else {
@@ -39,22 +50,31 @@ func (p *Pool) judge(t *tunnel) {
 }
 
 // renew has another tunnel dialed if it is time for that, and there are connections
-// that would be cut otherwise. It returns when to look again, and up to when the ends
-// are proven.
-func (p *Pool) renew(t *tunnel) (again time.Duration, proven time.Time) {
+// that would be cut otherwise. It returns when to look again, and the latest proof.
+func (p *Pool) renew(t *tunnel) (again time.Duration, latest certs.Proof) {
+	p.mu.Lock()
+	latest = t.group.latest
+	p.mu.Unlock()
+	own, retires := p.cfg.Trust.Retires(t.proof), p.cfg.Trust.Retires(latest)
+	now, at, until := time.Now().Round(0), latest.At.Round(0), certs.Until(latest.State)
+	left := until.Sub(at)
+	wait := at.Add(time.Duration(renewAfter * float64(left))).Sub(now)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	g, now := t.group, time.Now().Round(0)
-	left := g.proven.Sub(g.provenAt.Round(0))
-	due := g.provenAt.Round(0).Add(time.Duration(renewAfter * float64(left)))
-	if wait := due.Sub(now); wait > 0 {
-		return wait + time.Millisecond, g.proven
+	t.retires = own
+	if wait > 0 && !retires {
+		return wait + time.Millisecond, latest
 	}
-	pause := max(time.Second, time.Duration((1-renewAfter)*float64(left)/renewTries))
-	if t.leases > 0 && len(g.dials) == 0 && !p.closed && p.tunnels < tunnelsPerPool {
-		p.dialLocked(g, g.target, 0)
+	if len(t.group.dials) == 0 && (t.leases > 0 || retires && time.Since(t.used) < usedLately) && !p.closed && p.tunnels < tunnelsPerPool {
+		p.dialLocked(t.group, t.group.target, 0)
 	}
-	return pause, g.proven
+	if retires {
+		if t.group.futile > retiresTries {
+			return retiresPatience, latest
+		}
+		return retiresPause, latest
+	}
+	return max(time.Second, time.Duration((1-renewAfter)*float64(left)/renewTries)), latest
 }
 
 // cut ends a tunnel whose far end is trusted no longer: nobody leases it from here

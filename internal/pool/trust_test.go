@@ -2,6 +2,8 @@ package pool
 
 import (
 	"cmp"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io"
 	"net"
@@ -13,6 +15,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/ambit-mesh/ambit/internal/certs"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 )
 
@@ -23,23 +26,41 @@ type trust struct {
 	changed chan struct{}
 	since   time.Time    // as of the last question
 	lasts   atomic.Int64 // nanoseconds
+	retired atomic.Int64 // up to when, in nanoseconds
 }
 
 var errNotTrusted = errors.New("not trusted")
 
-func (t *trust) Trusts(conn net.Conn, since, until time.Time) (time.Duration, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.since = since
-	if t.not[conn.LocalAddr().String()] || time.Now().After(until) {
-		return 0, errNotTrusted
-	}
-	return time.Until(until) + time.Millisecond, nil
+// Proof is named after the local address, and lasts from when the tunnel was dialed,
+// an hour if that is zero.
+func (t *trust) Proof(conn net.Conn) certs.Proof {
+	end := time.Now().Round(0).Add(cmp.Or(time.Duration(t.lasts.Load()), time.Hour))
+	return certs.Proof{At: time.Now(), State: tls.ConnectionState{
+		ServerName: conn.LocalAddr().String(), PeerCertificates: []*x509.Certificate{{NotAfter: end}},
+	}}
 }
 
-// Until is lasts from when the tunnel was dialed, an hour if that is zero.
-func (t *trust) Until(net.Conn) time.Time {
-	return time.Now().Round(0).Add(cmp.Or(time.Duration(t.lasts.Load()), time.Hour))
+func (t *trust) Trusts(own, latest certs.Proof) (time.Duration, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.since = own.At
+	end := certs.Until(latest.State)
+	if t.not[own.State.ServerName] || time.Now().After(end) {
+		return 0, errNotTrusted
+	}
+	return time.Until(end) + time.Millisecond, nil
+}
+
+// Retires those that were shown up to now, once retire was called.
+func (t *trust) Retires(p certs.Proof) bool { return p.At.UnixNano() <= t.retired.Load() }
+
+// retire what was shown up to now.
+func (t *trust) retire() {
+	t.retired.Store(time.Now().UnixNano())
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	close(t.changed)
+	t.changed = make(chan struct{})
 }
 
 func (t *trust) TrustChanged() <-chan struct{} {
@@ -52,7 +73,7 @@ func (t *trust) TrustChanged() <-chan struct{} {
 func (t *trust) end(of *tunnel) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.not = map[string]bool{of.conn.LocalAddr().String(): true}
+	t.not = map[string]bool{of.proof.State.ServerName: true}
 	close(t.changed)
 	t.changed = make(chan struct{})
 }
@@ -113,7 +134,7 @@ func TestTrustThatEndsDuringTheDial(t *testing.T) {
 		s <- got
 	}()
 	stream := <-s // the tunnel stands, and is about to be judged
-	r.trust.not = map[string]bool{stream.tunnel.conn.LocalAddr().String(): true}
+	r.trust.not = map[string]bool{stream.tunnel.proof.State.ServerName: true}
 	r.trust.mu.Unlock()
 	cut := make(chan error, 1)
 	stream.OnDistrust(func(err error) { cut <- err })
@@ -214,5 +235,26 @@ func TestTunnelsThatAreNotProvenAnewEnd(t *testing.T) {
 		}
 	case <-time.After(time.Second):
 		t.Fatal("not cut at the end")
+	}
+}
+
+// A root is about to go: another tunnel is made beside the one with connections, in
+// which later ones go; those that are there live on.
+func TestTunnelsThatRetireAreReplacedAhead(t *testing.T) {
+	r := start(t)
+	s := r.open()
+	defer s.Close()
+	r.echo(s)
+	r.trust.retire()
+	r.await("another tunnel", func() bool { return r.tunnels() == 2 })
+	next := r.open()
+	defer next.Close()
+	r.echo(next)
+	if next.tunnel == s.tunnel {
+		t.Error("a new connection is in the tunnel that retires")
+	}
+	r.echo(s)
+	if n := r.dials.Load(); n != 2 {
+		t.Errorf("%d dials, want 2", n)
 	}
 }

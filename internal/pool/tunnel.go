@@ -2,11 +2,11 @@ package pool
 
 import (
 	"errors"
-	"net"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/ambit-mesh/ambit/internal/certs"
 	"github.com/ambit-mesh/ambit/internal/hbone"
 )
 
@@ -15,11 +15,15 @@ type tunnel struct {
 	// Fixed.
 	group  *group
 	client *hbone.Client
-	conn   net.Conn  // what it is over
-	since  time.Time // when its far end had proven itself
-	until  time.Time // up to when both ends have, in this tunnel
+	since  time.Time   // when its far end had proven itself
+	proof  certs.Proof // how
+	until  time.Time   // up to when both ends have, in this tunnel
+
+	// retires: what both ends have shown in it is soon worth nothing.
+	retires bool
 
 	leases int
+	used   time.Time // when it had the last lease
 	// idle runs while there are no leases.
 	idle *time.Timer
 	// distrusted is why its far end is trusted no longer, and cuts is what is to be
@@ -69,6 +73,10 @@ func (t *tunnel) hasRoomLocked() bool {
 	return t.leases < t.group.limit && t.client.CanOpen() && !t.expired()
 }
 
+// ending tells whether a tunnel is for the connections that it has, and others only
+// while there is no better one.
+func (t *tunnel) ending() bool { return t.retires || t.expired() }
+
 // expired tells whether a certificate of the tunnel's has ended: then it is for the
 // connections that it has, as long as the ends are proven by another.
 func (t *tunnel) expired() bool { return time.Now().Round(0).After(t.until) }
@@ -105,6 +113,7 @@ func (p *Pool) release(t *tunnel) {
 // tunnel which takes no more.
 func (p *Pool) releaseLocked(t *tunnel) (finished bool) {
 	t.leases--
+	t.used = time.Now()
 	if t.leases > 0 {
 		return false
 	}

@@ -31,6 +31,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/ambit-mesh/ambit/internal/certs"
 	"github.com/ambit-mesh/ambit/internal/conns"
 	"github.com/ambit-mesh/ambit/internal/endpoints"
 	"github.com/ambit-mesh/ambit/internal/listen"
@@ -56,9 +57,11 @@ type Local interface {
 
 // Trust says whose certificates are trusted now.
 type Trust interface {
-	// Trusts judges a peer that was accepted at some time, and that has proven itself
-	// up to another. again is when to ask again, at the latest.
-	Trusts(peer tls.ConnectionState, accepted, until time.Time) (again time.Duration, err error)
+	// Trusts judges the peer of a tunnel by the handshake that it began with, and the
+	// latest of the same peer. again is when to ask again, at the latest.
+	Trusts(own, latest certs.Proof) (again time.Duration, err error)
+	// Retires tells whether what was shown in a handshake is soon worth nothing.
+	Retires(certs.Proof) bool
 	// TrustChanged is closed once the answers may be others.
 	TrustChanged() <-chan struct{}
 }

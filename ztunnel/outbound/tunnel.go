@@ -45,25 +45,21 @@ func (l *Listener) openStream(ctx context.Context, source *workload.Workload, cl
 // peerTrust judges a tunnel's far end, for the pool.
 type peerTrust struct{ Trust }
 
-// Trusts judges the far end of what dialTunnel returned.
-func (p peerTrust) Trusts(conn net.Conn, since, until time.Time) (again time.Duration, err error) {
-	peer, ok := conn.(*tls.Conn)
-	if !ok {
-		return 0, conns.Fail(conns.Distrusted, fmt.Errorf("a tunnel over %T proves nothing", conn))
+// Proof is what both ends of what dialTunnel returned have shown.
+func (p peerTrust) Proof(conn net.Conn) certs.Proof {
+	proof := certs.Proof{At: time.Now()}
+	if peer, ok := conn.(*tls.Conn); ok { // else it has proven nothing
+		proof.State = peer.ConnectionState()
 	}
-	if again, err = p.Trust.Trusts(peer.ConnectionState(), since, until); err != nil {
+	return proof
+}
+
+// Trusts judges a tunnel's far end.
+func (p peerTrust) Trusts(own, latest certs.Proof) (again time.Duration, err error) {
+	if again, err = p.Trust.Trusts(own, latest); err != nil {
 		return 0, conns.Distrust(err)
 	}
 	return again, nil
-}
-
-// Until is the end of the first of both ends' certificates.
-func (p peerTrust) Until(conn net.Conn) time.Time {
-	peer, ok := conn.(*tls.Conn)
-	if !ok {
-		return time.Time{}
-	}
-	return certs.Until(peer.ConnectionState())
 }
 
 // dialTunnel is the pool's Dial.

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -77,7 +79,7 @@ type Mesh struct {
 	limits   *accept.Quotas
 	capacity *quota.Shares
 	after    func(*conns.Attempt) // see SetAdmitted
-	trusted  atomic.Pointer[certstest.CA]
+	trusted  atomic.Pointer[trusted]
 	captured uint16 // the next port that a pod's outbound listener owns
 
 	mu sync.Mutex
@@ -116,7 +118,7 @@ func newMesh(t testing.TB, synced <-chan struct{}) *Mesh {
 		lookup:       func(context.Context, netip.Addr) (bool, error) { return false, nil },
 		captured:     firstCaptured,
 	}
-	m.trusted.Store(m.CA)
+	m.trusted.Store(&trusted{roots: m.CA.Bundle()})
 	m.log = slog.New(slog.NewJSONHandler(&m.lines, nil))
 	m.Conns = conns.New(conns.Config{Logger: m.log, Registerer: m.Metrics})
 	var err error
@@ -132,8 +134,9 @@ func newMesh(t testing.TB, synced <-chan struct{}) *Mesh {
 	m.egress = egress.NewMetrics(m.Metrics)
 	m.poolMetrics = pool.NewMetrics(m.Metrics)
 	m.Certs = certs.New(certs.Config{
-		Fetch: m.fetch, Bundle: m.bundle, Revoked: func() *revocation.List { return m.Store.Snapshot().Revoked() },
-		Now: func() time.Time { return time.Now().Add(time.Duration(m.wall.Load())) }, Tolerance: Tolerance, Logger: slog.New(slog.DiscardHandler),
+		Fetch: m.fetch, Bundle: m.bundle, Retiring: func() []string { return m.trusted.Load().retiring },
+		Revoked: func() *revocation.List { return m.Store.Snapshot().Revoked() },
+		Now:     func() time.Time { return time.Now().Add(time.Duration(m.wall.Load())) }, Tolerance: Tolerance, Logger: slog.New(slog.DiscardHandler),
 	})
 	m.run("certificates", m.Certs.Run)
 	m.Policy = policy.New(policy.Config{Snapshot: m.Store.Snapshot, Synced: synced, Logger: m.log, Registerer: m.Metrics})
@@ -244,9 +247,23 @@ func (m *Mesh) SetAdmitted(after func(*conns.Attempt)) { m.after = after }
 func (m *Mesh) Follow(c *conns.Conn) (forget func()) { return m.Policy.Follow(c) }
 
 // Trust makes another authority's root the only one that is trusted.
-func (m *Mesh) Trust(ca *certstest.CA) {
-	m.trusted.Store(ca)
+func (m *Mesh) Trust(ca *certstest.CA) { m.SetRoots(ca.Bundle(), nil) }
+
+// SetRoots makes these the roots that are trusted, and some of them such as sign no more.
+func (m *Mesh) SetRoots(roots, retiring []*x509.Certificate) {
+	now := &trusted{roots: roots}
+	for _, root := range retiring {
+		sum := sha256.Sum256(root.Raw)
+		now.retiring = append(now.retiring, hex.EncodeToString(sum[:]))
+	}
+	m.trusted.Store(now)
 	m.Certs.BundleChanged()
+}
+
+// trusted is what the mesh trusts.
+type trusted struct {
+	roots    []*x509.Certificate
+	retiring []string // by fingerprint
 }
 
 // Revoke makes a list the one in force.
@@ -257,7 +274,7 @@ func (m *Mesh) Revoke(list *mesh.RevocationList) {
 	m.Certs.BundleChanged()
 }
 
-func (m *Mesh) bundle() []*x509.Certificate { return m.trusted.Load().Bundle() }
+func (m *Mesh) bundle() []*x509.Certificate { return m.trusted.Load().roots }
 
 // SetLookup replaces the controller that knows of nothing.
 func (m *Mesh) SetLookup(lookup Lookup) {

@@ -56,6 +56,7 @@ var tools = map[string]tool{
 	"present":       present,
 	"load":          load,
 	"hold":          hold,
+	"rate":          openAtRate,
 }
 
 func main() {

@@ -24,13 +24,8 @@ import (
 // trust judges tunnels as ztunnel does.
 type trust struct{ *certs.Store }
 
-func (t trust) Trusts(conn net.Conn, since, until time.Time) (time.Duration, error) {
-	return t.Store.Trusts(conn.(*tls.Conn).ConnectionState(), since, until)
-}
-
-// Until is when a certificate of a tunnel's ends.
-func (t trust) Until(conn net.Conn) time.Time {
-	return certs.Until(conn.(*tls.Conn).ConnectionState())
+func (t trust) Proof(conn net.Conn) certs.Proof {
+	return certs.Proof{State: conn.(*tls.Conn).ConnectionState(), At: time.Now()}
 }
 
 // NewPool makes the pool of a source that is self.
