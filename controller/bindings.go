@@ -16,6 +16,11 @@ import (
 // have heard of it, and it is.
 const stageAfter = 30 * time.Second
 
+// grace is what connections get to end that were opened the other way: straight to what
+// is bound, before others are kept away; and through the waypoint, before that does not
+// know any more what it stands before.
+const grace = 5 * time.Second
+
 // bindings know how far each of them is, so that no new connection fails of one that
 // comes or goes: a waypoint has to know what it is to stand before, and nodes whose word
 // they have to take, before any client comes through it; and whoever goes straight to
@@ -139,7 +144,7 @@ func (b *bindings) answered() {
 
 // run takes bindings on until ctx ends.
 func (b *bindings) run(ctx context.Context) error {
-	ticker := time.NewTicker(stageAfter / 4)
+	ticker := time.NewTicker(grace / 5)
 	defer ticker.Stop()
 	for {
 		select {
@@ -169,7 +174,7 @@ func (b *bindings) check() {
 		if s.publication == 0 || s.inForce && !s.bound.Leaving {
 			continue
 		}
-		next, inForce := s.next(acked, b.held, b.now().Sub(s.since) >= stageAfter)
+		next, inForce := s.next(acked, b.held, b.now().Sub(s.since))
 		switch {
 		case next == 0:
 			delete(b.states, binder)
@@ -192,16 +197,22 @@ func (b *bindings) check() {
 }
 
 // next is the stage that the binding is to be at, zero for none, and whether it is in force.
-func (s *bindingState) next(acked func(uint64) bool, held func(types.NamespacedName, string) bool, late bool) (next translate.Stage, inForce bool) {
+// It has been at its stage for a time.
+func (s *bindingState) next(acked func(uint64) bool, held func(types.NamespacedName, string) bool, at time.Duration) (next translate.Stage, inForce bool) {
+	late := at >= stageAfter
 	switch leaving := s.bound.Leaving; {
 	case leaving && s.stage == translate.Enforced:
 		return translate.Led, false
+	case leaving && s.stage == translate.Announced && at < grace:
+		return s.stage, false
 	case leaving && (late || acked(s.publication)):
 		return s.stage - 1, false
 	case leaving:
 		return s.stage, false
 	case s.stage == translate.Announced && (late || s.bound.Problem != "" || s.bound.Ready && held(s.bound.Waypoint, s.bound.Target) && acked(s.publication)):
 		return translate.Led, false
+	case s.stage == translate.Led && at < grace:
+		return s.stage, false
 	case s.stage == translate.Led && (late || acked(s.publication)):
 		return translate.Enforced, false
 	}

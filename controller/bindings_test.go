@@ -92,7 +92,9 @@ func TestABindingComesStepByStep(t *testing.T) {
 	s.publish(s.service("old"), s.service("fresh"))
 	s.want("not acknowledged", fresh, translate.Led, false)
 	s.acked = 3
-	s.want("clients of every node come through it", fresh, translate.Enforced, false)
+	s.want("clients of every node come through it, and older connections end", fresh, translate.Led, false)
+	s.time = s.time.Add(grace)
+	s.want("they had their time", fresh, translate.Enforced, false)
 	s.publish(s.service("old"), s.service("fresh"))
 	s.want("nobody has heard that", fresh, translate.Enforced, false)
 	s.acked = 5
@@ -118,6 +120,8 @@ func TestABindingGoesStepByStep(t *testing.T) {
 	s.publish()
 	s.want("not acknowledged", old, translate.Announced, false)
 	s.acked = 4
+	s.want("no client comes through it, and older connections end", old, translate.Announced, false)
+	s.time = s.time.Add(grace)
 	s.check()
 	if _, _, ok := s.Leaving("Service", "shop", "old"); ok {
 		t.Error("no client comes through it, and it does not go")
@@ -132,6 +136,7 @@ func TestABindingGoesStepByStep(t *testing.T) {
 	s.publish(s.service("old"))
 	s.want("bound again", old, translate.Led, false)
 	s.acked = 3
+	s.time = s.time.Add(grace)
 	s.want("acknowledged", old, translate.Enforced, false)
 }
 

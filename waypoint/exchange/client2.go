@@ -23,7 +23,7 @@ func (c *client) serve2(conn net.Conn) {
 }
 
 func (c *client) serveRequest2(w http.ResponseWriter, in *http.Request) {
-	responder := &responder2{w: w}
+	responder := &responder2{w: w, draining: c.draining}
 	r := &Request{
 		Method: in.Method, Scheme: "http", Authority: in.Host, Path: in.RequestURI, Version: 2,
 		Fields: fieldsOf(in.Header), ctx: in.Context(), length: max(0, in.ContentLength),
@@ -61,8 +61,10 @@ func sameHosts(in *http.Request) bool {
 
 // responder2 answers by HTTP/2.
 type responder2 struct {
-	w      http.ResponseWriter
-	headed bool
+	w http.ResponseWriter
+	// draining: the client is told to go on elsewhere.
+	draining context.Context
+	headed   bool
 }
 
 // Inform is responder's.
@@ -93,6 +95,9 @@ func (r *responder2) Head(status int, fields []http1.Field, length int64) error 
 		if _, ok := header[name]; !ok {
 			header[name] = nil // none of the library's own
 		}
+	}
+	if r.draining.Err() != nil {
+		header.Set("Connection", "close") // the library says GOAWAY, and does not send it
 	}
 	r.headed = true
 	r.w.WriteHeader(status)

@@ -682,6 +682,53 @@ func TestStreamsAreJudgedAgain(t *testing.T) {
 
 // Once the waypoint ends, a client that is between two requests loses nothing, and one
 // that is within one gets its response and is told to go.
+// Before a binding goes, clients are told to leave, and what is under way ends in order.
+func TestClientsLeaveWhenTheyAreNotSentHereAnyMore(t *testing.T) {
+	each(t, func(t *testing.T, r *rig, c *http.Client) {
+		r.Lead(r.service, true)
+		release := make(chan struct{})
+		r.serve(func(w http.ResponseWriter, q *http.Request) {
+			if q.URL.Path == "/wait" {
+				<-release
+			}
+			fmt.Fprint(w, "done")
+		})
+		answered := make(chan error, 1)
+		go func() {
+			response, err := c.Get("http://cart/wait")
+			if err == nil {
+				response.Body.Close()
+				if response.StatusCode != http.StatusOK || response.ProtoMajor == 1 && !response.Close {
+					err = fmt.Errorf("%s, close is %v", response.Status, response.Close)
+				}
+			}
+			answered <- err
+		}()
+		for len(r.endpoint.Asked()) == 0 {
+			time.Sleep(5 * time.Millisecond)
+		}
+		idle := r.client.Dial(vip)
+		fmt.Fprint(idle, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+		response, err := http.ReadResponse(bufio.NewReader(idle), nil)
+		body(t, response, err)
+
+		r.Lead(r.service, false)
+		idle.SetReadDeadline(time.Now().Add(2 * time.Second))
+		if _, err := idle.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("the idle connection ends with %v, want EOF", err)
+		}
+		close(release)
+		if err := <-answered; err != nil {
+			t.Errorf("the request under way: %v", err)
+		}
+		// Who comes late, not having heard of it, is served: the binding is still there.
+		response, err = c.Get("http://cart/")
+		if got := body(t, response, err); got != "done" {
+			t.Errorf("got %q", got)
+		}
+	})
+}
+
 func TestDrain(t *testing.T) {
 	r := start(t, api.AppProtocol_HTTP11)
 	r.DrainTimeout = 5 * time.Second

@@ -28,6 +28,7 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ambit-mesh/ambit/internal/accept"
@@ -208,9 +209,20 @@ func (s *Server) grant(draining, ctx context.Context, session *Session, to *targ
 		s.serveTCP(ctx, session, to, conn, nil, s.resetting(session, stream))
 		return
 	}
-	// Requests are judged one by one; what they rest on is the binding.
+	// Requests are judged one by one; what they rest on is the binding. Before that goes,
+	// clients are not sent here any more, and those who are here are to leave in order.
+	draining, leave := context.WithCancel(draining)
+	defer leave()
+	var led atomic.Bool // its node may know of that before the waypoint does
 	session.judge = func(now *workload.Snapshot) error {
-		_, err := target.Resolve(now, s.cfg.Self(), session.Destination)
+		to, err := target.Resolve(now, s.cfg.Self(), session.Destination)
+		switch {
+		case err != nil:
+		case to.Led():
+			led.Store(true)
+		case led.Load():
+			leave()
+		}
 		return err
 	}
 	forget := s.register(session)

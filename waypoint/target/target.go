@@ -105,6 +105,14 @@ func resolveWorkload(s *workload.Snapshot, w *workload.Workload, dst netip.AddrP
 	return nil, conns.Fail(NotBound, fmt.Errorf("port %d of %s is not bound to this waypoint", dst.Port(), w.UID))
 }
 
+// Led tells whether clients are to come through the waypoint, still.
+func (t *Target) Led() bool {
+	if t.Service != nil {
+		return t.Service.Waypoint != nil
+	}
+	return t.Endpoint.Waypoint != nil
+}
+
 // EndpointPort is the port by which an endpoint is found: the service's, or its own.
 func (t *Target) EndpointPort() uint16 {
 	if t.Service == nil {

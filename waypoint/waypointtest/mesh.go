@@ -56,15 +56,16 @@ type Mesh struct {
 	// DrainTimeout of the waypoint. To be set before it starts.
 	DrainTimeout time.Duration
 
-	t     testing.TB
-	lines lines
+	t        testing.TB
+	lines    lines
+	services map[string]*api.Service // as they are published, by key
 }
 
 // New makes a mesh in which nothing runs. It ends with the test.
 func New(t testing.TB) *Mesh {
 	m := &Mesh{
 		CA: certstest.NewCA(t, trustDomain), Store: workload.NewStore(), Metrics: prometheus.NewRegistry(),
-		DrainTimeout: 500 * time.Millisecond, t: t,
+		DrainTimeout: 500 * time.Millisecond, t: t, services: map[string]*api.Service{},
 	}
 	m.Logger = slog.New(slog.NewJSONHandler(&m.lines, nil))
 	m.Certs = certs.New(certs.Config{Fetch: m.CA.Fetch, Bundle: m.CA.Bundle, Revoked: func() *revocation.List { return m.Store.Snapshot().Revoked() }, Logger: slog.New(slog.DiscardHandler)})
@@ -147,6 +148,7 @@ func (m *Mesh) Service(name, vip string, app api.AppProtocol, pods ...*Pod) *wor
 		Ports: []*api.Port{{ServicePort: 80, TargetPort: AppPort, AppProtocol: app}},
 	}
 	key := workload.ServiceKey(s.Namespace, s.Hostname)
+	m.services[key] = s
 	m.Publish(s)
 	for _, p := range pods {
 		if p.published.Services == nil {
@@ -157,6 +159,19 @@ func (m *Mesh) Service(name, vip string, app api.AppProtocol, pods ...*Pod) *wor
 	}
 	published, _ := m.Store.Snapshot().Service(key)
 	return published
+}
+
+// Lead has clients of a service sent through the waypoint, or not any more.
+func (m *Mesh) Lead(s *workload.Service, led bool) {
+	m.t.Helper()
+	published := proto.Clone(m.services[s.Key]).(*api.Service)
+	if led {
+		published.Waypoint = &api.GatewayAddress{
+			Destination:   &api.GatewayAddress_Hostname{Hostname: &api.NamespacedHostname{Namespace: "shop", Hostname: "way.shop.svc.cluster.local"}},
+			HboneMtlsPort: 15008,
+		}
+	}
+	m.Publish(published)
 }
 
 // Bind publishes a binding of a service.
