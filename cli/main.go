@@ -230,7 +230,7 @@ func newWaypoint(g *target) *cobra.Command {
 	flags.StringVar(&options.Name, "name", waypoint.DefaultName, "name of the Gateway, and of all that runs for it")
 	flags.StringVar(&options.For, "for", "", "what of a labelled namespace goes through it: service, workload or all (default: service)")
 	flags.StringVar(&options.AllowNamespaces, "allow-namespaces", "", "whose Services and pods may use it: same or all (default: same)")
-	flags.BoolVar(&options.EnrollNamespace, "enroll-namespace", false, "label the namespace, so that it uses the waypoint")
+	flags.BoolVar(&options.EnrollNamespace, "enroll-namespace", false, "label the namespace once the waypoint is programmed, so that it uses it")
 	flags.DurationVar(&options.Wait, "wait", 0, "wait until it is programmed and in force, so long at most (without a value: 2m)")
 	flags.Lookup("wait").NoOptDefVal = "2m"
 

@@ -24,6 +24,8 @@ import (
 const (
 	fieldManager = "ambit"
 	modeLabel    = "ambit.mesh/dataplane-mode"
+	// enrolWait is how long a namespace waits for the waypoint that it is to be bound to.
+	enrolWait = 2 * time.Minute
 )
 
 // Options of Apply. What is empty is left as it is, or as it is by default.
@@ -33,7 +35,8 @@ type Options struct {
 	For string
 	// AllowNamespaces is same or all.
 	AllowNamespaces string
-	// EnrollNamespace binds the namespace to the waypoint by its label.
+	// EnrollNamespace binds the namespace to the waypoint by its label, once that is
+	// programmed.
 	EnrollNamespace bool
 	// Wait until it is programmed, and what is bound is in force; zero does not wait.
 	Wait time.Duration
@@ -70,6 +73,14 @@ func Apply(ctx context.Context, cluster *kube.Cluster, o Options, t *term.Termin
 	}
 	if err := applyGateway(ctx, cluster, o, t); err != nil {
 		return err
+	}
+	if o.EnrollNamespace && namespace.Labels[binding.Label] != o.Name {
+		// What is bound to a waypoint without a pod is refused.
+		first := o
+		first.Wait = cmp.Or(o.Wait, enrolWait)
+		if err := wait(ctx, cluster, first, t); err != nil {
+			return fmt.Errorf("namespace %s is not bound to it yet: %w", o.Namespace, err)
+		}
 	}
 	if o.EnrollNamespace {
 		if err := bindNamespace(ctx, cluster, namespace, o.Name, t); err != nil {

@@ -6,6 +6,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -184,7 +185,7 @@ func TestApply(t *testing.T) {
 		after string
 	}{
 		"apply-new":    {clusterOf(nil, namespace("shop")), Options{}, "", `{"class":"ambit-waypoint","for":"service","from":"Same","label":""}`},
-		"apply-enroll": {clusterOf(nil, namespace("shop")), Options{For: "all", AllowNamespaces: "all", EnrollNamespace: true}, "", `{"class":"ambit-waypoint","for":"all","from":"All","label":"waypoint"}`},
+		"apply-enroll": {clusterOf(objects(t, gatewayText), namespace("shop")), Options{For: "all", AllowNamespaces: "all", EnrollNamespace: true}, "", `{"class":"ambit-waypoint","for":"all","from":"All","label":"waypoint"}`},
 		"apply-same": {clusterOf(objects(t, gatewayText), namespace("shop", "ambit.mesh/use-waypoint=waypoint", "ambit.mesh/dataplane-mode=ambient")),
 			Options{EnrollNamespace: true}, "", `{"class":"ambit-waypoint","for":"","from":"","label":"waypoint"}`},
 		"apply-change":   {clusterOf(objects(t, gatewayText), namespace("shop")), Options{For: "workload", AllowNamespaces: "all"}, "", `{"class":"ambit-waypoint","for":"workload","from":"All","label":""}`},
@@ -212,7 +213,7 @@ func TestApply(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			golden(t, name, out.String())
+			golden(t, name, regexp.MustCompile(`\([0-9.ms]+\)`).ReplaceAllString(out.String(), "(TIME)"))
 			if diff := cmp.Diff(test.after, after(t, test.cluster)); diff != "" {
 				t.Errorf("what is there (-want +got):\n%s", diff)
 			}
@@ -301,10 +302,14 @@ func TestApplyWaits(t *testing.T) {
 	if err != nil || !strings.Contains(out.String(), "2 of 2 pods are ready") {
 		t.Errorf("%v\n%s", err, out.String())
 	}
+	// A namespace is not bound to what would refuse all of it.
 	silent := clusterOf(nil, namespace("shop"))
-	err = Apply(t.Context(), silent, Options{Namespace: "shop", Name: DefaultName, Wait: time.Millisecond}, term.Plain(&out))
-	if err == nil || !strings.Contains(err.Error(), "gave up waiting") {
+	err = Apply(t.Context(), silent, Options{Namespace: "shop", Name: DefaultName, Wait: time.Millisecond, EnrollNamespace: true}, term.Plain(&out))
+	if err == nil || !strings.Contains(err.Error(), "gave up waiting") || !strings.Contains(err.Error(), "not bound to it yet") {
 		t.Errorf("without a controller: %v", err)
+	}
+	if got := writes(silent); len(got) != 1 || got[0] != "create gateways" {
+		t.Errorf("without a controller: %v", got)
 	}
 }
 
