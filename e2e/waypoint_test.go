@@ -459,3 +459,35 @@ spec:
 		}
 	}
 }
+
+// A Service is put behind a waypoint, and taken from there, while clients ask: nobody's new
+// connection fails, and who came through the waypoint leaves it in order. (Connections that
+// are older than the binding have some seconds to end.)
+func TestBindingFailsNoRequest(t *testing.T) {
+	t.Parallel()
+	p := waypointed(t, "e2e-waypoint-binds", "server")
+	p.in("delete", "authorizationpolicies.ambit.mesh", "nobody") // which, without a waypoint, denies the port
+	p.label("ambit.mesh/use-waypoint-")
+	unbound := func() {
+		t.Helper()
+		p.eventually("it is not bound any more", func() error {
+			if out := p.in("get", "service", "server", "-o", "jsonpath={.status.conditions}"); out != "" {
+				return fmt.Errorf("it says %s", out)
+			}
+			return nil
+		})
+		time.Sleep(6 * time.Second) // until the waypoint does not know it any more
+	}
+	unbound()
+	fresh := p.load("-pause", "2ms", "-connections", "fresh", "http://server:8080/work")
+	p.label("ambit.mesh/use-waypoint=waypoint")
+	p.in("wait", "--for=condition=ambit.mesh/Bound", "service/server", "--timeout=60s")
+	fresh.flawless("while it is bound", fresh.mark("while it is bound"))
+	kept := p.load("-pause", "2ms", "-connections", "kept", "http://server:8080/work")
+	time.Sleep(time.Second)
+	p.label("ambit.mesh/use-waypoint-")
+	unbound()
+	fresh.flawless("while it is let go", fresh.mark("while it is let go"))
+	kept.flawless("kept connections, while it is let go", kept.end("kept connections"))
+	fresh.flawless("at the end", fresh.end("at the end"))
+}

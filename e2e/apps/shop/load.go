@@ -37,6 +37,7 @@ func load(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("load", flag.ExitOnError)
 	workers := flags.Int("workers", 4, "that ask at once")
 	pause := flags.Duration("pause", 10*time.Millisecond, "of a worker, between two requests")
+	connections := flags.String("connections", "both", "fresh: one for each request; kept; or both, half of the workers each")
 	header := flags.String("header", "", "NAME:VALUE, of each request")
 	timeout := flags.Duration("timeout", 5*time.Second, "of each request")
 	flags.Parse(args)
@@ -50,7 +51,7 @@ func load(ctx context.Context, args []string) error {
 	)
 	for i := range *workers {
 		asking.Go(func() {
-			client := &http.Client{Timeout: *timeout, Transport: &http.Transport{DisableKeepAlives: i%2 == 0}}
+			client := &http.Client{Timeout: *timeout, Transport: &http.Transport{DisableKeepAlives: *connections == "fresh" || *connections == "both" && i%2 == 0}}
 			for ; ctx.Err() == nil; time.Sleep(*pause) {
 				outcome, answer, err := askForWork(client, flags.Arg(0), *header)
 				mu.Lock()
