@@ -1,7 +1,6 @@
 package redirect
 
 import (
-	"bufio"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -17,7 +16,6 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/ambit-mesh/ambit/bpf"
 	"github.com/ambit-mesh/ambit/internal/netnstest"
 )
 
@@ -367,103 +365,4 @@ func TestFastOpen(t *testing.T) {
 	if held := verdicts(t, a)["hold_held"] - before["hold_held"]; held != 4 {
 		t.Errorf("%d SYNs were held, want 4", held)
 	}
-}
-
-// A reset that the kernel answers with where it found nobody is kept from breaking a connection that is there, since it looked in
-// the moment between the request and the socket. That moment cannot be had at will: here the reset is forged, and without hold
-// it breaks the connection. One of a connection that is not there goes on.
-func TestResetOfAConnectionThatIsThere(t *testing.T) {
-	network := netnstest.New(t, "a")
-	a := openNode(t, network.Node("a"))
-	client := a.Pod("client")
-	for name, holds := range map[string]bool{"held": true, "control": false} {
-		t.Run(name, func(t *testing.T) {
-			pod := a.Pod(name)
-			pod.Start().Listen("[::]:8080")
-			c, err := a.Enroll(t.Context(), podOf(t, pod))
-			if err != nil {
-				t.Fatal(err)
-			}
-			u := accept(c)
-			t.Cleanup(func() { u.closeListeners(); u.cut(); u.running.Wait() })
-			if holds {
-				if err := c.Hold(func(h *Held) { h.Leave() }); err != nil {
-					t.Fatal(err)
-				}
-			}
-			sockets, err := c.rawSockets(bpf.Mark)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, s := range sockets {
-				t.Cleanup(func() { s.Close() })
-			}
-			for _, ip := range []netip.Addr{client.IPv4, client.IPv6} {
-				conn, err := u.DialApp(t.Context(), ip, netip.AddrPortFrom(sameFamily(pod, ip), appPort))
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer conn.Close()
-				conn.SetDeadline(time.Now().Add(5 * time.Second))
-				lines := bufio.NewReader(conn)
-				if _, err := lines.ReadBytes('\n'); err != nil { // the application's greeting
-					t.Fatal(err)
-				}
-				forge := func() {
-					t.Helper()
-					if err := sendBy(sockets[ip.Is4()], resetFor(t, conn)); err != nil {
-						t.Fatal(err)
-					}
-				}
-				was := verdicts(t, a)["hold_dropped_reset"]
-				forge()
-				text, err := "still here\n", error(nil)
-				if _, err = conn.Write([]byte(text)); err == nil {
-					_, err = lines.ReadBytes('\n')
-				}
-				dropped := verdicts(t, a)["hold_dropped_reset"] - was
-				if holds && (err != nil || dropped != 1) {
-					t.Errorf("%s: %v, %d resets dropped", ip, err, dropped)
-				}
-				if !holds && (!errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.EPIPE) || dropped != 0) {
-					t.Errorf("%s: %v, %d resets dropped: what is forged breaks nothing, the test shows nothing", ip, err, dropped)
-				}
-			}
-		})
-	}
-}
-
-// resetFor is what the kernel of a connection's far end would send if it did not know it.
-func resetFor(t *testing.T, conn *net.TCPConn) []byte {
-	t.Helper()
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var next int
-	control := func(fd uintptr) {
-		// Constants of <linux/tcp.h>: the receive queue, and the end of repairing without a probe.
-		const receiveQueue, over = 1, -1
-		err = errors.Join(
-			setsockopt(int(fd), unix.SOL_TCP, unix.TCP_REPAIR, 1),
-			setsockopt(int(fd), unix.SOL_TCP, unix.TCP_REPAIR_QUEUE, receiveQueue),
-		)
-		if err == nil {
-			next, err = unix.GetsockoptInt(int(fd), unix.SOL_TCP, unix.TCP_QUEUE_SEQ)
-		}
-		err = errors.Join(err, setsockopt(int(fd), unix.SOL_TCP, unix.TCP_REPAIR, over))
-	}
-	if failed := raw.Control(control); failed != nil || err != nil {
-		t.Fatal(failed, err)
-	}
-	own, far := address(conn.LocalAddr()), address(conn.RemoteAddr())
-	source, destination := far.Addr().AsSlice(), own.Addr().AsSlice()
-	p := ipPacket(own.Addr().Is4(), unix.IPPROTO_TCP, tcpSize, source, destination)
-	tcp := p[len(p)-tcpSize:]
-	binary.BigEndian.PutUint16(tcp[0:], far.Port())
-	binary.BigEndian.PutUint16(tcp[2:], own.Port())
-	binary.BigEndian.PutUint32(tcp[4:], uint32(next))
-	tcp[12], tcp[tcpFlags] = tcpSize/4<<4, flagRST
-	sumTCP(tcp, source, destination)
-	return p
 }
