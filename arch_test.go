@@ -46,8 +46,8 @@ var rules = []rule{
 		reason: "whether a token is good is a pure function of it and of keys: no I/O",
 	},
 	{
-		from: []string{"waypoint/jwks"}, to: []string{"waypoint/exchange", "waypoint/server", "waypoint/upstream", "internal/workload"},
-		reason: "fetching keys knows neither requests nor the mesh: the way to a Service is given to it",
+		from: []string{"waypoint/jwks", "waypoint/authorizer"}, to: []string{"waypoint/exchange", "waypoint/server", "waypoint/upstream", "internal/workload"},
+		reason: "who asks others knows neither connections nor the mesh: the way to a Service is given to it",
 	},
 	{
 		from: []string{"waypoint/target"}, to: []string{"net", "os", "time", "sync", "internal/feed", "internal/hbone", "internal/certs"},

@@ -10,6 +10,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/api/mesh"
 	"github.com/ambit-mesh/ambit/internal/conns"
+	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/waypoint/exchange"
 	"github.com/ambit-mesh/ambit/waypoint/policy"
@@ -19,8 +20,10 @@ import (
 
 // policies decides by RequestPolicies.
 type policies struct {
-	tokens *tokens
-	logger *slog.Logger
+	identity  func() spiffe.ID // the waypoint's own
+	tokens    *tokens
+	providers providers
+	logger    *slog.Logger
 
 	mu sync.Mutex
 	// Guarded by mu: what was compiled of the messages in snapshots.
@@ -30,8 +33,8 @@ type policies struct {
 // maxCompiled bounds what is kept of snapshots that are over.
 const maxCompiled = 4096
 
-func newPolicies(tokens *tokens, logger *slog.Logger) *policies {
-	return &policies{tokens: tokens, logger: logger, compiled: map[*mesh.RequestPolicy]*policy.Policy{}}
+func newPolicies(identity func() spiffe.ID, tokens *tokens, providers providers, logger *slog.Logger) *policies {
+	return &policies{identity: identity, tokens: tokens, providers: providers, logger: logger, compiled: map[*mesh.RequestPolicy]*policy.Policy{}}
 }
 
 // Connection is server.Policies'.
@@ -48,10 +51,13 @@ func (p *policies) Authenticate(ctx context.Context, s *workload.Snapshot, t *ta
 func (p *policies) Request(s *workload.Snapshot, t *target.Target, c target.Client, r *exchange.Request, endpoint *workload.Workload, at netip.AddrPort) error {
 	if endpoint == nil {
 		of := subject(c, &r.Seen, netip.AddrPort{})
+		of.Approved = approved(s, r)
 		of.Claims = p.tokens.claims(s, r, bound(t))
 		return p.judge(s, t.Binding.Policies, of)
 	}
-	return p.both(s, t, subject(c, &r.Seen, at), r, endpoint)
+	of := subject(c, &r.Seen, at)
+	of.Approved = approved(s, r)
+	return p.both(s, t, of, r, endpoint)
 }
 
 func subject(c target.Client, r *request.Request, at netip.AddrPort) *policy.Subject {
@@ -68,25 +74,34 @@ func (p *policies) both(s *workload.Snapshot, t *target.Target, subject *policy.
 	return p.judge(s, endpoint.WaypointPolicies, subject)
 }
 
-func (p *policies) judge(s *workload.Snapshot, names []string, subject *policy.Subject) error {
-	if len(names) == 0 {
-		return nil
-	}
+func (p *policies) decide(s *workload.Snapshot, names []string, subject *policy.Subject) (policy.Decision, error) {
 	apply := make([]*policy.Policy, 0, len(names))
 	for _, name := range names {
 		message, ok := s.RequestPolicy(name)
 		if !ok {
-			return conns.Fail(conns.PolicyMissing, fmt.Errorf("policy %s applies and has not come", name))
+			return policy.Decision{}, conns.Fail(conns.PolicyMissing, fmt.Errorf("policy %s applies and has not come", name))
 		}
 		apply = append(apply, p.compile(message))
 	}
-	d := policy.Decide(subject, apply)
+	return policy.Decide(subject, apply), nil
+}
+
+func (p *policies) judge(s *workload.Snapshot, names []string, subject *policy.Subject) error {
+	if len(names) == 0 {
+		return nil
+	}
+	d, err := p.decide(s, names, subject)
+	if err != nil {
+		return err
+	}
 	if d.WouldDeny != nil && d.Allowed && subject.Endpoint.IsValid() { // once a request
 		p.logger.Info("a dry run would have denied", "policy", d.WouldDeny.Name, "client", subject.Identity.String(), "addr", subject.Client.String())
 	}
 	switch d.Reason {
 	case policy.NoPolicy, policy.Allowed:
 		return nil
+	case policy.NotAsked:
+		return conns.Fail(exchange.NotAsked, fmt.Errorf("policy %s has its provider decide, who has not been asked", d.Policy.Name))
 	case policy.Denied:
 		return conns.Fail(conns.PolicyDenied, fmt.Errorf("policy %s denies it", d.Policy.Name))
 	}

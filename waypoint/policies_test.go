@@ -35,7 +35,7 @@ func TestPoliciesOfBothEnds(t *testing.T) {
 	port := deny("port", "/port")
 	port.Rules[0].To[0].Ports = []uint32{8080}
 	workloadtest.Apply(t, store, deny("a", "/a"), deny("b", "/b"), port)
-	p := newPolicies(newTokens("shop", nil, slog.New(slog.DiscardHandler)), slog.New(slog.DiscardHandler))
+	p := newPolicies(nil, newTokens("shop", nil, slog.New(slog.DiscardHandler)), nil, slog.New(slog.DiscardHandler))
 	at := netip.MustParseAddrPort("10.9.0.3:8080")
 	for _, c := range []struct {
 		path        string

@@ -47,7 +47,7 @@ func startRouted(t *testing.T) *routed {
 	r := &routed{Mesh: m, stable: stable, service: m.Service("cart", "10.9.100.1", api.AppProtocol_HTTP11, stable), canary: m.Service("canary", "10.9.100.2", api.AppProtocol_HTTP11, canary)}
 	stable.Serve(stable.ID, named("stable"))
 	canary.Serve(canary.ID, named("canary"))
-	judges := newPolicies(newTokens("shop", nil, m.Logger), m.Logger)
+	judges := newPolicies(nil, newTokens("shop", nil, m.Logger), nil, m.Logger)
 	engine, err := exchange.New(exchange.Config{
 		Snapshot: m.Store.Snapshot, Self: m.Self, Policies: judges, Router: newRouter(m.Logger), Upstream: m.Upstream,
 		Telemetry: exchange.NewTelemetry(m.Logger, m.Metrics), Logger: m.Logger,

@@ -22,6 +22,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/pool"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/workload"
+	"github.com/ambit-mesh/ambit/waypoint/authorizer"
 	"github.com/ambit-mesh/ambit/waypoint/exchange"
 	"github.com/ambit-mesh/ambit/waypoint/jwks"
 	"github.com/ambit-mesh/ambit/waypoint/server"
@@ -63,19 +64,20 @@ type waypoint struct {
 	metrics   *daemon.Metrics
 	readiness *daemon.Readiness
 
-	store     *workload.Store
-	roots     *roots
-	feed      *feed.Client
-	certs     *certs.Store
-	conns     *conns.Registry
-	endpoints *endpoints.Registry
-	upstream  *upstream.Opener
-	keys      *jwks.Store
-	tokens    *tokens
-	policies  *policies
-	traces    *traces
-	engine    *exchange.Engine
-	server    *server.Server
+	store      *workload.Store
+	roots      *roots
+	feed       *feed.Client
+	certs      *certs.Store
+	conns      *conns.Registry
+	endpoints  *endpoints.Registry
+	upstream   *upstream.Opener
+	keys       *jwks.Store
+	tokens     *tokens
+	authorizer *authorizer.Authorizer
+	policies   *policies
+	traces     *traces
+	engine     *exchange.Engine
+	server     *server.Server
 }
 
 // run composes everything and runs it until running ends, then drains; force ends
@@ -147,11 +149,13 @@ func (w *waypoint) composeTraffic(listener *net.TCPListener) error {
 	w.upstream = upstream.New(upstream.Config{
 		Self: w.self, TLS: w.clientTLS, Trust: w.certs, Endpoints: w.endpoints, PoolMetrics: pool.NewMetrics(w.metrics.Registry), Logger: w.logger,
 	})
+	services := issuers{snapshot: w.store.Snapshot, self: w.self, upstream: w.upstream}
 	w.keys = jwks.New(jwks.Config{
-		Mesh: issuers{snapshot: w.store.Snapshot, self: w.self, upstream: w.upstream}, Logger: w.logger, Registerer: w.metrics.Registry,
+		Mesh: services, Logger: w.logger, Registerer: w.metrics.Registry,
 	})
 	w.tokens = newTokens(w.settings.PodNamespace, w.keys, w.logger)
-	w.policies = newPolicies(w.tokens, w.logger)
+	w.authorizer = authorizer.New(authorizer.Config{Dial: services.DialProvider, Registerer: w.metrics.Registry})
+	w.policies = newPolicies(func() spiffe.ID { return w.identity }, w.tokens, w.authorizer, w.logger)
 	var err error
 	mesh := issuers{snapshot: w.store.Snapshot, self: w.self, upstream: w.upstream}
 	if w.traces, err = newTraces(w.settings, mesh, w.logger); err != nil {
@@ -212,6 +216,7 @@ func (w *waypoint) run(running, force context.Context) error {
 	cancel(nil)
 	group.Wait()
 	w.traces.close()
+	w.authorizer.Close()
 	over, end := context.WithCancel(context.Background())
 	end() // nobody is left to wait for
 	w.upstream.Close(over)

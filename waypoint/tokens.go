@@ -151,14 +151,15 @@ func (t *tokens) run(ctx context.Context, snapshot func() *workload.Snapshot) er
 	}
 }
 
-// issuers is jwks.Mesh: the way to issuers that are Services.
+// issuers are Services that the waypoint itself asks: those of tokens, as jwks.Mesh has
+// them, and providers.
 type issuers struct {
 	snapshot func() *workload.Snapshot
 	self     func() *workload.Workload
 	upstream *upstream.Opener
 }
 
-var errPlain = errors.New("takes no tunnels: http is for what does")
+var errPlain = errors.New("takes no tunnels, and is asked by nothing else")
 
 // DialService connects to an endpoint of a Service.
 func (i issuers) DialService(ctx context.Context, host string, port uint16, plain bool) (net.Conn, bool, error) {
@@ -167,19 +168,24 @@ func (i issuers) DialService(ctx context.Context, host string, port uint16, plai
 	if service == nil {
 		return nil, false, nil
 	}
-	conn, err := i.upstream.Open(ctx, upstream.Want{
+	conn, err := i.open(ctx, s, service, port, plain)
+	if err != nil {
+		return nil, true, errors.New(err.Error()) // its reason is not the request's
+	}
+	return conn, true, nil
+}
+
+// open a connection of the waypoint's own. tunnel: in another way it is an error.
+func (i issuers) open(ctx context.Context, s *workload.Snapshot, service *workload.Service, port uint16, tunnel bool) (*upstream.Conn, error) {
+	return i.upstream.Open(ctx, upstream.Want{
 		Snapshot: s, Service: service, Port: port, Client: netip.AddrPortFrom(i.self().Addresses[0], 0),
 		Admit: func(w *workload.Workload, at netip.AddrPort) error {
-			if plain && w.Protocol != workload.HBONE {
+			if tunnel && w.Protocol != workload.HBONE {
 				return conns.Fail(conns.ConnectFailed, fmt.Errorf("%s %w", w.UID, errPlain))
 			}
 			return nil
 		},
 	})
-	if err != nil {
-		return nil, true, errors.New(err.Error()) // its reason is not the request's
-	}
-	return conn, true, nil
 }
 
 // serviceOf finds a Service by its whole name, or without the cluster's domain.

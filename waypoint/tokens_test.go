@@ -23,7 +23,9 @@ import (
 	"github.com/ambit-mesh/ambit/api/mesh"
 	api "github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/internal/jwt/jwttest"
+	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/workload"
+	"github.com/ambit-mesh/ambit/waypoint/authorizer"
 	"github.com/ambit-mesh/ambit/waypoint/exchange"
 	"github.com/ambit-mesh/ambit/waypoint/jwks"
 	"github.com/ambit-mesh/ambit/waypoint/server"
@@ -55,7 +57,9 @@ func startGuarded(t *testing.T, app api.AppProtocol) *guarded {
 	})
 	m.Run("keys", g.keys.Run)
 	tokens := newTokens("shop", g.keys, m.Logger)
-	judges := newPolicies(tokens, m.Logger)
+	providers := authorizer.New(authorizer.Config{Dial: issuers{snapshot: m.Store.Snapshot, self: m.Self, upstream: m.Upstream}.DialProvider, Registerer: m.Metrics})
+	t.Cleanup(providers.Close)
+	judges := newPolicies(func() spiffe.ID { return m.Self().Identity }, tokens, providers, m.Logger)
 	engine, err := exchange.New(exchange.Config{
 		Snapshot: m.Store.Snapshot, Self: m.Self, Policies: judges, Router: newRouter(m.Logger), Upstream: m.Upstream,
 		Telemetry: exchange.NewTelemetry(m.Logger, m.Metrics), Logger: m.Logger,

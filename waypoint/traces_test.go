@@ -112,7 +112,7 @@ func TestSpansOfRequests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	judges := newPolicies(nil, m.Logger)
+	judges := newPolicies(nil, nil, nil, m.Logger)
 	engine, err := exchange.New(exchange.Config{
 		Snapshot: m.Store.Snapshot, Self: m.Self, Policies: judges, Router: newRouter(m.Logger), Upstream: m.Upstream,
 		Telemetry: exchange.NewTelemetry(m.Logger, m.Metrics), Tracer: traces.tracer(), Logger: m.Logger,

@@ -1811,10 +1811,10 @@ type RequestPolicy struct {
 	Rules []*RequestRule `protobuf:"bytes,4,rep,name=rules,proto3" json:"rules,omitempty"`
 	// What it would refuse is counted and logged, and let pass.
 	DryRun bool `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
-	// Of CUSTOM: who is asked.
-	Provider string `protobuf:"bytes,6,opt,name=provider,proto3" json:"provider,omitempty"`
 	// Why it cannot be read as it is written. It denies everything.
-	Invalid       string `protobuf:"bytes,7,opt,name=invalid,proto3" json:"invalid,omitempty"`
+	Invalid string `protobuf:"bytes,7,opt,name=invalid,proto3" json:"invalid,omitempty"`
+	// Of CUSTOM: who is asked.
+	Provider      *AuthorizationProvider `protobuf:"bytes,8,opt,name=provider,proto3" json:"provider,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1884,18 +1884,91 @@ func (x *RequestPolicy) GetDryRun() bool {
 	return false
 }
 
-func (x *RequestPolicy) GetProvider() string {
-	if x != nil {
-		return x.Provider
-	}
-	return ""
-}
-
 func (x *RequestPolicy) GetInvalid() string {
 	if x != nil {
 		return x.Invalid
 	}
 	return ""
+}
+
+func (x *RequestPolicy) GetProvider() *AuthorizationProvider {
+	if x != nil {
+		return x.Provider
+	}
+	return nil
+}
+
+// AuthorizationProvider is a Service of the mesh that decides about requests, by
+// envoy.service.auth.v3.Authorization.
+type AuthorizationProvider struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its key.
+	Service string `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	Port    uint32 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
+	// For an answer; more than 0, at most 5 s.
+	Timeout *durationpb.Duration `protobuf:"bytes,3,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// What it cannot be asked about, and what it answers without sense, is let pass.
+	FailOpen      bool `protobuf:"varint,4,opt,name=fail_open,json=failOpen,proto3" json:"fail_open,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuthorizationProvider) Reset() {
+	*x = AuthorizationProvider{}
+	mi := &file_mesh_waypoint_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuthorizationProvider) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuthorizationProvider) ProtoMessage() {}
+
+func (x *AuthorizationProvider) ProtoReflect() protoreflect.Message {
+	mi := &file_mesh_waypoint_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuthorizationProvider.ProtoReflect.Descriptor instead.
+func (*AuthorizationProvider) Descriptor() ([]byte, []int) {
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *AuthorizationProvider) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *AuthorizationProvider) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *AuthorizationProvider) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+func (x *AuthorizationProvider) GetFailOpen() bool {
+	if x != nil {
+		return x.FailOpen
+	}
+	return false
 }
 
 // RequestRule matches if one of from, one of to, every one of when, and the condition
@@ -1913,7 +1986,7 @@ type RequestRule struct {
 
 func (x *RequestRule) Reset() {
 	*x = RequestRule{}
-	mi := &file_mesh_waypoint_proto_msgTypes[21]
+	mi := &file_mesh_waypoint_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1925,7 +1998,7 @@ func (x *RequestRule) String() string {
 func (*RequestRule) ProtoMessage() {}
 
 func (x *RequestRule) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[21]
+	mi := &file_mesh_waypoint_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1938,7 +2011,7 @@ func (x *RequestRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestRule.ProtoReflect.Descriptor instead.
 func (*RequestRule) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{21}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RequestRule) GetFrom() []*RequestSource {
@@ -1986,7 +2059,7 @@ type StringPattern struct {
 
 func (x *StringPattern) Reset() {
 	*x = StringPattern{}
-	mi := &file_mesh_waypoint_proto_msgTypes[22]
+	mi := &file_mesh_waypoint_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1998,7 +2071,7 @@ func (x *StringPattern) String() string {
 func (*StringPattern) ProtoMessage() {}
 
 func (x *StringPattern) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[22]
+	mi := &file_mesh_waypoint_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2011,7 +2084,7 @@ func (x *StringPattern) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StringPattern.ProtoReflect.Descriptor instead.
 func (*StringPattern) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{22}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StringPattern) GetMatch() isStringPattern_Match {
@@ -2113,7 +2186,7 @@ type AddressRange struct {
 
 func (x *AddressRange) Reset() {
 	*x = AddressRange{}
-	mi := &file_mesh_waypoint_proto_msgTypes[23]
+	mi := &file_mesh_waypoint_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2125,7 +2198,7 @@ func (x *AddressRange) String() string {
 func (*AddressRange) ProtoMessage() {}
 
 func (x *AddressRange) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[23]
+	mi := &file_mesh_waypoint_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2138,7 +2211,7 @@ func (x *AddressRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressRange.ProtoReflect.Descriptor instead.
 func (*AddressRange) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{23}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AddressRange) GetAddress() []byte {
@@ -2180,7 +2253,7 @@ type RequestSource struct {
 
 func (x *RequestSource) Reset() {
 	*x = RequestSource{}
-	mi := &file_mesh_waypoint_proto_msgTypes[24]
+	mi := &file_mesh_waypoint_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2192,7 +2265,7 @@ func (x *RequestSource) String() string {
 func (*RequestSource) ProtoMessage() {}
 
 func (x *RequestSource) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[24]
+	mi := &file_mesh_waypoint_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2205,7 +2278,7 @@ func (x *RequestSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestSource.ProtoReflect.Descriptor instead.
 func (*RequestSource) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{24}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RequestSource) GetPrincipals() []*StringPattern {
@@ -2310,7 +2383,7 @@ type RequestOperation struct {
 
 func (x *RequestOperation) Reset() {
 	*x = RequestOperation{}
-	mi := &file_mesh_waypoint_proto_msgTypes[25]
+	mi := &file_mesh_waypoint_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2322,7 +2395,7 @@ func (x *RequestOperation) String() string {
 func (*RequestOperation) ProtoMessage() {}
 
 func (x *RequestOperation) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[25]
+	mi := &file_mesh_waypoint_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2335,7 +2408,7 @@ func (x *RequestOperation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestOperation.ProtoReflect.Descriptor instead.
 func (*RequestOperation) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{25}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RequestOperation) GetPorts() []uint32 {
@@ -2408,7 +2481,7 @@ type RequestCondition struct {
 
 func (x *RequestCondition) Reset() {
 	*x = RequestCondition{}
-	mi := &file_mesh_waypoint_proto_msgTypes[26]
+	mi := &file_mesh_waypoint_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2420,7 +2493,7 @@ func (x *RequestCondition) String() string {
 func (*RequestCondition) ProtoMessage() {}
 
 func (x *RequestCondition) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[26]
+	mi := &file_mesh_waypoint_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2433,7 +2506,7 @@ func (x *RequestCondition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestCondition.ProtoReflect.Descriptor instead.
 func (*RequestCondition) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{26}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RequestCondition) GetKey() string {
@@ -2476,7 +2549,7 @@ type RequestAuthentication struct {
 
 func (x *RequestAuthentication) Reset() {
 	*x = RequestAuthentication{}
-	mi := &file_mesh_waypoint_proto_msgTypes[27]
+	mi := &file_mesh_waypoint_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2488,7 +2561,7 @@ func (x *RequestAuthentication) String() string {
 func (*RequestAuthentication) ProtoMessage() {}
 
 func (x *RequestAuthentication) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[27]
+	mi := &file_mesh_waypoint_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2501,7 +2574,7 @@ func (x *RequestAuthentication) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestAuthentication.ProtoReflect.Descriptor instead.
 func (*RequestAuthentication) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{27}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RequestAuthentication) GetName() string {
@@ -2570,7 +2643,7 @@ type TokenRule struct {
 
 func (x *TokenRule) Reset() {
 	*x = TokenRule{}
-	mi := &file_mesh_waypoint_proto_msgTypes[28]
+	mi := &file_mesh_waypoint_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2582,7 +2655,7 @@ func (x *TokenRule) String() string {
 func (*TokenRule) ProtoMessage() {}
 
 func (x *TokenRule) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[28]
+	mi := &file_mesh_waypoint_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2595,7 +2668,7 @@ func (x *TokenRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRule.ProtoReflect.Descriptor instead.
 func (*TokenRule) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{28}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *TokenRule) GetIssuer() string {
@@ -2714,7 +2787,7 @@ type HeaderModifier_Header struct {
 
 func (x *HeaderModifier_Header) Reset() {
 	*x = HeaderModifier_Header{}
-	mi := &file_mesh_waypoint_proto_msgTypes[29]
+	mi := &file_mesh_waypoint_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2726,7 +2799,7 @@ func (x *HeaderModifier_Header) String() string {
 func (*HeaderModifier_Header) ProtoMessage() {}
 
 func (x *HeaderModifier_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[29]
+	mi := &file_mesh_waypoint_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2768,7 +2841,7 @@ type TokenRule_Header struct {
 
 func (x *TokenRule_Header) Reset() {
 	*x = TokenRule_Header{}
-	mi := &file_mesh_waypoint_proto_msgTypes[30]
+	mi := &file_mesh_waypoint_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2780,7 +2853,7 @@ func (x *TokenRule_Header) String() string {
 func (*TokenRule_Header) ProtoMessage() {}
 
 func (x *TokenRule_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[30]
+	mi := &file_mesh_waypoint_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2793,7 +2866,7 @@ func (x *TokenRule_Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRule_Header.ProtoReflect.Descriptor instead.
 func (*TokenRule_Header) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{28, 0}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{29, 0}
 }
 
 func (x *TokenRule_Header) GetName() string {
@@ -2822,7 +2895,7 @@ type TokenRule_ClaimHeader struct {
 
 func (x *TokenRule_ClaimHeader) Reset() {
 	*x = TokenRule_ClaimHeader{}
-	mi := &file_mesh_waypoint_proto_msgTypes[31]
+	mi := &file_mesh_waypoint_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2834,7 +2907,7 @@ func (x *TokenRule_ClaimHeader) String() string {
 func (*TokenRule_ClaimHeader) ProtoMessage() {}
 
 func (x *TokenRule_ClaimHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[31]
+	mi := &file_mesh_waypoint_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2847,7 +2920,7 @@ func (x *TokenRule_ClaimHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRule_ClaimHeader.ProtoReflect.Descriptor instead.
 func (*TokenRule_ClaimHeader) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{28, 1}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{29, 1}
 }
 
 func (x *TokenRule_ClaimHeader) GetHeader() string {
@@ -2993,21 +3066,26 @@ const file_mesh_waypoint_proto_rawDesc = "" +
 	"\n" +
 	"\x06COOKIE\x10\x00\x12\n" +
 	"\n" +
-	"\x06HEADER\x10\x01\"\xbc\x02\n" +
+	"\x06HEADER\x10\x01\"\xe5\x02\n" +
 	"\rRequestPolicy\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x128\n" +
 	"\x06action\x18\x03 \x01(\x0e2 .ambit.mesh.RequestPolicy.ActionR\x06action\x12-\n" +
 	"\x05rules\x18\x04 \x03(\v2\x17.ambit.mesh.RequestRuleR\x05rules\x12\x17\n" +
-	"\adry_run\x18\x05 \x01(\bR\x06dryRun\x12\x1a\n" +
-	"\bprovider\x18\x06 \x01(\tR\bprovider\x12\x18\n" +
-	"\ainvalid\x18\a \x01(\tR\ainvalid\"A\n" +
+	"\adry_run\x18\x05 \x01(\bR\x06dryRun\x12\x18\n" +
+	"\ainvalid\x18\a \x01(\tR\ainvalid\x12=\n" +
+	"\bprovider\x18\b \x01(\v2!.ambit.mesh.AuthorizationProviderR\bprovider\"A\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\t\n" +
 	"\x05ALLOW\x10\x01\x12\b\n" +
 	"\x04DENY\x10\x02\x12\n" +
 	"\n" +
-	"\x06CUSTOM\x10\x03\"\xba\x01\n" +
+	"\x06CUSTOM\x10\x03J\x04\b\x06\x10\a\"\x97\x01\n" +
+	"\x15AuthorizationProvider\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\rR\x04port\x123\n" +
+	"\atimeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12\x1b\n" +
+	"\tfail_open\x18\x04 \x01(\bR\bfailOpen\"\xba\x01\n" +
 	"\vRequestRule\x12-\n" +
 	"\x04from\x18\x01 \x03(\v2\x19.ambit.mesh.RequestSourceR\x04from\x12,\n" +
 	"\x02to\x18\x02 \x03(\v2\x1c.ambit.mesh.RequestOperationR\x02to\x120\n" +
@@ -3099,7 +3177,7 @@ func file_mesh_waypoint_proto_rawDescGZIP() []byte {
 }
 
 var file_mesh_waypoint_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_mesh_waypoint_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_mesh_waypoint_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_mesh_waypoint_proto_goTypes = []any{
 	(Route_Kind)(0),               // 0: ambit.mesh.Route.Kind
 	(SessionPersistence_Type)(0),  // 1: ambit.mesh.SessionPersistence.Type
@@ -3125,18 +3203,19 @@ var file_mesh_waypoint_proto_goTypes = []any{
 	(*RouteRetry)(nil),            // 21: ambit.mesh.RouteRetry
 	(*SessionPersistence)(nil),    // 22: ambit.mesh.SessionPersistence
 	(*RequestPolicy)(nil),         // 23: ambit.mesh.RequestPolicy
-	(*RequestRule)(nil),           // 24: ambit.mesh.RequestRule
-	(*StringPattern)(nil),         // 25: ambit.mesh.StringPattern
-	(*AddressRange)(nil),          // 26: ambit.mesh.AddressRange
-	(*RequestSource)(nil),         // 27: ambit.mesh.RequestSource
-	(*RequestOperation)(nil),      // 28: ambit.mesh.RequestOperation
-	(*RequestCondition)(nil),      // 29: ambit.mesh.RequestCondition
-	(*RequestAuthentication)(nil), // 30: ambit.mesh.RequestAuthentication
-	(*TokenRule)(nil),             // 31: ambit.mesh.TokenRule
-	(*HeaderModifier_Header)(nil), // 32: ambit.mesh.HeaderModifier.Header
-	(*TokenRule_Header)(nil),      // 33: ambit.mesh.TokenRule.Header
-	(*TokenRule_ClaimHeader)(nil), // 34: ambit.mesh.TokenRule.ClaimHeader
-	(*durationpb.Duration)(nil),   // 35: google.protobuf.Duration
+	(*AuthorizationProvider)(nil), // 24: ambit.mesh.AuthorizationProvider
+	(*RequestRule)(nil),           // 25: ambit.mesh.RequestRule
+	(*StringPattern)(nil),         // 26: ambit.mesh.StringPattern
+	(*AddressRange)(nil),          // 27: ambit.mesh.AddressRange
+	(*RequestSource)(nil),         // 28: ambit.mesh.RequestSource
+	(*RequestOperation)(nil),      // 29: ambit.mesh.RequestOperation
+	(*RequestCondition)(nil),      // 30: ambit.mesh.RequestCondition
+	(*RequestAuthentication)(nil), // 31: ambit.mesh.RequestAuthentication
+	(*TokenRule)(nil),             // 32: ambit.mesh.TokenRule
+	(*HeaderModifier_Header)(nil), // 33: ambit.mesh.HeaderModifier.Header
+	(*TokenRule_Header)(nil),      // 34: ambit.mesh.TokenRule.Header
+	(*TokenRule_ClaimHeader)(nil), // 35: ambit.mesh.TokenRule.ClaimHeader
+	(*durationpb.Duration)(nil),   // 36: google.protobuf.Duration
 }
 var file_mesh_waypoint_proto_depIdxs = []int32{
 	7,  // 0: ambit.mesh.Binding.routes:type_name -> ambit.mesh.Route
@@ -3145,8 +3224,8 @@ var file_mesh_waypoint_proto_depIdxs = []int32{
 	9,  // 3: ambit.mesh.RouteRule.matches:type_name -> ambit.mesh.RouteMatch
 	13, // 4: ambit.mesh.RouteRule.filters:type_name -> ambit.mesh.RouteFilter
 	20, // 5: ambit.mesh.RouteRule.backends:type_name -> ambit.mesh.RouteBackend
-	35, // 6: ambit.mesh.RouteRule.request_timeout:type_name -> google.protobuf.Duration
-	35, // 7: ambit.mesh.RouteRule.backend_request_timeout:type_name -> google.protobuf.Duration
+	36, // 6: ambit.mesh.RouteRule.request_timeout:type_name -> google.protobuf.Duration
+	36, // 7: ambit.mesh.RouteRule.backend_request_timeout:type_name -> google.protobuf.Duration
 	21, // 8: ambit.mesh.RouteRule.retry:type_name -> ambit.mesh.RouteRetry
 	22, // 9: ambit.mesh.RouteRule.session_persistence:type_name -> ambit.mesh.SessionPersistence
 	10, // 10: ambit.mesh.RouteMatch.path:type_name -> ambit.mesh.PathMatch
@@ -3159,48 +3238,50 @@ var file_mesh_waypoint_proto_depIdxs = []int32{
 	17, // 17: ambit.mesh.RouteFilter.rewrite:type_name -> ambit.mesh.URLRewrite
 	18, // 18: ambit.mesh.RouteFilter.mirror:type_name -> ambit.mesh.RequestMirror
 	19, // 19: ambit.mesh.RouteFilter.cors:type_name -> ambit.mesh.CORS
-	32, // 20: ambit.mesh.HeaderModifier.set:type_name -> ambit.mesh.HeaderModifier.Header
-	32, // 21: ambit.mesh.HeaderModifier.add:type_name -> ambit.mesh.HeaderModifier.Header
+	33, // 20: ambit.mesh.HeaderModifier.set:type_name -> ambit.mesh.HeaderModifier.Header
+	33, // 21: ambit.mesh.HeaderModifier.add:type_name -> ambit.mesh.HeaderModifier.Header
 	15, // 22: ambit.mesh.RequestRedirect.path:type_name -> ambit.mesh.PathModifier
 	15, // 23: ambit.mesh.URLRewrite.path:type_name -> ambit.mesh.PathModifier
 	20, // 24: ambit.mesh.RequestMirror.backend:type_name -> ambit.mesh.RouteBackend
-	35, // 25: ambit.mesh.CORS.max_age:type_name -> google.protobuf.Duration
+	36, // 25: ambit.mesh.CORS.max_age:type_name -> google.protobuf.Duration
 	13, // 26: ambit.mesh.RouteBackend.filters:type_name -> ambit.mesh.RouteFilter
-	35, // 27: ambit.mesh.RouteRetry.backoff:type_name -> google.protobuf.Duration
+	36, // 27: ambit.mesh.RouteRetry.backoff:type_name -> google.protobuf.Duration
 	1,  // 28: ambit.mesh.SessionPersistence.type:type_name -> ambit.mesh.SessionPersistence.Type
-	35, // 29: ambit.mesh.SessionPersistence.absolute_timeout:type_name -> google.protobuf.Duration
-	35, // 30: ambit.mesh.SessionPersistence.idle_timeout:type_name -> google.protobuf.Duration
+	36, // 29: ambit.mesh.SessionPersistence.absolute_timeout:type_name -> google.protobuf.Duration
+	36, // 30: ambit.mesh.SessionPersistence.idle_timeout:type_name -> google.protobuf.Duration
 	2,  // 31: ambit.mesh.RequestPolicy.action:type_name -> ambit.mesh.RequestPolicy.Action
-	24, // 32: ambit.mesh.RequestPolicy.rules:type_name -> ambit.mesh.RequestRule
-	27, // 33: ambit.mesh.RequestRule.from:type_name -> ambit.mesh.RequestSource
-	28, // 34: ambit.mesh.RequestRule.to:type_name -> ambit.mesh.RequestOperation
-	29, // 35: ambit.mesh.RequestRule.when:type_name -> ambit.mesh.RequestCondition
-	25, // 36: ambit.mesh.RequestSource.principals:type_name -> ambit.mesh.StringPattern
-	25, // 37: ambit.mesh.RequestSource.not_principals:type_name -> ambit.mesh.StringPattern
-	25, // 38: ambit.mesh.RequestSource.namespaces:type_name -> ambit.mesh.StringPattern
-	25, // 39: ambit.mesh.RequestSource.not_namespaces:type_name -> ambit.mesh.StringPattern
-	26, // 40: ambit.mesh.RequestSource.ip_blocks:type_name -> ambit.mesh.AddressRange
-	26, // 41: ambit.mesh.RequestSource.not_ip_blocks:type_name -> ambit.mesh.AddressRange
-	26, // 42: ambit.mesh.RequestSource.remote_ip_blocks:type_name -> ambit.mesh.AddressRange
-	26, // 43: ambit.mesh.RequestSource.not_remote_ip_blocks:type_name -> ambit.mesh.AddressRange
-	25, // 44: ambit.mesh.RequestSource.request_principals:type_name -> ambit.mesh.StringPattern
-	25, // 45: ambit.mesh.RequestSource.not_request_principals:type_name -> ambit.mesh.StringPattern
-	25, // 46: ambit.mesh.RequestOperation.hosts:type_name -> ambit.mesh.StringPattern
-	25, // 47: ambit.mesh.RequestOperation.not_hosts:type_name -> ambit.mesh.StringPattern
-	25, // 48: ambit.mesh.RequestOperation.methods:type_name -> ambit.mesh.StringPattern
-	25, // 49: ambit.mesh.RequestOperation.not_methods:type_name -> ambit.mesh.StringPattern
-	25, // 50: ambit.mesh.RequestOperation.paths:type_name -> ambit.mesh.StringPattern
-	25, // 51: ambit.mesh.RequestOperation.not_paths:type_name -> ambit.mesh.StringPattern
-	25, // 52: ambit.mesh.RequestCondition.values:type_name -> ambit.mesh.StringPattern
-	25, // 53: ambit.mesh.RequestCondition.not_values:type_name -> ambit.mesh.StringPattern
-	31, // 54: ambit.mesh.RequestAuthentication.rules:type_name -> ambit.mesh.TokenRule
-	33, // 55: ambit.mesh.TokenRule.from_headers:type_name -> ambit.mesh.TokenRule.Header
-	34, // 56: ambit.mesh.TokenRule.claim_headers:type_name -> ambit.mesh.TokenRule.ClaimHeader
-	57, // [57:57] is the sub-list for method output_type
-	57, // [57:57] is the sub-list for method input_type
-	57, // [57:57] is the sub-list for extension type_name
-	57, // [57:57] is the sub-list for extension extendee
-	0,  // [0:57] is the sub-list for field type_name
+	25, // 32: ambit.mesh.RequestPolicy.rules:type_name -> ambit.mesh.RequestRule
+	24, // 33: ambit.mesh.RequestPolicy.provider:type_name -> ambit.mesh.AuthorizationProvider
+	36, // 34: ambit.mesh.AuthorizationProvider.timeout:type_name -> google.protobuf.Duration
+	28, // 35: ambit.mesh.RequestRule.from:type_name -> ambit.mesh.RequestSource
+	29, // 36: ambit.mesh.RequestRule.to:type_name -> ambit.mesh.RequestOperation
+	30, // 37: ambit.mesh.RequestRule.when:type_name -> ambit.mesh.RequestCondition
+	26, // 38: ambit.mesh.RequestSource.principals:type_name -> ambit.mesh.StringPattern
+	26, // 39: ambit.mesh.RequestSource.not_principals:type_name -> ambit.mesh.StringPattern
+	26, // 40: ambit.mesh.RequestSource.namespaces:type_name -> ambit.mesh.StringPattern
+	26, // 41: ambit.mesh.RequestSource.not_namespaces:type_name -> ambit.mesh.StringPattern
+	27, // 42: ambit.mesh.RequestSource.ip_blocks:type_name -> ambit.mesh.AddressRange
+	27, // 43: ambit.mesh.RequestSource.not_ip_blocks:type_name -> ambit.mesh.AddressRange
+	27, // 44: ambit.mesh.RequestSource.remote_ip_blocks:type_name -> ambit.mesh.AddressRange
+	27, // 45: ambit.mesh.RequestSource.not_remote_ip_blocks:type_name -> ambit.mesh.AddressRange
+	26, // 46: ambit.mesh.RequestSource.request_principals:type_name -> ambit.mesh.StringPattern
+	26, // 47: ambit.mesh.RequestSource.not_request_principals:type_name -> ambit.mesh.StringPattern
+	26, // 48: ambit.mesh.RequestOperation.hosts:type_name -> ambit.mesh.StringPattern
+	26, // 49: ambit.mesh.RequestOperation.not_hosts:type_name -> ambit.mesh.StringPattern
+	26, // 50: ambit.mesh.RequestOperation.methods:type_name -> ambit.mesh.StringPattern
+	26, // 51: ambit.mesh.RequestOperation.not_methods:type_name -> ambit.mesh.StringPattern
+	26, // 52: ambit.mesh.RequestOperation.paths:type_name -> ambit.mesh.StringPattern
+	26, // 53: ambit.mesh.RequestOperation.not_paths:type_name -> ambit.mesh.StringPattern
+	26, // 54: ambit.mesh.RequestCondition.values:type_name -> ambit.mesh.StringPattern
+	26, // 55: ambit.mesh.RequestCondition.not_values:type_name -> ambit.mesh.StringPattern
+	32, // 56: ambit.mesh.RequestAuthentication.rules:type_name -> ambit.mesh.TokenRule
+	34, // 57: ambit.mesh.TokenRule.from_headers:type_name -> ambit.mesh.TokenRule.Header
+	35, // 58: ambit.mesh.TokenRule.claim_headers:type_name -> ambit.mesh.TokenRule.ClaimHeader
+	59, // [59:59] is the sub-list for method output_type
+	59, // [59:59] is the sub-list for method input_type
+	59, // [59:59] is the sub-list for extension type_name
+	59, // [59:59] is the sub-list for extension extendee
+	0,  // [0:59] is the sub-list for field type_name
 }
 
 func init() { file_mesh_waypoint_proto_init() }
@@ -3233,14 +3314,14 @@ func file_mesh_waypoint_proto_init() {
 		(*PathModifier_Full)(nil),
 		(*PathModifier_Prefix)(nil),
 	}
-	file_mesh_waypoint_proto_msgTypes[22].OneofWrappers = []any{
+	file_mesh_waypoint_proto_msgTypes[23].OneofWrappers = []any{
 		(*StringPattern_Exact)(nil),
 		(*StringPattern_Prefix)(nil),
 		(*StringPattern_Suffix)(nil),
 		(*StringPattern_Present)(nil),
 		(*StringPattern_Template)(nil),
 	}
-	file_mesh_waypoint_proto_msgTypes[28].OneofWrappers = []any{
+	file_mesh_waypoint_proto_msgTypes[29].OneofWrappers = []any{
 		(*TokenRule_Jwks)(nil),
 		(*TokenRule_JwksUri)(nil),
 	}
@@ -3250,7 +3331,7 @@ func file_mesh_waypoint_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mesh_waypoint_proto_rawDesc), len(file_mesh_waypoint_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   32,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

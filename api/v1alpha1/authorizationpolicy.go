@@ -6,7 +6,7 @@ import (
 
 // AuthorizationAction is what an AuthorizationPolicy does with what its rules match.
 //
-// +kubebuilder:validation:Enum=ALLOW;DENY;AUDIT
+// +kubebuilder:validation:Enum=ALLOW;DENY;AUDIT;CUSTOM
 type AuthorizationAction string
 
 const (
@@ -17,11 +17,15 @@ const (
 	// AuthorizationAudit: what a rule matches is counted and logged as if it had
 	// been denied, and let pass.
 	AuthorizationAudit AuthorizationAction = "AUDIT"
+	// AuthorizationCustom: about what a rule matches a provider decides. For
+	// waypoints.
+	AuthorizationCustom AuthorizationAction = "CUSTOM"
 )
 
 // AuthorizationPolicy says who may connect to pods.
 //
-// A connection is refused if a DENY policy matches it. Otherwise it is let in if
+// A connection is refused if a DENY policy matches it, or a CUSTOM policy whose
+// provider does not agree. Otherwise it is let in if
 // no ALLOW policy applies to the pod, or if one of those that do matches it. So
 // an ALLOW policy without rules refuses everybody, and a DENY policy without
 // rules nobody.
@@ -54,6 +58,7 @@ type AuthorizationPolicy struct {
 
 // AuthorizationPolicySpec says who may connect to which pods.
 //
+// +kubebuilder:validation:XValidation:rule="has(self.provider) == (has(self.action) && self.action == 'CUSTOM')",message="a provider is for CUSTOM, and CUSTOM needs one",fieldPath=".provider"
 // +kubebuilder:validation:XValidation:rule="!(has(self.selector) && has(self.targetRefs))",message="only one of selector and targetRefs may be set",fieldPath=".targetRefs"
 type AuthorizationPolicySpec struct {
 	// Selector picks the pods. Without it and without targetRefs they are all of
@@ -68,16 +73,50 @@ type AuthorizationPolicySpec struct {
 	// +kubebuilder:validation:MaxItems=16
 	TargetRefs []PolicyTargetReference `json:"targetRefs,omitempty"`
 	// Action is ALLOW, DENY, or AUDIT: as DENY, but what would have been refused
-	// is counted and logged, and let pass. CUSTOM is not served.
+	// is counted and logged, and let pass. With CUSTOM the provider is asked about
+	// requests that a rule matches, if no other policy refuses them; where no
+	// waypoint can ask, they are refused.
 	// +optional
 	// +kubebuilder:default=ALLOW
 	Action AuthorizationAction `json:"action,omitempty"`
+	// Provider is who is asked, if the action is CUSTOM.
+	// +optional
+	Provider *AuthorizationProvider `json:"provider,omitempty"`
 	// Rules match a connection if one of them does. A rule without fields matches
 	// every connection; no rules match none.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=128
 	Rules []AuthorizationRule `json:"rules,omitempty"`
+}
+
+// AuthorizationProvider is a Service that speaks Envoy's protocol for external
+// authorization by gRPC (envoy.service.auth.v3.Authorization). Waypoints reach it by
+// tunnel: its pods have to be of the mesh.
+type AuthorizationProvider struct {
+	// Service is its name.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	Service string `json:"service"`
+	// Namespace of the Service; that of the policy if it is left out.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	Namespace string `json:"namespace,omitempty"`
+	// Port of the Service.
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=65535
+	Port int32 `json:"port"`
+	// Timeout for an answer, such as 250ms: 5s at most, 1s if it is left out.
+	// +optional
+	// +kubebuilder:validation:MaxLength=16
+	// +kubebuilder:validation:Pattern=`^([0-9]{1,4}ms|[0-5]s)$`
+	// +kubebuilder:validation:XValidation:rule="duration(self) > duration('0s') && duration(self) <= duration('5s')",message="a timeout is more than 0 and at most 5s"
+	Timeout string `json:"timeout,omitempty"`
+	// FailOpen lets requests pass while the provider cannot be asked. Left out,
+	// they are refused.
+	// +optional
+	FailOpen bool `json:"failOpen,omitempty"`
 }
 
 // PolicyTargetReference is a Service or a waypoint.

@@ -52,6 +52,11 @@ func (o *output) authorizationPolicies(in Input, t *targets, refs targetsOfRefs,
 				p.Problems = append(p.Problems, problem)
 			}
 		}
+		if object.Spec.Action == v1alpha1.AuthorizationCustom {
+			if !refs.provider(p, object, r) {
+				message.Rules = []*security.Rule{{}}
+			}
+		}
 		r.outcomes[p.key()] = p
 		published, err := resource.New(p.key(), message, resource.Relations{})
 		o.publishPolicy(p, p.key(), published, err)
@@ -77,6 +82,8 @@ func readAction(p *Policy, object *v1alpha1.AuthorizationPolicy, message *securi
 	case v1alpha1.AuthorizationAudit:
 		message.Action = security.Action_DENY
 		p.DryRun = true
+	case v1alpha1.AuthorizationCustom:
+		message.Action = security.Action_DENY // as long as nobody asks
 	default:
 		p.say(Invalid, "spec.action", fmt.Sprintf("%q is not served: everything is denied", action))
 		message.Action = security.Action_DENY
@@ -90,6 +97,9 @@ func readAction(p *Policy, object *v1alpha1.AuthorizationPolicy, message *securi
 		if r := c.rule(fmt.Sprintf("spec.rules[%d]", i), rule); r != nil {
 			message.Rules = append(message.Rules, r)
 		}
+	}
+	if action == v1alpha1.AuthorizationCustom && len(c.forRequests) < len(object.Spec.Rules) {
+		c.forRequests = append(c.forRequests, Problem{RequiresWaypoint, "spec.action", "nobody asks the provider: what the rules match is denied"})
 	}
 	if len(object.Spec.Rules) == 0 && c.deny {
 		p.say(NoRules, "spec.rules", "is empty: nothing is denied")

@@ -1,10 +1,14 @@
 package translate
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -20,7 +24,7 @@ const waypointPoliciesExtension = "ambit.mesh/waypoint-policies"
 // requests are the AuthorizationPolicies as waypoints enforce them: on the client, whom
 // the nodes of what is behind a waypoint do not see, and on requests.
 type requests struct {
-	system string
+	system, clusterDomain string
 	// policies by namespace/name, and of each who asks for it.
 	policies map[string]*mesh.RequestPolicy
 	objects  map[string]*v1alpha1.AuthorizationPolicy
@@ -31,12 +35,12 @@ type requests struct {
 
 func indexRequests(in Input) *requests {
 	r := &requests{
-		system: in.Config.SystemNamespace, policies: make(map[string]*mesh.RequestPolicy),
+		system: in.Config.SystemNamespace, clusterDomain: in.Config.ClusterDomain, policies: make(map[string]*mesh.RequestPolicy),
 		objects: make(map[string]*v1alpha1.AuthorizationPolicy), askers: make(map[string][]string), outcomes: make(map[string]*Policy),
 	}
 	for _, object := range in.AuthorizationPolicies {
 		key := object.Namespace + "/" + object.Name
-		r.policies[key], r.objects[key] = requestPolicy(object), object
+		r.policies[key], r.objects[key] = r.requestPolicy(object), object
 		r.keys = append(r.keys, key)
 	}
 	slices.Sort(r.keys)
@@ -119,7 +123,7 @@ func (r *requests) policiesAtWaypoints(p *pod, w *waypoints, services *serviceIn
 }
 
 // requestPolicy is an AuthorizationPolicy, all of it. What means nothing makes it deny.
-func requestPolicy(object *v1alpha1.AuthorizationPolicy) *mesh.RequestPolicy {
+func (r *requests) requestPolicy(object *v1alpha1.AuthorizationPolicy) *mesh.RequestPolicy {
 	out := &mesh.RequestPolicy{Namespace: object.Namespace, Name: object.Name}
 	out.DryRun = object.Annotations[v1alpha1.DryRunAnnotation] == "true"
 	switch object.Spec.Action {
@@ -129,11 +133,18 @@ func requestPolicy(object *v1alpha1.AuthorizationPolicy) *mesh.RequestPolicy {
 		out.Action = mesh.RequestPolicy_DENY
 	case v1alpha1.AuthorizationAudit:
 		out.Action, out.DryRun = mesh.RequestPolicy_DENY, true
+	case v1alpha1.AuthorizationCustom:
+		out.Action = mesh.RequestPolicy_CUSTOM
+		var err error
+		if out.Provider, err = r.provider(object); err != nil {
+			out.Action, out.Invalid = mesh.RequestPolicy_DENY, "spec.provider"+err.Error()
+			return out
+		}
 	default:
 		out.Action, out.Invalid = mesh.RequestPolicy_DENY, fmt.Sprintf("spec.action: %q is not served", object.Spec.Action)
 		return out
 	}
-	c := requestConversion{conversion{policy: &Policy{Namespace: object.Namespace, Name: object.Name}, deny: out.Action == mesh.RequestPolicy_DENY}}
+	c := requestConversion{conversion{policy: &Policy{Namespace: object.Namespace, Name: object.Name}, deny: out.Action != mesh.RequestPolicy_ALLOW}}
 	for i, rule := range object.Spec.Rules {
 		out.Rules = append(out.Rules, c.rule(fmt.Sprintf("spec.rules[%d]", i), rule))
 	}
@@ -141,6 +152,35 @@ func requestPolicy(object *v1alpha1.AuthorizationPolicy) *mesh.RequestPolicy {
 		out.Rules, out.Invalid = nil, c.policy.Problems[0].Field+": "+c.policy.Problems[0].Message
 	}
 	return out
+}
+
+// The time that a provider has: as the API says.
+const (
+	providerTimeout    = time.Second
+	maxProviderTimeout = 5 * time.Second
+)
+
+// provider that a policy names. The error begins with the rest of the field's name.
+func (r *requests) provider(object *v1alpha1.AuthorizationPolicy) (*mesh.AuthorizationProvider, error) {
+	in := object.Spec.Provider
+	if in == nil {
+		return nil, errors.New(": is missing")
+	}
+	timeout := providerTimeout
+	if in.Timeout != "" {
+		var err error
+		if timeout, err = time.ParseDuration(in.Timeout); err != nil || timeout <= 0 || timeout > maxProviderTimeout {
+			return nil, fmt.Errorf(".timeout: %q, want more than 0 and at most %v", in.Timeout, maxProviderTimeout)
+		}
+	}
+	if in.Port < 1 || in.Port > maxPort {
+		return nil, fmt.Errorf(".port: %d is no port", in.Port)
+	}
+	namespace := cmp.Or(in.Namespace, object.Namespace)
+	return &mesh.AuthorizationProvider{
+		Service: namespace + "/" + in.Service + "." + namespace + ".svc." + r.clusterDomain, Port: uint32(in.Port),
+		Timeout: durationpb.New(timeout), FailOpen: in.FailOpen,
+	}, nil
 }
 
 // requestConversion is of the rules of one policy.

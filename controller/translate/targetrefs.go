@@ -2,12 +2,15 @@ package translate
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/ambit-mesh/ambit/api/v1alpha1"
+	"github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/internal/binding"
 )
 
@@ -22,6 +25,21 @@ type targetsOfRefs struct {
 	serving  *serving
 
 	waypoints *waypoints
+}
+
+// provider says what is wrong with who is to be asked. It tells whether it means anything.
+func (r targetsOfRefs) provider(p *Policy, object *v1alpha1.AuthorizationPolicy, all *requests) bool {
+	provider, err := all.provider(object)
+	if err != nil {
+		field, message, _ := strings.Cut(err.Error(), ": ")
+		p.say(Invalid, "spec.provider"+field, message+": everything is denied")
+		return false
+	}
+	s := r.services.byKey(provider.GetService())
+	if s == nil || !slices.ContainsFunc(s.message.GetPorts(), func(port *workload.Port) bool { return port.GetServicePort() == provider.GetPort() }) {
+		p.say(TargetNotFound, "spec.provider", fmt.Sprintf("there is no Service %s with port %d: what the rules match is denied", provider.GetService(), provider.GetPort()))
+	}
+	return true
 }
 
 // without counts the pods that no waypoint stands before: neither before themselves nor

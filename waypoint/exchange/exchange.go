@@ -8,6 +8,7 @@
 //	server1.go   an endpoint that speaks HTTP/1.1
 //	server2.go   an endpoint that speaks HTTP/2
 //	follow.go    requests under way, which are judged again when what they rest on changes
+//	approval.go  what providers say of requests
 //	mirror.go    copies of requests, for whose responses nobody waits
 //	upgrade.go   after 101: bytes both ways
 //	flags.go     what became of a request, in the field's words
@@ -56,6 +57,10 @@ type Policies interface {
 	// Request judges one for what is bound, with endpoint nil, and for the endpoint
 	// that was chosen. Its error is always a *conns.Failure.
 	Request(s *workload.Snapshot, t *target.Target, c target.Client, r *Request, endpoint *workload.Workload, at netip.AddrPort) error
+	// Ask has the providers asked whose word is all that Request lacks, and approves
+	// the request if they agree. Its error is always a *conns.Failure, with a *Refusal
+	// in it if a provider has an answer of its own.
+	Ask(ctx context.Context, s *workload.Snapshot, t *target.Target, c target.Client, r *Request, endpoint *workload.Workload, at netip.AddrPort) error
 }
 
 // Router says where requests go.
@@ -240,6 +245,7 @@ type responder interface {
 func (c *client) handle(r *Request, w responder) (keep bool) {
 	e := c.engine
 	x := &exchange{client: c, request: r, responder: w, started: time.Now(), snapshot: e.cfg.Snapshot()}
+	r.approvals = &x.approvals
 	e.budget.begin()
 	defer e.budget.end()
 	x.beginSpan()
@@ -258,6 +264,8 @@ type exchange struct {
 	responder responder
 	started   time.Time
 	snapshot  *workload.Snapshot
+
+	approvals approvals
 
 	target   *target.Target
 	plan     Plan
@@ -296,7 +304,7 @@ func (x *exchange) run() {
 		x.refuse(err)
 		return
 	}
-	if err := e.cfg.Policies.Request(x.snapshot, to, s.Client, x.request, nil, netip.AddrPort{}); err != nil {
+	if err := x.admit(ctx, nil, netip.AddrPort{}); err != nil {
 		x.refuse(err)
 		return
 	}
@@ -369,7 +377,7 @@ func (x *exchange) retriable(status int) bool {
 // after: the endpoint was not reached, or said nothing.
 func (x *exchange) mayRepeat(err error) bool {
 	switch conns.ReasonOf(err) {
-	case conns.PolicyDenied, conns.PolicyMissing, clientGone, upstream.NoEndpoint:
+	case conns.PolicyDenied, conns.PolicyMissing, NotAsked, ProviderDenied, clientGone, upstream.NoEndpoint:
 		return false
 	}
 	return x.plan.Retries > 0 && x.revocation() == nil
@@ -409,7 +417,7 @@ func (x *exchange) send(ctx context.Context, avoid []string) (*response, error) 
 }
 
 func (x *exchange) sendTo(ctx context.Context, avoid []string) (*response, error) {
-	c, e := x.client, x.client.engine
+	c := x.client
 	service, port, endpoint := x.plan.Service, x.plan.Port, x.target.Endpoint
 	if service != x.target.Service {
 		endpoint = nil // another service's: any of its endpoints
@@ -418,7 +426,7 @@ func (x *exchange) sendTo(ctx context.Context, avoid []string) (*response, error
 		Snapshot: x.snapshot, Service: service, Port: port.Service, Endpoint: endpoint, Client: c.session.Client.Addr, Avoid: avoid,
 		Admit: func(w *workload.Workload, at netip.AddrPort) error {
 			x.endpoint, x.at = w, at
-			return e.cfg.Policies.Request(x.snapshot, x.target, c.session.Client, x.request, w, at)
+			return x.admit(ctx, w, at)
 		},
 	}
 	if service == nil {
@@ -447,6 +455,10 @@ func (x *exchange) speaksSecond(port workload.Port) bool {
 
 // refuse answers a request that does not go on.
 func (x *exchange) refuse(err error) {
+	if refusal, ok := errors.AsType[*Refusal](err); ok {
+		x.answerRefusal(refusal)
+		return
+	}
 	reason := conns.ReasonOf(err)
 	status, flag := verdictOf(reason)
 	var fields []http1.Field
@@ -502,6 +514,11 @@ func (x *exchange) respond(ctx context.Context, r *response) {
 	fields := r.fields
 	if x.plan.Response != nil {
 		fields = x.plan.Response(r.status, fields)
+	}
+	for _, a := range x.request.approvedSince(0) {
+		if a.Response != nil {
+			fields = a.Response(fields)
+		}
 	}
 	if s := x.plan.Session; s != nil && x.endpoint != nil && (s.Endpoint == nil || s.Endpoint.UID != x.endpoint.UID) {
 		fields = s.Begin(x.endpoint, fields)

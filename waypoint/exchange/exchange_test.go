@@ -90,6 +90,11 @@ func (r *rig) Authenticate(context.Context, *workload.Snapshot, *target.Target, 
 	return nil
 }
 
+// Ask is exchange.Policies'.
+func (r *rig) Ask(context.Context, *workload.Snapshot, *target.Target, target.Client, *exchange.Request, *workload.Workload, netip.AddrPort) error {
+	return nil
+}
+
 // Connection is server.Policies'.
 func (r *rig) Connection(*workload.Snapshot, *target.Target, target.Client, *workload.Workload, netip.AddrPort) error {
 	return nil

@@ -37,6 +37,10 @@ const (
 	upstreamProtocol conns.Reason = "UpstreamProtocol"
 	// BadRequest: it could be read in two ways.
 	BadRequest conns.Reason = "BadRequest"
+	// NotAsked: policy wants a provider's word, which nobody has asked for.
+	NotAsked conns.Reason = "NotAsked"
+	// ProviderDenied: a provider refused it, or could not be asked.
+	ProviderDenied conns.Reason = "ProviderDenied"
 	// Unauthenticated: it bears a token that is no good.
 	Unauthenticated conns.Reason = "Unauthenticated"
 )
@@ -59,6 +63,8 @@ func verdictOf(reason conns.Reason) (status int, flag Flag) {
 		return http.StatusServiceUnavailable, flagUpstreamGone
 	case upstreamProtocol:
 		return http.StatusBadGateway, flagProtocol
+	case NotAsked, ProviderDenied:
+		return http.StatusForbidden, flagNotProven
 	case Unauthenticated:
 		return http.StatusUnauthorized, flagNotProven
 	case BadRequest:

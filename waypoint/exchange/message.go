@@ -24,6 +24,8 @@ type Request struct {
 	Fields []http1.Field
 	// Proof is what the request's token proved; nil for none.
 	Proof *token.Proof
+	// approvals of providers.
+	approvals *approvals
 	// Upgrade is the protocol that the client wants to switch to; empty for none.
 	Upgrade string
 	// Version of HTTP that the client speaks: 1 or 2.
@@ -71,6 +73,9 @@ func (r *Request) Change(fields []http1.Field, query string, forged func(name st
 		}
 	}
 }
+
+// Length of the body; -1 if nobody knows.
+func (r *Request) Length() int64 { return r.length }
 
 // Field is the first value of a field; its name is in lower case.
 func (r *Request) Field(name string) (string, bool) {

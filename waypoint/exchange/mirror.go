@@ -42,6 +42,7 @@ func (x *exchange) mirror() {
 		}
 		request := *r
 		request.ctx = nil
+		request.approvals = r.approvals.clone()
 		if r.body != nil {
 			request.body, request.kept, request.at, request.lost, request.inline = bytes.NewReader(r.kept), nil, 0, false, true
 			request.stop, request.trailers = func() {}, nil

@@ -23,5 +23,6 @@ func (x *exchange) depart() {
 		x.outgoing.Fields = slices.Clone(r.Fields)
 		x.plan.Request(&x.outgoing)
 	}
+	x.approve(0)
 	x.sendSpan()
 }

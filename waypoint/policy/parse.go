@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -38,6 +39,7 @@ func Parse(in *mesh.RequestPolicy) (*Policy, error) {
 		p.Action = Deny
 	case mesh.RequestPolicy_CUSTOM:
 		p.Action = Custom
+		r.provider(&p.Provider, in.GetProvider())
 	default:
 		r.whole("action", fmt.Errorf("%s is not known", in.GetAction()))
 	}
@@ -87,6 +89,25 @@ func (r *reader) fail(field string, err error) {
 func (r *reader) whole(field string, err error) {
 	r.everything = true
 	r.fail(field, err)
+}
+
+// maxTimeout of a provider: requests wait for it.
+const maxTimeout = 5 * time.Second
+
+func (r *reader) provider(p *Provider, in *mesh.AuthorizationProvider) {
+	p.Service, p.Port, p.Timeout, p.FailOpen = in.GetService(), uint16(in.GetPort()), in.GetTimeout().AsDuration(), in.GetFailOpen()
+	switch {
+	case in == nil:
+		r.whole("provider", errors.New("is missing"))
+	case unknown(in) != nil:
+		r.whole("provider", errUnknownField)
+	case p.Service == "":
+		r.whole("provider.service", errEmpty)
+	case in.GetPort() == 0 || in.GetPort() > 65535:
+		r.whole("provider.port", fmt.Errorf("%d, want 1 to 65535", in.GetPort()))
+	case p.Timeout <= 0 || p.Timeout > maxTimeout:
+		r.whole("provider.timeout", fmt.Errorf("%v, want more than 0 and at most %v", p.Timeout, maxTimeout))
+	}
 }
 
 func (r *reader) rule(in *mesh.RequestRule, field string) (out rule) {

@@ -20,14 +20,17 @@
 //
 // Invariants: what cannot be read, judged, or is not UTF-8 counts as whatever denies
 // more: in a DENY as a match, in an ALLOW as none, negated or not. Literals are literals.
-// Decide does not depend on the order of policies. CUSTOM, whose providers nobody asks
-// yet, denies what its rules match.
+// Decide does not depend on the order of policies. What a CUSTOM policy matches is denied
+// as long as its provider has not agreed.
 //
 // Which policies apply is not decided here, nor whether a token may be believed.
 package policy
 
 import (
 	"net/netip"
+	"slices"
+	"strings"
+	"time"
 
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/waypoint/request"
@@ -55,6 +58,18 @@ type Policy struct {
 	// everything: it matches whatever comes.
 	everything bool
 	rules      []rule
+	// Provider of Custom.
+	Provider Provider
+}
+
+// Provider is a Service that decides about requests.
+type Provider struct {
+	// Service is its key.
+	Service string
+	Port    uint16
+	Timeout time.Duration
+	// FailOpen: what it cannot be asked about passes.
+	FailOpen bool
 }
 
 // Subject is what policies may know of a request.
@@ -72,6 +87,8 @@ type Subject struct {
 	Endpoint netip.AddrPort
 	// Claims of a token that was verified; nil for none.
 	Claims *Claims
+	// Approved tells whether the provider of a Custom policy agreed; nil: none did.
+	Approved func(*Policy) bool
 }
 
 // Claims are those of a verified token.
@@ -92,6 +109,8 @@ const (
 	Allowed Reason = "Allowed"
 	// Denied: a policy that denies matches.
 	Denied Reason = "Denied"
+	// NotAsked: all that is missing is the word of providers.
+	NotAsked Reason = "NotAsked"
 	// NotAllowed: there are policies that allow, and none of them matches.
 	NotAllowed Reason = "NotAllowed"
 )
@@ -103,12 +122,15 @@ type Decision struct {
 	// Policy that decided; of several the first by name. Of NotAllowed it is one of
 	// those that might have allowed. Nil of NoPolicy.
 	Policy *Policy
+	// Ask are the Custom policies whose providers have to be asked, of NotAsked.
+	Ask []*Policy
 	// WouldDeny is the first dry-run policy by name that would have denied; nil for none.
 	WouldDeny *Policy
 }
 
 // Decide judges a request by all policies that apply.
 func Decide(s *Subject, policies []*Policy) Decision {
+	var ask []*Policy
 	var denied, allowed, lacking, dryDenied, dryAllowed, dryLacking *Policy
 	for _, p := range policies {
 		matches := p.matches(s)
@@ -116,6 +138,10 @@ func Decide(s *Subject, policies []*Policy) Decision {
 		case p.Action != Allow && p.DryRun:
 			if matches {
 				dryDenied = first(dryDenied, p)
+			}
+		case p.Action == Custom:
+			if matches && (s.Approved == nil || !s.Approved(p)) {
+				ask = append(ask, p)
 			}
 		case p.Action != Allow:
 			if matches {
@@ -138,10 +164,13 @@ func Decide(s *Subject, policies []*Policy) Decision {
 	switch {
 	case denied != nil:
 		d.Reason, d.Policy = Denied, denied
+	case allowed == nil && lacking != nil:
+		d.Reason, d.Policy = NotAllowed, lacking
+	case len(ask) > 0:
+		slices.SortFunc(ask, func(a, b *Policy) int { return strings.Compare(a.Name, b.Name) })
+		d.Reason, d.Policy, d.Ask = NotAsked, ask[0], ask
 	case allowed != nil:
 		d.Allowed, d.Reason, d.Policy = true, Allowed, allowed
-	case lacking != nil:
-		d.Reason, d.Policy = NotAllowed, lacking
 	default:
 		d.Allowed, d.Reason = true, NoPolicy
 	}

@@ -4,8 +4,11 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/proto"
+
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/ambit-mesh/ambit/api/mesh"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
@@ -46,7 +49,11 @@ func when(key string, values, not []*mesh.StringPattern) *mesh.RequestRule {
 }
 
 func of(action mesh.RequestPolicy_Action, rules ...*mesh.RequestRule) *mesh.RequestPolicy {
-	return &mesh.RequestPolicy{Namespace: "shop", Name: "p", Action: action, Rules: rules}
+	p := &mesh.RequestPolicy{Namespace: "shop", Name: "p", Action: action, Rules: rules}
+	if action == mesh.RequestPolicy_CUSTOM {
+		p.Provider = &mesh.AuthorizationProvider{Service: "shop/judge", Port: 80, Timeout: durationpb.New(time.Second)}
+	}
+	return p
 }
 
 func decide(s policy.Subject, all ...*mesh.RequestPolicy) policy.Decision {
@@ -296,6 +303,59 @@ func TestConditionsWithoutWhatTheySpeakOf(t *testing.T) {
 		}
 		if got := !decide(c.s, of(mesh.RequestPolicy_DENY, expr(condition))).Allowed; got != c.deny {
 			t.Errorf("%s: DENY refuses it: %t", condition, got)
+		}
+	}
+}
+
+// A provider is asked last, and its word allows nothing that others refuse.
+func TestCustomIsAskedLast(t *testing.T) {
+	s := subject(t, "GET", "cart", "/")
+	named := func(name string, action mesh.RequestPolicy_Action, rules ...*mesh.RequestRule) *mesh.RequestPolicy {
+		p := of(action, rules...)
+		p.Name = name
+		return p
+	}
+	any, none := &mesh.RequestRule{}, operation(&mesh.RequestOperation{Methods: text("PUT")})
+	a, b := named("a", mesh.RequestPolicy_CUSTOM, any), named("b", mesh.RequestPolicy_CUSTOM, any)
+	trial := named("t", mesh.RequestPolicy_CUSTOM, any)
+	trial.DryRun = true
+	for name, c := range map[string]struct {
+		policies []*mesh.RequestPolicy
+		approved string
+		reason   policy.Reason
+		asks     string
+	}{
+		"nobody was asked":    {[]*mesh.RequestPolicy{b, a}, "", policy.NotAsked, "shop/a shop/b"},
+		"one agreed":          {[]*mesh.RequestPolicy{b, a}, "shop/a", policy.NotAsked, "shop/b"},
+		"both agreed":         {[]*mesh.RequestPolicy{b, a}, "shop/a shop/b", policy.NoPolicy, ""},
+		"beside an ALLOW":     {[]*mesh.RequestPolicy{a, named("z", mesh.RequestPolicy_ALLOW, any)}, "shop/a", policy.Allowed, ""},
+		"no ALLOW matches":    {[]*mesh.RequestPolicy{a, named("z", mesh.RequestPolicy_ALLOW, none)}, "shop/a", policy.NotAllowed, ""},
+		"and nobody asks":     {[]*mesh.RequestPolicy{a, named("z", mesh.RequestPolicy_ALLOW, none)}, "", policy.NotAllowed, ""},
+		"a DENY":              {[]*mesh.RequestPolicy{a, named("z", mesh.RequestPolicy_DENY, any)}, "shop/a", policy.Denied, ""},
+		"what does not match": {[]*mesh.RequestPolicy{named("a", mesh.RequestPolicy_CUSTOM, none)}, "", policy.NoPolicy, ""},
+		"on trial":            {[]*mesh.RequestPolicy{trial}, "", policy.NoPolicy, ""},
+	} {
+		of := s
+		of.Approved = func(p *policy.Policy) bool { return strings.Contains(c.approved, p.Name) }
+		d := decide(of, c.policies...)
+		var asks []string
+		for _, p := range d.Ask {
+			asks = append(asks, p.Name)
+		}
+		if got := strings.Join(asks, " "); d.Reason != c.reason || got != c.asks || d.Allowed != (d.Reason == policy.Allowed || d.Reason == policy.NoPolicy) {
+			t.Errorf("%s: %+v, asks %q", name, d, got)
+		}
+	}
+	for name, change := range map[string]func(*mesh.AuthorizationProvider){
+		"no Service": func(p *mesh.AuthorizationProvider) { p.Service = "" }, "no port": func(p *mesh.AuthorizationProvider) { p.Port = 0 },
+		"a port beyond": func(p *mesh.AuthorizationProvider) { p.Port = 65536 + 80 }, "no timeout": func(p *mesh.AuthorizationProvider) { p.Timeout = nil },
+		"a long one":         func(p *mesh.AuthorizationProvider) { p.Timeout = durationpb.New(time.Minute) },
+		"more than is known": func(p *mesh.AuthorizationProvider) { p.ProtoReflect().SetUnknown([]byte{0x98, 0x06, 1}) },
+	} {
+		p := of(mesh.RequestPolicy_CUSTOM, none)
+		change(p.Provider)
+		if d := decide(s, p); d.Reason != policy.Denied {
+			t.Errorf("a provider with %s: %+v", name, d)
 		}
 	}
 }

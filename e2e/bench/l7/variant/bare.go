@@ -138,6 +138,11 @@ func (b *bare) serve() error {
 	}
 }
 
+// Ask has nobody to ask.
+func (b *bare) Ask(context.Context, *workload.Snapshot, *target.Target, target.Client, *exchange.Request, *workload.Workload, netip.AddrPort) error {
+	return nil
+}
+
 // Authenticate has nothing to verify.
 func (b *bare) Authenticate(context.Context, *workload.Snapshot, *target.Target, *exchange.Request, time.Time) error {
 	return nil

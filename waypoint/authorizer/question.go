@@ -1,0 +1,60 @@
+package authorizer
+
+import (
+	"net/netip"
+	"strings"
+	"time"
+
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	auth "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/ambit-mesh/ambit/internal/spiffe"
+	"github.com/ambit-mesh/ambit/waypoint/request"
+)
+
+// Peer is one end of a connection.
+type Peer struct {
+	Address  netip.AddrPort
+	Identity spiffe.ID
+}
+
+// Question about a request, as it is seen by policies. Its size is that of its body, -1
+// if nobody knows.
+func Question(r *request.Request, version int, size int64, client, server Peer, began time.Time) *auth.CheckRequest {
+	headers := make(map[string]string, len(r.Fields)+4)
+	for _, f := range r.Fields {
+		value := strings.ToValidUTF8(f.Value, "\uFFFD")
+		if before, several := headers[f.Name]; several {
+			value = before + "," + value
+		}
+		headers[f.Name] = value
+	}
+	headers[":method"], headers[":authority"], headers[":path"], headers[":scheme"] = r.Method, r.Authority(), r.Target(), "http"
+	protocol := "HTTP/1.1"
+	if version == 2 {
+		protocol = "HTTP/2"
+	}
+	return &auth.CheckRequest{Attributes: &auth.AttributeContext{
+		Source: peer(client), Destination: peer(server),
+		Request: &auth.AttributeContext_Request{
+			Time: timestamppb.New(began),
+			Http: &auth.AttributeContext_HttpRequest{
+				Id: headers["x-request-id"], Method: r.Method, Headers: headers, Path: r.Target(), Host: r.Authority(), Scheme: "http", Size: size, Protocol: protocol,
+			},
+		},
+	}}
+}
+
+func peer(p Peer) *auth.AttributeContext_Peer {
+	out := &auth.AttributeContext_Peer{}
+	if p.Address.IsValid() {
+		out.Address = &core.Address{Address: &core.Address_SocketAddress{SocketAddress: &core.SocketAddress{
+			Address: p.Address.Addr().String(), PortSpecifier: &core.SocketAddress_PortValue{PortValue: uint32(p.Address.Port())},
+		}}}
+	}
+	if !p.Identity.IsZero() {
+		out.Principal = p.Identity.String()
+	}
+	return out
+}
