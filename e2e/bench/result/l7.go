@@ -85,4 +85,5 @@ In each round and for each metric all variants run one after the other, in an or
 the other on each connection, which was opened before. CPU time is user and system time of the proxy. Latencies are those of an
 open loop: requests are due at random moments (exponentially distributed, the same for all), whatever became of the
 earlier ones; each is sent by the one of 64 connections that is free for the longest, waits if none is, and its latency begins when it was due.
-Memory is proportional set size of a proxy that was started anew and has answered some requests.`
+Memory is proportional set size of a proxy that was started anew and has answered some requests; each is a copy of its own
+program, so that it shares no code with the others.`

@@ -115,11 +115,34 @@ type single struct {
 	log     string
 }
 
+// start runs the program as a copy of its own: memory that it shared with another
+// variant's would be counted by halves.
 func (p *single) start(site Site, program process.Program, target load.Target, version string) (err error) {
+	if program.Args[0], err = copyTo(site.Dir, program.Args[0]); err != nil {
+		return err
+	}
 	program.Log = filepath.Join(site.Dir, "proxy.log")
 	p.target, p.version, p.log = target, version, program.Log
 	p.process, err = process.Start(process.In(site.Proxy.NetNS), program)
 	return err
+}
+
+func copyTo(dir, program string) (string, error) {
+	to := filepath.Join(dir, "program")
+	if _, err := os.Stat(to); err == nil {
+		return to, nil // of an earlier start
+	}
+	from, err := os.Open(program)
+	if err != nil {
+		return "", err
+	}
+	defer from.Close()
+	file, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY, 0o755)
+	if err != nil {
+		return "", err
+	}
+	_, err = io.Copy(file, from)
+	return to, errors.Join(err, file.Close())
 }
 
 func (p *single) Target() load.Target { return p.target }
