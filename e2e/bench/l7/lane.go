@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"time"
@@ -66,7 +67,7 @@ func (l *lane) Version() string { return l.proxy.Version() }
 func (l *lane) Runs() bool { return l.proxy != nil }
 
 // Start brings the variant up, with client and backends, and waits until every request
-// is answered.
+// is answered, or refused where it has to be.
 func (l *lane) Start(ctx context.Context) error { return l.startWith(ctx, plan.Routes) }
 
 func (l *lane) startWith(ctx context.Context, routes int) (err error) {
@@ -89,7 +90,14 @@ func (l *lane) startWith(ctx context.Context, routes int) (err error) {
 		l.proxy = nil
 		return err
 	}
-	return l.client.Reach(l.proxy.Target(), reachTimeout)
+	if err := l.client.Reach(l.proxy.Target(), reachTimeout); err != nil || !l.variant.Policy {
+		return err
+	}
+	status, err := l.client.Forbidden(l.proxy.Target())
+	if err == nil && status != http.StatusForbidden {
+		err = fmt.Errorf("a request that policy refuses is answered with %d", status)
+	}
+	return err
 }
 
 // with has the variant run anew, with so many routes.

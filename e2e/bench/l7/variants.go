@@ -9,7 +9,7 @@ import (
 // variants in the order of the report.
 var variants = []variant.Variant{
 	{Name: result.None, Start: variant.None},
-	{Name: result.Ambit, Start: variant.Waypoint},
+	{Name: result.Ambit, Policy: true, Start: variant.Waypoint},
 	{Name: result.HAProxy, Start: variant.HAProxy(true)},
 	{Name: result.Nginx, Start: variant.Nginx(true)},
 	{Name: result.Envoy, Start: variant.Envoy(true)},

@@ -71,7 +71,8 @@ backends by weight, one for the rest), writes an access log into a file in memor
 looked at: its status, its length, and whether it comes from a backend that its route leads to.
 
 - none: the client connects to a backend.
-- ambit: the shipped waypoint, configured by a controller of the benchmark's own with routes and two policies. Clients reach it
+- ambit: the shipped waypoint, configured by a controller of the benchmark's own with routes and two policies, which
+  are tried before it is measured. Clients reach it
   as ztunnel does: HBONE with the client's certificate, a pool of few tunnels with a stream for each connection. It reaches
   backends likewise, by HBONE to an acceptor like ztunnel's.
 - haproxy, nginx, envoy: HTTP/1.1 over TLS on both sides, connections to backends kept and reused. TLS 1.3 with

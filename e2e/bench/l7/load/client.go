@@ -41,6 +41,31 @@ func newClient(c carrier, first *plan.Request) (*client, error) {
 // Ask makes the first request, on a connection to a proxy.
 func Ask(conn net.Conn) error { return meet(conn, &plan.Requests()[0]) }
 
+// forbidden asks for what policy refuses, and returns the status of the answer.
+func forbidden(to Target) (int, error) {
+	c, err := newCarrier(to)
+	if err != nil {
+		return 0, err
+	}
+	defer c.close()
+	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
+	defer cancel()
+	conn, err := c.dial(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(dialTimeout))
+	if _, err := conn.Write(plan.ForbiddenRequest()); err != nil {
+		return 0, err
+	}
+	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		return 0, err
+	}
+	return response.StatusCode, nil
+}
+
 // meet proves that responses are what the cheaper look later on takes them for.
 func meet(conn net.Conn, r *plan.Request) error {
 	if _, err := conn.Write(r.Text); err != nil {

@@ -23,6 +23,9 @@ func runGenerator(in io.Reader, out io.Writer) error {
 	var load running
 	return process.Serve(in, out, func(q request) (r reply, err error) {
 		switch {
+		case q.Op == opAsk:
+			r.Status, err = forbidden(q.To)
+			return r, err
 		case q.Op == opStart && load != nil:
 			return r, errors.New("a load is running")
 		case q.Op == opStart:

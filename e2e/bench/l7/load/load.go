@@ -78,6 +78,7 @@ const (
 	opStart operation = "start"
 	opMark  operation = "mark"
 	opStop  operation = "stop"
+	opAsk   operation = "ask"
 )
 
 type request struct {
@@ -91,6 +92,7 @@ type request struct {
 
 type reply struct {
 	Count     int64 `json:"count,omitempty"`
+	Status    int   `json:"status,omitempty"`
 	Latencies `json:"latencies,omitzero"`
 }
 

@@ -47,6 +47,12 @@ func (g Generator) Open(to Target, connections, rate int) error {
 	return err
 }
 
+// Forbidden asks for what policy refuses, and returns the status of the answer.
+func (g Generator) Forbidden(to Target) (int, error) {
+	r, err := g.Ask(request{Op: opAsk, To: to})
+	return r.Status, err
+}
+
 // Mark begins the record of latencies, the first time, and returns how many requests
 // were answered.
 func (g Generator) Mark() (int64, error) {

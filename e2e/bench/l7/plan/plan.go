@@ -23,7 +23,7 @@ const (
 	FirstTLSPort = 8440
 	// BodySize of responses.
 	BodySize = 1 << 10
-	// Path that nobody may ask for, where there is policy.
+	// Forbidden is a path that nobody may ask for, where there is policy.
 	Forbidden = "/admin"
 )
 
@@ -82,6 +82,11 @@ type Request struct {
 	Text []byte
 	// Backends that may answer it: their names, each of one letter.
 	Backends string
+}
+
+// ForbiddenRequest is one that policy refuses.
+func ForbiddenRequest() []byte {
+	return []byte("GET " + Forbidden + "/items HTTP/1.1\r\nhost: " + Host + "\r\n\r\n")
 }
 
 // Requests are made one after the other, over and over.

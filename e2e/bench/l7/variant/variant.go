@@ -37,6 +37,8 @@ type Site struct {
 // Variant can be started at a site, any number of times, one after the other.
 type Variant struct {
 	Name string
+	// Policy: it refuses what package plan says is forbidden.
+	Policy bool
 	// Start returns once the proxy is there, or nearly: the first request is tried
 	// again for a while. A *[peer.Absent] error says that this machine cannot run it.
 	Start func(ctx context.Context, site Site) (Proxy, error)
