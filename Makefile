@@ -121,6 +121,7 @@ conformance: cluster images-load gateway-api bin/ambit ## The Gateway API's own 
 		-args -ambit-version '$(VERSION)' -report $(CURDIR)/e2e/conformance/$(SUITE)/report.yaml -list $(CURDIR)/e2e/conformance/$(SUITE)/tests.txt
 
 gateway-api: cluster ## Install the Gateway API's definitions, of the release that SUITE names
+	go mod download -C e2e/conformance/gateway -modfile $(SUITE_MODFILE) sigs.k8s.io/gateway-api
 	$(KUBECTL) --kubeconfig .cluster/kubeconfig apply --server-side -f "$$(go list -C e2e/conformance/gateway -modfile $(SUITE_MODFILE) -m -f '{{.Dir}}' sigs.k8s.io/gateway-api)/config/crd/standard"
 
 revocation: cluster images-load bin/ambit ## How long a permission outlives kubectl apply of a DENY: docs/faults/revocation.json, or .tmp/faults with TRIALS=..
