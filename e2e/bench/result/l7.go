@@ -71,20 +71,20 @@ backends by weight, one for the rest), writes an access log into a file in memor
 looked at: its status, its length, and whether it comes from a backend that its route leads to.
 
 - none: the client connects to a backend.
-- ambit: the shipped waypoint, configured by a controller of the benchmark's own with routes and two policies, which
-  are tried before it is measured. Clients reach it
-  as ztunnel does: HBONE with the client's certificate, a pool of few tunnels with a stream for each connection. It reaches
-  backends likewise, by HBONE to an acceptor like ztunnel's.
+- ambit: the shipped waypoint, configured by a controller of the benchmark's own with routes and two policies; that what they
+  deny is refused is tried before it is measured. Clients reach it as ztunnel does: HBONE with the client's certificate, a pool
+  of few tunnels with a stream for each connection. It reaches backends likewise, by HBONE to an acceptor like ztunnel's. What
+  many connections have to say at one moment then shares a write, at all three places; the peers write for each connection.
 - haproxy, nginx, envoy: HTTP/1.1 over TLS on both sides, connections to backends kept and reused. TLS 1.3 with
   TLS_AES_128_GCM_SHA256 and ECDSA P-256 certificates, demanded and verified on both sides, as in the tunnels; that they speak
   just this, and refuse whoever has none of these certificates, is tried before they are measured. Two threads or processes; for Go
-  its default.
+  its default. HAProxy and nginx write each line of their logs by itself, Envoy and Ambit many at once: their defaults.
 - ambit-bare: the waypoint's engine on a plain listener, with plain endpoints: without tunnels, TLS and policy. haproxy-plain,
   nginx-plain, envoy-plain: the same peers without TLS.
 
 In each round and for each metric all variants run one after the other, in an order that rotates. Requests are made one after
 the other on each connection, which was opened before. CPU time is user and system time of the proxy. Latencies are those of an
 open loop: requests are due at random moments (exponentially distributed, the same for all), whatever became of the
-earlier ones; each is sent by the one of 64 connections that is free for the longest, waits if none is, and its latency begins when it was due.
-Memory is proportional set size of a proxy that was started anew and has answered some requests; each is a copy of its own
+earlier ones; each is sent by the one of 64 connections that is free for the longest, waits if none is, and its latency begins
+when it was due. Memory is proportional set size of a proxy that was started anew and has answered some requests; each is a copy of its own
 program, so that it shares no code with the others.`
