@@ -66,6 +66,8 @@ func TestNobodyGetsWhatIsAnotherWaypoints(t *testing.T) {
 		{"all of them", "waypoint", &discovery.DeltaDiscoveryRequest{TypeUrl: resource.Binding}},
 		{"all of them, by the wildcard", "waypoint", &discovery.DeltaDiscoveryRequest{TypeUrl: resource.RequestPolicy, ResourceNamesSubscribe: []string{"*"}}},
 		{"its own, and a name besides", "waypoint", &discovery.DeltaDiscoveryRequest{TypeUrl: resource.Binding, ResourceNamesSubscribe: []string{ownKey, "web/front"}}},
+		{"another one's issuers", "waypoint", &discovery.DeltaDiscoveryRequest{TypeUrl: resource.RequestAuthentication, ResourceNamesSubscribe: []string{otherKey}}},
+		{"issuers, by a node's proxy", "ztunnel", &discovery.DeltaDiscoveryRequest{TypeUrl: resource.RequestAuthentication, ResourceNamesSubscribe: []string{ownKey}}},
 		{"a node's proxy", "ztunnel", &discovery.DeltaDiscoveryRequest{TypeUrl: resource.Binding, ResourceNamesSubscribe: []string{ownKey}}},
 		{"a stranger", "default", &discovery.DeltaDiscoveryRequest{TypeUrl: resource.Address}},
 	} {

@@ -15,6 +15,7 @@ import (
 
 var types = []string{
 	workload.AddressType, workload.AuthorizationType, workload.TrustBundleType, workload.ConfigType, workload.RevocationListType, workload.NamespaceType, workload.EgressPolicyType,
+	workload.RequestPolicyType, workload.BindingType, workload.RequestAuthenticationType,
 }
 
 // FuzzApply: whatever the bytes of a resource of any type, a store neither panics
@@ -37,6 +38,9 @@ func FuzzApply(f *testing.F) {
 		Certificates: []*mesh.RevokedCertificates{{Issuer: strings.Repeat("0a", 32), Serials: []string{"1", "ff00"}}},
 		Identities:   []*mesh.RevokedIdentity{{Identity: "spiffe://cluster.local/ns/shop/sa/web", BegunBefore: 1}},
 	})
+	add(workload.RequestPolicyType, &mesh.RequestPolicy{Name: "a", Namespace: "shop", Action: mesh.RequestPolicy_CUSTOM, Rules: []*mesh.RequestRule{{Condition: "true"}}})
+	add(workload.BindingType, &mesh.Binding{Target: &mesh.Binding_Service{Service: "shop/web.shop.svc"}, Waypoint: "shop/way", Policies: []string{"shop/a"}, Authentications: []string{"shop/b"}, ClaimHeaders: []string{"x"}})
+	add(workload.RequestAuthenticationType, &mesh.RequestAuthentication{Name: "b", Namespace: "shop", Rules: []*mesh.TokenRule{{Issuer: "me"}}})
 	add(workload.AuthorizationType, &security.Authorization{Name: "a", Namespace: "shop", Scope: security.Scope_NAMESPACE, Action: security.Action_DENY})
 	f.Fuzz(func(t *testing.T, kind uint, name string, body []byte) {
 		typeURL := types[kind%uint(len(types))]
