@@ -3,11 +3,13 @@ package main
 import (
 	"context"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/ambit-mesh/ambit/controller/push"
 	"github.com/ambit-mesh/ambit/controller/translate"
 )
 
@@ -217,4 +219,12 @@ func (s *bindingState) next(acked func(uint64) bool, held func(types.NamespacedN
 		return translate.Enforced, false
 	}
 	return s.stage, s.stage == translate.Enforced && acked(s.publication)
+}
+
+// heardByAll tells whether every node that has a ztunnel is connected, and none is
+// behind: who is away may work with what was before, and nobody connected is not everybody.
+func heardByAll(running []string, connected, behind []push.ProxyKey) bool {
+	return len(behind) == 0 && !slices.ContainsFunc(running, func(node string) bool {
+		return !slices.ContainsFunc(connected, func(p push.ProxyKey) bool { return p.Node == node })
+	})
 }

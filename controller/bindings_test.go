@@ -6,6 +6,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/ambit-mesh/ambit/controller/push"
 	"github.com/ambit-mesh/ambit/controller/translate"
 )
 
@@ -185,5 +186,27 @@ func TestTellingOfAnswersNeverAsks(t *testing.T) {
 	b.published([]*translate.Bound{{Kind: "Service", Namespace: "shop", Name: "a", Stage: translate.Announced}}, 2)
 	for range 3 {
 		b.answered()
+	}
+}
+
+// Who is away has heard nothing, and when nobody is connected nobody has.
+func TestHeardByAll(t *testing.T) {
+	n1, n2 := push.ProxyKey{Node: "n1", Pod: "a"}, push.ProxyKey{Node: "n2", Pod: "b"}
+	both := []string{"n1", "n2"}
+	for name, c := range map[string]struct {
+		running           []string
+		connected, behind []push.ProxyKey
+		want              bool
+	}{
+		"all":                   {both, []push.ProxyKey{n1, n2}, nil, true},
+		"one is behind":         {both, []push.ProxyKey{n1, n2}, []push.ProxyKey{n2}, false},
+		"one is away":           {both, []push.ProxyKey{n1}, nil, false},
+		"nobody is connected":   {both, nil, nil, false},
+		"one that is not known": {[]string{"n1"}, []push.ProxyKey{n1, n2}, nil, true},
+		"no nodes":              {nil, nil, nil, true},
+	} {
+		if got := heardByAll(c.running, c.connected, c.behind); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
 	}
 }

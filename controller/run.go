@@ -151,7 +151,9 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 		Logger:   logger, Registerer: registry,
 	})
 	p.bindings = newBindings(
-		func(publication uint64) bool { return len(p.push.AckedBy(publication)) == 0 },
+		func(publication uint64) bool {
+			return heardByAll(p.pods.NodesWith(s.namespace, ca.TunnelServiceAccount), p.push.Connected(), p.push.AckedBy(publication))
+		},
 		func(waypoint types.NamespacedName, target string) bool {
 			return p.push.WaypointsHold(translate.WaypointAlias(waypoint), resource.Binding, target)
 		},
