@@ -56,7 +56,9 @@ lint: ## gofmt, vet
 	go vet -tags envoy ./e2e/conformance
 
 test-unit: setup ## Unit tests, and kernel tests in network namespaces (root)
-	go test ./...
+	packages=$$(go list ./... | grep -v '/ambit/ztunnel$$'); go test $$packages
+	# Alone: on a machine that has more to do than it can, about one in a million short connections has been seen reset, for a reason that is not found yet.
+	go test ./ztunnel
 	go test -C e2e/cluster .
 	go test -C e2e/conformance/h2spec .
 
@@ -184,4 +186,4 @@ help: ## This list
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-zA-Z\/_-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 FORCE:
-.PHONY: FORCE demo test images generate fresh lint test-unit test-e2e test-cluster cluster images-load cluster-down cluster-reboot setup help faults revocation bench bench-l4 bench-l7 bench-enrol setup-bench bench-memory test-envoy fuzz conformance gateway-api
+.PHONY: FORCE demo test images generate fresh lint test-unit test-e2e test-cluster cluster images-load cluster-down cluster-reboot setup help faults revocation rotation bench bench-l4 bench-l7 bench-enrol setup-bench bench-memory test-envoy fuzz conformance gateway-api
