@@ -46,15 +46,6 @@ static __always_inline bool source_is_foreign(struct bpf_sock *sk, const struct 
 	return !addr_equal(&source, self);
 }
 
-static __always_inline void ask(int change)
-{
-	__u32 only = 0;
-	__u32 *asking = bpf_map_lookup_elem(&mesh_asking, &only);
-
-	if (asking)
-		__sync_fetch_and_add(asking, change);
-}
-
 /* Tells whether a connection with the ends of this delivery exists: the client's own, to ztunnel or to the application, if its
  * ports reach into the range that deliveries use. Two such would break each other. If there is none the lookup ends among the
  * listeners, by steer's answer. A connection of which only the application's TIME_WAIT is left is over: it gives way to a new SYN

@@ -208,7 +208,8 @@ const (
 	connectVerdictVERDICT_CONNECT_DENIED_UNCLASSIFIED   connectVerdict = 67
 	connectVerdictVERDICT_CONNECT_DENIED_NO_NODE        connectVerdict = 68
 	connectVerdictVERDICT_CONNECT_DENIED_NOT_STEERED    connectVerdict = 69
-	connectVerdictVERDICT_COUNT                         connectVerdict = 70
+	connectVerdictVERDICT_HOLD_DROPPED_RESET            connectVerdict = 70
+	connectVerdictVERDICT_COUNT                         connectVerdict = 71
 )
 
 // Names of all BPF objects in the ELF.

@@ -5,6 +5,8 @@
 /* Whether a captured connection's SYN goes on to the outbound listener, or waits until ztunnel has reached who it is for: the
  * listener would accept at once, and the application could no longer be told in connect(2) that nobody is there.
  *
+ * And which reset does not go on, because it is untrue.
+ *
  * Runs in a pod's namespace for what leaves by lo, where marked packets are routed: one program a pod, with its addresses and
  * slot loaded as constants. A SYN that is kept goes to ztunnel instead, which sends it on its way itself, or answers it. Of
  * a connection nothing is remembered here: if ztunnel says nothing, the kernel repeats the SYN, and it comes by again.
@@ -80,6 +82,45 @@ static __always_inline __u32 read_ip(struct __sk_buff *skb, struct addr *source,
 	return 0;
 }
 
+/* Tells whether a packet is a reset by which the kernel says that nobody is there, and somebody is. Until Linux 6.19, as a connection
+ * is made its place in the kernel's table passes from the request to the socket, and for a moment there is neither: what another
+ * CPU looks up then, a client's first data, comes to the listener, which answers with a reset. Between the application and ztunnel
+ * the two are on different CPUs more often than not. Without the reset the data is sent again. */
+static __always_inline bool is_stray_reset(struct __sk_buff *skb)
+{
+	struct addr source = {}, destination = {};
+	struct bpf_sock_tuple tuple = {};
+	struct bpf_sock *found;
+	__u32 ip_size, size, state;
+	struct tcphdr tcp;
+
+	ip_size = read_ip(skb, &source, &destination);
+	if (!ip_size || load(skb, ip_size, &tcp, sizeof(tcp)) || !tcp.rst)
+		return false;
+	/* As what it answers: the other way. */
+	if (addr_is4(&source)) {
+		tuple.ipv4.saddr = destination.word[3];
+		tuple.ipv4.daddr = source.word[3];
+		tuple.ipv4.sport = tcp.dest;
+		tuple.ipv4.dport = tcp.source;
+		size = sizeof(tuple.ipv4);
+	} else {
+		__builtin_memcpy(tuple.ipv6.saddr, &destination, sizeof(destination));
+		__builtin_memcpy(tuple.ipv6.daddr, &source, sizeof(source));
+		tuple.ipv6.sport = tcp.dest;
+		tuple.ipv6.dport = tcp.source;
+		size = sizeof(tuple.ipv6);
+	}
+	ask(1);
+	found = bpf_skc_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	ask(-1);
+	if (!found)
+		return false;
+	state = found->state;
+	bpf_sk_release(found);
+	return state == BPF_TCP_ESTABLISHED || state == BPF_TCP_SYN_RECV;
+}
+
 /* While the process lives that reads what is held, its listener is there. */
 static __always_inline bool has_listener(void)
 {
@@ -101,11 +142,14 @@ int hold_egress(struct __sk_buff *skb)
 	struct held *held;
 	__u32 ip_size, size;
 
-	if (skb->mark != MARK)
-		return end(VERDICT_HOLD_NOT_CAPTURED, PASS);
 	sk = skb->sk;
 	if (sk)
 		sk = bpf_sk_fullsock(sk);
+	/* What the kernel answers is of a listener, or before Linux 6.14 of a socket of its own; it bears no mark. */
+	if ((!sk || sk->state == BPF_TCP_LISTEN || sk->state == BPF_TCP_CLOSE) && is_stray_reset(skb))
+		return keep(VERDICT_HOLD_DROPPED_RESET);
+	if (skb->mark != MARK)
+		return end(VERDICT_HOLD_NOT_CAPTURED, PASS);
 	/* Nor is a SYN that ztunnel sends on its way, from a raw socket. */
 	if (!sk || sk->state != BPF_TCP_SYN_SENT)
 		return end(VERDICT_HOLD_NOT_SYN, PASS);

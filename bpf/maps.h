@@ -186,15 +186,24 @@ struct {
 } mesh_verdicts SEC(".maps");
 _Static_assert(VERDICT_COUNT <= MAX_VERDICTS, "every verdict has a counter");
 
-/* 0 -> how many runs of connect ask which socket would take a SYN, on this CPU: one may be put off by another. steer answers that
- * as ever, and counts it apart. It decides nothing, for a SYN may come between the question and its end. Written by connect. Not
- * pinned. */
+/* 0 -> how many runs of programs ask which socket would take a packet, on this CPU: one may be put off by another. steer answers
+ * that as ever, and counts it apart. It decides nothing, for a SYN may come between the question and its end. Not pinned. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, __u32);
 } mesh_asking SEC(".maps");
+
+/* Begins a question, or ends it. */
+static __always_inline void ask(int change)
+{
+	__u32 only = 0;
+	__u32 *asking = bpf_map_lookup_elem(&mesh_asking, &only);
+
+	if (asking)
+		__sync_fetch_and_add(asking, change);
+}
 
 static __always_inline void count(enum verdict verdict)
 {

@@ -172,7 +172,8 @@ enum verdict {
 	VERDICT_CONNECT_DENIED_UNCLASSIFIED = 67,
 	VERDICT_CONNECT_DENIED_NO_NODE = 68,
 	VERDICT_CONNECT_DENIED_NOT_STEERED = 69,
-	VERDICT_COUNT = 70,
+	VERDICT_HOLD_DROPPED_RESET = 70,
+	VERDICT_COUNT = 71,
 };
 
 /* An IPv6 address, or an IPv4 one as ::ffff:a.b.c.d, in network byte order. All zero: no address. */
