@@ -12,6 +12,7 @@ import (
 	"github.com/ambit-mesh/ambit/controller/ca"
 	"github.com/ambit-mesh/ambit/controller/push"
 	"github.com/ambit-mesh/ambit/controller/report"
+	"github.com/ambit-mesh/ambit/controller/status"
 	"github.com/ambit-mesh/ambit/controller/translate"
 	"github.com/ambit-mesh/ambit/controller/watch"
 )
@@ -125,7 +126,7 @@ func (p *publisher) publish() {
 		Gateways: objects.Gateways,
 		Bindings: p.bindings,
 		Routes:   translate.Routes{HTTP: objects.HTTPRoutes, GRPC: objects.GRPCRoutes, TLS: objects.TLSRoutes, TCP: objects.TCPRoutes},
-		Captured: captured, Roots: trust.Roots, Retiring: trust.Retiring, Revoked: p.revoked(), Config: p.config,
+		Captured: captured, Enrolled: status.Enrolled(objects.Pods, objects.Namespaces, p.config.SystemNamespace), Roots: trust.Roots, Retiring: trust.Retiring, Revoked: p.revoked(), Config: p.config,
 	})
 	p.complain(err)
 	publication := p.server.Publish(result.Resources)

@@ -544,7 +544,15 @@ func (x *SessionAffinity) GetClientIpTimeoutSeconds() uint32 {
 type MutualTLS struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// That of the workload as a whole, whatever single ports may do.
-	Mode          MutualTLS_Mode `protobuf:"varint,1,opt,name=mode,proto3,enum=ambit.mesh.MutualTLS_Mode" json:"mode,omitempty"`
+	Mode MutualTLS_Mode `protobuf:"varint,1,opt,name=mode,proto3,enum=ambit.mesh.MutualTLS_Mode" json:"mode,omitempty"`
+	// It is to be captured, and its node has not said yet that it is: what refuses
+	// plaintext is not reached at all meanwhile. If that is the whole workload, its
+	// tunnel_protocol is HBONE, where no tunnel is taken yet, so that a data plane that
+	// ignores this message sends it nothing in plaintext either.
+	AwaitsCapture bool `protobuf:"varint,2,opt,name=awaits_capture,json=awaitsCapture,proto3" json:"awaits_capture,omitempty"`
+	// The single ports that refuse plaintext though the mode does not, sorted; only with
+	// awaits_capture. Each is 1 to 65535.
+	StrictPorts   []uint32 `protobuf:"varint,3,rep,packed,name=strict_ports,json=strictPorts,proto3" json:"strict_ports,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -584,6 +592,20 @@ func (x *MutualTLS) GetMode() MutualTLS_Mode {
 		return x.Mode
 	}
 	return MutualTLS_MODE_UNSPECIFIED
+}
+
+func (x *MutualTLS) GetAwaitsCapture() bool {
+	if x != nil {
+		return x.AwaitsCapture
+	}
+	return false
+}
+
+func (x *MutualTLS) GetStrictPorts() []uint32 {
+	if x != nil {
+		return x.StrictPorts
+	}
+	return nil
 }
 
 // EgressPolicies is an Extension of a Workload, named `ambit.mesh/egress-policies`:
@@ -970,9 +992,11 @@ const file_mesh_mesh_proto_rawDesc = "" +
 	"\n" +
 	"pod_ranges\x18\x03 \x03(\tR\tpodRanges\"L\n" +
 	"\x0fSessionAffinity\x129\n" +
-	"\x19client_ip_timeout_seconds\x18\x01 \x01(\rR\x16clientIpTimeoutSeconds\"\x82\x01\n" +
+	"\x19client_ip_timeout_seconds\x18\x01 \x01(\rR\x16clientIpTimeoutSeconds\"\xcc\x01\n" +
 	"\tMutualTLS\x12.\n" +
-	"\x04mode\x18\x01 \x01(\x0e2\x1a.ambit.mesh.MutualTLS.ModeR\x04mode\"E\n" +
+	"\x04mode\x18\x01 \x01(\x0e2\x1a.ambit.mesh.MutualTLS.ModeR\x04mode\x12%\n" +
+	"\x0eawaits_capture\x18\x02 \x01(\bR\rawaitsCapture\x12!\n" +
+	"\fstrict_ports\x18\x03 \x03(\rR\vstrictPorts\"E\n" +
 	"\x04Mode\x12\x14\n" +
 	"\x10MODE_UNSPECIFIED\x10\x00\x12\x0e\n" +
 	"\n" +

@@ -2,10 +2,14 @@ package status
 
 import (
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // Label enrols a namespace or a pod, or opts a pod out.
 const Label = "ambit.mesh/dataplane-mode"
+
+// RemovingLabel on the system namespace, with the value "true", gives all pods back.
+const RemovingLabel = "ambit.mesh/removing"
 
 // mode is what the labels of a pod and its namespace ask for.
 type mode int
@@ -52,4 +56,36 @@ func enrolmentBy(value, kind string, none mode) enrolment {
 	default:
 		return enrolment{mode: modeUnknown, value: value, kind: kind}
 	}
+}
+
+// Enrolment is the pods whose capture is asked for.
+type Enrolment map[types.UID]struct{}
+
+// Has tells whether the capture of a pod is asked for.
+func (e Enrolment) Has(uid types.UID) bool {
+	_, ok := e[uid]
+	return ok
+}
+
+// Enrolled finds the pods that are to be captured, whether they are or not. One with a label that is not understood is among
+// them: nobody captures it, and to take it for one that is left alone would be to guess.
+func Enrolled(pods []*corev1.Pod, namespaces []*corev1.Namespace, system string) Enrolment {
+	byName := make(map[string]*corev1.Namespace, len(namespaces))
+	for _, n := range namespaces {
+		byName[n.Name] = n
+	}
+	all := make(Enrolment)
+	if s := byName[system]; s != nil && s.Labels[RemovingLabel] == "true" {
+		return all
+	}
+	for _, p := range pods {
+		if p.Spec.HostNetwork || p.Namespace == system || terminal(p) {
+			continue
+		}
+		switch enrolmentOf(p, byName[p.Namespace]).mode {
+		case modeAmbient, modeUnknown:
+			all[p.UID] = struct{}{}
+		}
+	}
+	return all
 }

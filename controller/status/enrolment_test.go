@@ -1,10 +1,13 @@
 package status
 
 import (
+	"maps"
+	"slices"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 func TestEnrolment(t *testing.T) {
@@ -38,5 +41,37 @@ func TestEnrolment(t *testing.T) {
 	}
 	if got := enrolmentOf(&corev1.Pod{}, nil); got != (enrolment{}) {
 		t.Errorf("without a namespace: %+v", got)
+	}
+}
+
+func TestEnrolled(t *testing.T) {
+	pod := func(namespace, name string, change func(*corev1.Pod)) *corev1.Pod {
+		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: types.UID(name), Labels: map[string]string{}}}
+		if change != nil {
+			change(p)
+		}
+		return p
+	}
+	namespace := func(name, key, value string) *corev1.Namespace {
+		return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{key: value}}}
+	}
+	pods := []*corev1.Pod{
+		pod("shop", "enrolled", nil),
+		pod("shop", "opted-out", func(p *corev1.Pod) { p.Labels[Label] = "none" }),
+		pod("shop", "misunderstood", func(p *corev1.Pod) { p.Labels[Label] = "sidecar" }),
+		pod("shop", "on-host", func(p *corev1.Pod) { p.Spec.HostNetwork = true }),
+		pod("shop", "ended", func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded }),
+		pod("bank", "labelled-itself", func(p *corev1.Pod) { p.Labels[Label] = "ambient" }),
+		pod("bank", "left-alone", nil),
+		pod("ambit-system", "of-the-mesh", func(p *corev1.Pod) { p.Labels[Label] = "ambient" }),
+	}
+	namespaces := []*corev1.Namespace{namespace("shop", Label, "ambient"), namespace("ambit-system", "other", "label")}
+	got := slices.Sorted(maps.Keys(Enrolled(pods, namespaces, "ambit-system")))
+	if want := []types.UID{"enrolled", "labelled-itself", "misunderstood"}; !slices.Equal(got, want) {
+		t.Errorf("enrolled %v, want %v", got, want)
+	}
+	namespaces[1] = namespace("ambit-system", RemovingLabel, "true")
+	if got := Enrolled(pods, namespaces, "ambit-system"); len(got) > 0 {
+		t.Errorf("while the mesh is being removed, enrolled %v", got)
 	}
 }

@@ -116,6 +116,7 @@ type targets struct {
 	system      string
 	clusterID   string
 	captured    Captured
+	awaits      func(*pod) bool // is to be captured, and is not
 	all         []*pod
 	byNamespace map[string][]*pod
 	attached    map[*pod]*attachment
@@ -125,7 +126,10 @@ type targets struct {
 type attachment struct {
 	authorizations []string
 	mutualTLS      mesh.MutualTLS_Mode // MODE_UNSPECIFIED: nothing is said
-	egress         []string
+	// awaited: it is to be captured, and is not; strictPorts then refuse plaintext besides.
+	awaited     bool
+	strictPorts []uint32
+	egress      []string
 }
 
 // to says on a workload which policies apply to it; nil says nothing.
@@ -135,17 +139,25 @@ func (a *attachment) to(w *workload.Workload) {
 	}
 	w.AuthorizationPolicies = a.authorizations
 	if a.mutualTLS != mesh.MutualTLS_MODE_UNSPECIFIED {
-		w.Extensions = append(w.Extensions, extension(mutualTLSExtension, &mesh.MutualTLS{Mode: a.mutualTLS}))
+		w.Extensions = append(w.Extensions, extension(mutualTLSExtension, &mesh.MutualTLS{
+			Mode: a.mutualTLS, AwaitsCapture: a.awaited, StrictPorts: a.strictPorts,
+		}))
+	}
+	if a.awaited && a.mutualTLS == mesh.MutualTLS_STRICT {
+		w.TunnelProtocol = workload.TunnelProtocol_HBONE
 	}
 	if len(a.egress) > 0 {
 		w.Extensions = append(w.Extensions, extension(egressExtension, &mesh.EgressPolicies{Names: a.egress}))
 	}
 }
 
-func newTargets(in Input, pods *podIndex) *targets {
+func newTargets(in Input, pods *podIndex, w *waypoints) *targets {
 	t := &targets{
 		system: in.Config.SystemNamespace, clusterID: in.Config.ClusterID, captured: in.Captured,
 		byNamespace: make(map[string][]*pod), attached: make(map[*pod]*attachment),
+	}
+	t.awaits = func(p *pod) bool {
+		return in.Enrolled != nil && in.Enrolled.Has(p.UID) && !in.Captured.Has(p.UID) && !w.IsPod(p.Pod)
 	}
 	for _, p := range pods.all {
 		if !p.Spec.HostNetwork {
@@ -252,7 +264,7 @@ func oldestFirst[T metav1.Object](all []T) []T {
 
 // policies resolves which policies apply to which pods, and publishes them.
 func (o *output) policies(in Input, pods *podIndex, services *serviceIndex, serving *serving, w *waypoints, r *requests) *targets {
-	t := newTargets(in, pods)
+	t := newTargets(in, pods, w)
 	o.authorizationPolicies(in, t, targetsOfRefs{in: in, targets: t, services: services, serving: serving, waypoints: w}, r)
 	modes := o.peerAuthentications(in.PeerAuthentications, t)
 	denials := o.egressPolicies(in.EgressPolicies, t)

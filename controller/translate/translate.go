@@ -27,7 +27,8 @@
 //
 // Invariants: an address stands for one workload or one service; a pod is
 // reached through a tunnel if and only if it is in Input.Captured and has an
-// address of its own; an object that cannot be expressed is reported and left
+// address of its own; one that is to be captured, and is not yet, is not reached
+// at all where it refuses plaintext; an object that cannot be expressed is reported and left
 // out, and takes no other with it. A policy that cannot be expressed as it is
 // written is sent in a reading that lets nothing pass which it would refuse: a
 // DENY denies more, an ALLOW allows less. What narrows access is said by
@@ -77,6 +78,8 @@ type Input struct {
 
 	// Captured pods are those to be reached through tunnels.
 	Captured Captured
+	// Enrolled pods are those that are to be captured, whether they are or not; nil: none.
+	Enrolled Enrolled
 	// Roots of the mesh's certificates, PEM, one each.
 	Roots []string
 	// Retiring are the fingerprints of those that sign no more.
@@ -89,6 +92,11 @@ type Input struct {
 
 // Captured is the set of pods that are captured at one moment.
 type Captured interface {
+	Has(uid types.UID) bool
+}
+
+// Enrolled is the set of pods whose capture is asked for.
+type Enrolled interface {
 	Has(uid types.UID) bool
 }
 

@@ -36,6 +36,9 @@ var update = flag.Bool("update", false, "write the golden files anew")
 // capturedAnnotation marks the pods that their nodes reported captured.
 const capturedAnnotation = "test.ambit.mesh/captured"
 
+// enrolledAnnotation marks the pods that are to be captured.
+const enrolledAnnotation = "test.ambit.mesh/enrolled"
+
 // Every file in testdata is a promise: Kubernetes objects in NAME.yaml, what
 // data planes are told in NAME.golden.
 func TestTranslate(t *testing.T) {
@@ -188,7 +191,8 @@ func readInput(t *testing.T, name string) Input {
 	if err != nil {
 		t.Fatal(err)
 	}
-	in := Input{Captured: captured{}, Config: config}
+	enrolled := captured{}
+	in := Input{Captured: captured{}, Enrolled: enrolled, Config: config}
 	for document := range bytes.SplitSeq(text, []byte("\n---\n")) {
 		object, _, err := codecs.UniversalDeserializer().Decode(document, nil, nil)
 		if err != nil {
@@ -201,6 +205,7 @@ func readInput(t *testing.T, name string) Input {
 			}
 			in.Pods = append(in.Pods, o)
 			in.Captured.(captured)[o.UID] = o.Annotations[capturedAnnotation] == "true"
+			enrolled[o.UID] = o.Annotations[enrolledAnnotation] == "true"
 		case *gateway.Gateway:
 			in.Gateways = append(in.Gateways, o)
 		case *gateway.HTTPRoute:

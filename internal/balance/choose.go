@@ -72,6 +72,16 @@ func Choose(r Request, snapshot *workload.Snapshot, pick Picker) (Choice, bool) 
 	return Choice{Workload: c.Workload, Target: c.target, Nearness: NearnessOf(r.Source, c.Workload), Panic: panicked}, true
 }
 
+// Awaited finds an endpoint that could be chosen, but that its node has to capture it first.
+func Awaited(r Request, snapshot *workload.Snapshot) (*workload.Workload, bool) {
+	for _, w := range snapshot.Endpoints(r.Service.Key) {
+		if c, ok := suitable(r, r.Service, r.Destination, w); ok && w.Awaited(c.target.Port()) {
+			return w, true
+		}
+	}
+	return nil, false
+}
+
 // Peers yields the endpoints that r might have got, by uid and target: all that
 // may be used, avoided and ejected ones too.
 func Peers(r Request, snapshot *workload.Snapshot) iter.Seq2[string, netip.AddrPort] {
@@ -259,8 +269,14 @@ func lot(weight uint32, pick Picker) uint64 {
 	return math.Float64bits(-math.Log(u) / float64(weight))
 }
 
-// usable tells whether w may be used for dst, where, and how near it is.
+// usable tells whether w may be used for dst now, where, and how near it is.
 func usable(r Request, service *workload.Service, dst netip.AddrPort, w *workload.Workload) (c candidate, ok bool) {
+	c, ok = suitable(r, service, dst, w)
+	return c, ok && !w.Awaited(c.target.Port())
+}
+
+// suitable tells it whether w can be reached yet or not.
+func suitable(r Request, service *workload.Service, dst netip.AddrPort, w *workload.Workload) (c candidate, ok bool) {
 	if w.Weight == 0 || w.Network != r.Source.Network || !w.Healthy && !service.AllowUnhealthy {
 		return candidate{}, false
 	}

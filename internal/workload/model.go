@@ -20,6 +20,7 @@ package workload
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -160,6 +161,10 @@ type Workload struct {
 	Authorizations []string
 	// MutualTLS is how strictly its node keeps plaintext away from it.
 	MutualTLS MutualTLSMode
+	// StrictPorts, of one that awaits its capture, refuse plaintext whatever MutualTLS is. See Awaited.
+	StrictPorts []uint16
+	// AwaitsCapture: it is to be captured, and its node has not said that it is.
+	AwaitsCapture bool
 	// EgressPolicies names the policies that decide on its way out of the mesh,
 	// sorted: see Snapshot.EgressPolicies.
 	EgressPolicies []string
@@ -183,6 +188,12 @@ func (w *Workload) Address(family netip.Addr) (netip.Addr, bool) {
 		}
 	}
 	return netip.Addr{}, false
+}
+
+// Awaited tells that nobody may be sent to a port of the workload yet: it takes no
+// tunnels before it is captured, and refuses plaintext.
+func (w *Workload) Awaited(port uint16) bool {
+	return w.AwaitsCapture && (w.MutualTLS == StrictMutualTLS || slices.Contains(w.StrictPorts, port))
 }
 
 // Target is the workload's own port for a port of a service.

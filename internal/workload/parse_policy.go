@@ -59,6 +59,13 @@ func (w *Workload) setMutualTLS(e *api.Extension) error {
 	if w.MutualTLS, err = parseMode(m.GetMode()); err != nil {
 		return fmt.Errorf("config.mode: %w", err)
 	}
+	w.AwaitsCapture = m.GetAwaitsCapture()
+	for i, port := range m.GetStrictPorts() {
+		if port == 0 || port > maxPort {
+			return fmt.Errorf("config.strict_ports[%d]: %d, want 1 to %d", i, port, maxPort)
+		}
+		w.StrictPorts = append(w.StrictPorts, uint16(port))
+	}
 	return nil
 }
 

@@ -377,7 +377,7 @@ func (x *exchange) retriable(status int) bool {
 // after: the endpoint was not reached, or said nothing.
 func (x *exchange) mayRepeat(err error) bool {
 	switch conns.ReasonOf(err) {
-	case conns.PolicyDenied, conns.PolicyMissing, NotAsked, ProviderDenied, clientGone, upstream.NoEndpoint:
+	case conns.PolicyDenied, conns.PolicyMissing, NotAsked, ProviderDenied, clientGone, upstream.NoEndpoint, upstream.NotCaptured:
 		return false
 	}
 	return x.plan.Retries > 0 && x.revocation() == nil

@@ -53,7 +53,7 @@ func verdictOf(reason conns.Reason) (status int, flag Flag) {
 		return http.StatusForbidden, flagDenied
 	case conns.PolicyMissing, target.NotBound, target.UnknownPort, conns.Loop:
 		return http.StatusServiceUnavailable, flagNotKnown
-	case upstream.NoEndpoint:
+	case upstream.NoEndpoint, upstream.NotCaptured:
 		return http.StatusServiceUnavailable, flagNoEndpoint
 	case timedOut:
 		return http.StatusGatewayTimeout, flagTimeout

@@ -47,6 +47,10 @@ const (
 // NoEndpoint: the service has no endpoint that may be used.
 const NoEndpoint conns.Reason = "NoEndpoint"
 
+// NotCaptured: the endpoint refuses plaintext, and takes no tunnels before its node
+// has captured it.
+const NotCaptured conns.Reason = "NotCaptured"
+
 // Config of an Opener. All fields are required.
 type Config struct {
 	// Self is the waypoint's own pod.
@@ -233,6 +237,9 @@ func (o *Opener) pick(want Want) (balance.Choice, error) {
 	}
 	choice, ok := balance.Choose(o.request(want), want.Snapshot, rand.Uint64N)
 	if !ok {
+		if w, awaited := balance.Awaited(o.request(want), want.Snapshot); awaited {
+			return choice, notCaptured(w)
+		}
 		return choice, conns.Fail(NoEndpoint, fmt.Errorf("service %s has no usable endpoint for port %d", want.Service.Key, want.Port))
 	}
 	return choice, nil
@@ -250,7 +257,14 @@ func (o *Opener) only(want Want) (balance.Choice, error) {
 	if !ok {
 		return balance.Choice{}, conns.Fail(NoEndpoint, fmt.Errorf("%s has no address of the waypoint's family", w.UID))
 	}
+	if w.Awaited(port) {
+		return balance.Choice{}, notCaptured(w)
+	}
 	return balance.Choice{Workload: w, Target: netip.AddrPortFrom(addr, port), Nearness: balance.NearnessOf(o.cfg.Self(), w)}, nil
+}
+
+func notCaptured(w *workload.Workload) error {
+	return conns.Fail(NotCaptured, fmt.Errorf("%s refuses plaintext, and its node %s has not captured it yet", w.UID, w.Node))
 }
 
 // request is as from the waypoint's place; a service that keeps its clients apart

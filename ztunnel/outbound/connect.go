@@ -2,6 +2,7 @@ package outbound
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -19,6 +20,10 @@ import (
 // controller's word: many times a round trip to it, and short enough for the
 // patience of what connects to a pod that has just started.
 const lookupTimeout = 2 * time.Second
+
+// captureTimeout is how long a connection waits for its destination, which refuses plaintext, to be captured: many times what a
+// node needs for a pod, and short beside the patience of applications. What takes longer does not come by waiting.
+const captureTimeout = 5 * time.Second
 
 const (
 	// maxEndpoints of a service are tried for one connection: enough for a
@@ -126,16 +131,38 @@ func (l *Listener) establish(ctx context.Context, source *workload.Workload, up 
 // decide asks route, and the controller if route does not know the destination.
 // Without the controller's answer nobody knows whether plaintext is right.
 func (l *Listener) decide(ctx context.Context, request *route.Request) (route.Upstream, error) {
-	up, err := route.Decide(*request, l.cfg.Snapshot(), rand.Uint64N)
+	up, err := l.await(ctx, request)
 	if err != nil || up.Kind != route.Ask {
 		return up, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	asking, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
-	if _, err := l.cfg.Lookup(ctx, up.Address.Addr()); err != nil {
+	if _, err := l.cfg.Lookup(asking, up.Address.Addr()); err != nil {
 		return up, conns.Fail(conns.UnknownDestination, fmt.Errorf("ask the controller for %s: %w", up.Address.Addr(), err))
 	}
 	// If it was found, the snapshot now has it, and Asked changes nothing.
 	request.Asked = true
-	return route.Decide(*request, l.cfg.Snapshot(), rand.Uint64N)
+	return l.await(ctx, request)
+}
+
+// await asks route, again and again as long as the answer is a refusal that may pass.
+func (l *Listener) await(ctx context.Context, request *route.Request) (route.Upstream, error) {
+	var late <-chan time.Time
+	for {
+		snapshot := l.cfg.Snapshot()
+		up, err := route.Decide(*request, snapshot, rand.Uint64N)
+		if refusal := (*route.Refusal)(nil); !errors.As(err, &refusal) || !refusal.Passes() {
+			return up, err
+		}
+		if late == nil {
+			late = time.After(captureTimeout)
+		}
+		select {
+		case <-snapshot.Changed():
+		case <-late:
+			return up, err
+		case <-ctx.Done():
+			return up, errors.Join(err, ctx.Err())
+		}
+	}
 }

@@ -22,6 +22,9 @@ const (
 	// StrictUnknown: a strict source addresses what may be a pod, and nobody knows
 	// which: it is not reached in plaintext.
 	StrictUnknown Reason = "StrictUnknown"
+	// NotCaptured: the destination refuses plaintext, and takes no tunnels before its
+	// node has captured it.
+	NotCaptured Reason = "NotCaptured"
 	// NotConfigured: the mesh's configuration is not known yet, so nobody can
 	// say what is outside of it.
 	NotConfigured Reason = "NotConfigured"
@@ -36,6 +39,9 @@ type Refusal struct {
 }
 
 func (r *Refusal) Error() string { return string(r.Reason) + ": " + r.Detail }
+
+// Passes tells that waiting a little may help.
+func (r *Refusal) Passes() bool { return r.Reason == NotCaptured }
 
 func refuse(reason Reason, format string, args ...any) *Refusal {
 	return &Refusal{Reason: reason, Detail: fmt.Sprintf(format, args...)}

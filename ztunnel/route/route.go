@@ -17,7 +17,8 @@
 // waypoint's pods, which is asked for what the source addressed (waypoint.go).
 //
 // A workload is reached by a tunnel if it takes tunnels, on the same node by
-// the short way, and by plain TCP only if it takes none.
+// the short way, and by plain TCP only if it takes none. One that refuses plaintext
+// and is still to be captured is not reached at all.
 //
 // Invariants: Decide is pure: the same request, snapshot, load and picks give
 // the same answer. What belongs to the mesh is never reached in another way than
@@ -201,6 +202,9 @@ func toEndpoint(r Request, service *workload.Service, dst netip.AddrPort, snapsh
 	source := r.Source
 	endpoint, ok := balance.Choose(r.balancing(service), snapshot, pick)
 	if !ok {
+		if w, ok := balance.Awaited(r.balancing(service), snapshot); ok {
+			return Upstream{}, notCaptured(w)
+		}
 		return Upstream{}, refuse(NoEndpoint, "service %s has no usable endpoint for port %d", service.Key, dst.Port())
 	}
 	direct := func() (Upstream, error) {
@@ -241,6 +245,8 @@ func toWorkload(source, w *workload.Workload, target netip.AddrPort, service *wo
 	switch {
 	case self:
 		up.Kind = Local
+	case w.Awaited(target.Port()):
+		return Upstream{}, notCaptured(w)
 	case w.Protocol != workload.HBONE:
 		up.Kind = Plaintext
 	case capturedBeside(source, w):
@@ -254,6 +260,10 @@ func toWorkload(source, w *workload.Workload, target netip.AddrPort, service *wo
 		}
 	}
 	return up, nil
+}
+
+func notCaptured(w *workload.Workload) *Refusal {
+	return refuse(NotCaptured, "%s refuses plaintext, and its node %s has not captured it yet", w.UID, w.Node)
 }
 
 // capturedBeside tells whether w's traffic is in the hands of the same node
