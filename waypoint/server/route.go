@@ -56,27 +56,11 @@ func routed(s *workload.Snapshot, t *target.Target, routes []*mesh.Route, name s
 	return service, uint16(backend.GetPort()), t.Service != nil && service.Key == t.Service.Key, nil
 }
 
-// attached are the routes that count: of the client's own namespace, if there are any,
-// in place of all others; and those for TLS, if there are any, in place of those for TCP.
-func attached(t *target.Target, namespace string) []*mesh.Route {
-	var producers, consumers []*mesh.Route
-	for _, r := range t.Routes() {
-		connections := r.GetKind() == mesh.Route_TCP || r.GetKind() == mesh.Route_TLS
-		switch {
-		case !connections || r.GetPort() != 0 && r.GetPort() != uint32(t.Port.Service):
-		case !r.GetConsumer():
-			producers = append(producers, r)
-		case r.GetNamespace() == namespace:
-			consumers = append(consumers, r)
-		}
-	}
-	if len(consumers) > 0 {
-		producers = consumers
-	}
-	if byName(producers) {
-		return slices.DeleteFunc(producers, func(r *mesh.Route) bool { return r.GetKind() != mesh.Route_TLS })
-	}
-	return producers
+// ofRequests tells whether routes are of requests: those are not asked about connections.
+func ofRequests(routes []*mesh.Route) bool {
+	return slices.ContainsFunc(routes, func(r *mesh.Route) bool {
+		return r.GetKind() == mesh.Route_HTTP || r.GetKind() == mesh.Route_GRPC
+	})
 }
 
 // byName tells whether routes go by the name that a client of TLS asks for.

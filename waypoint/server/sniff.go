@@ -29,10 +29,10 @@ const (
 // nothing else is, and where those for connections are, these are no requests: they
 // would pass them by.
 func speaks(t *target.Target, namespace string) protocol {
-	switch {
-	case t.Routed():
+	switch routes := t.RoutesFor(namespace); {
+	case ofRequests(routes):
 		return unsaidHTTP
-	case len(attached(t, namespace)) > 0:
+	case len(routes) > 0:
 		return plain
 	}
 	switch t.Port.App {

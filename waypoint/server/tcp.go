@@ -20,7 +20,7 @@ import (
 // that a client of TLS asks for, where routes go by that. Either client is set, or in,
 // which is then answered once the endpoint has accepted.
 func (s *Server) serveTCP(ctx context.Context, session *Session, to *target.Target, client *peeked, in *hbone.Incoming, refuse func(error)) {
-	routes, name := attached(to, session.Client.Identity.Namespace), ""
+	routes, name := to.RoutesFor(session.Client.Identity.Namespace), ""
 	if byName(routes) {
 		if client == nil {
 			stream, err := in.Accept()

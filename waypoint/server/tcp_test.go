@@ -262,6 +262,19 @@ func TestTCPRoutes(t *testing.T) {
 	}
 }
 
+// What one namespace attaches for its own clients is nothing to others: they may go on to
+// speak what they do.
+func TestRoutesOfAnotherNamespace(t *testing.T) {
+	m, client, endpoint, s := start(t, api.AppProtocol_UNKNOWN, everybody)
+	endpoint.Serve(endpoint.ID, greet)
+	m.Bind(s, func(b *mesh.Binding) {
+		b.Routes = []*mesh.Route{{Kind: mesh.Route_HTTP, Namespace: "elsewhere", Name: "r", Consumer: true, Rules: []*mesh.RouteRule{{}}}}
+	})
+	if got := talk(t, client.Dial(vip)); got != "you said EHLO web" {
+		t.Errorf("got %q", got)
+	}
+}
+
 // Where a TCPRoute is attached, what looks like a request goes where it says as well.
 func TestTCPRouteTakesEverything(t *testing.T) {
 	m, client, endpoint, s := start(t, api.AppProtocol_UNKNOWN, everybody)

@@ -131,10 +131,30 @@ func (t *Target) Routes() []*mesh.Route {
 	return t.Binding.Routes
 }
 
-// Routed tells whether routes for requests are attached to the port.
-func (t *Target) Routed() bool {
-	return slices.ContainsFunc(t.Routes(), func(r *mesh.Route) bool {
-		http := r.GetKind() == mesh.Route_HTTP || r.GetKind() == mesh.Route_GRPC
-		return http && (r.GetPort() == 0 || r.GetPort() == uint32(t.Port.Service))
-	})
+// kinds of routes, in the order in which they take precedence at a port.
+var kinds = []mesh.Route_Kind{mesh.Route_GRPC, mesh.Route_HTTP, mesh.Route_TLS, mesh.Route_TCP}
+
+// RoutesFor are those that count for a client: what its own namespace has attached to the
+// port, if there is any of it, in place of what the Service's has; of several kinds the
+// first. Whatever other namespaces attach is nothing to it.
+func (t *Target) RoutesFor(namespace string) []*mesh.Route {
+	var producers, consumers []*mesh.Route
+	for _, r := range t.Routes() {
+		switch {
+		case r.GetPort() != 0 && r.GetPort() != uint32(t.Port.Service):
+		case !r.GetConsumer():
+			producers = append(producers, r)
+		case r.GetNamespace() == namespace:
+			consumers = append(consumers, r)
+		}
+	}
+	if len(consumers) > 0 {
+		producers = consumers
+	}
+	for _, kind := range kinds {
+		if slices.ContainsFunc(producers, func(r *mesh.Route) bool { return r.GetKind() == kind }) {
+			return slices.DeleteFunc(producers, func(r *mesh.Route) bool { return r.GetKind() != kind })
+		}
+	}
+	return nil
 }
