@@ -14,6 +14,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"flag"
@@ -79,11 +80,16 @@ func run(ctx context.Context, from, modfile, out string) error {
 
 // wanted are the images that the suite's mesh manifests name.
 func wanted(ctx context.Context, from, modfile string) ([]string, error) {
-	folder, err := output(ctx, from, "list", "-modfile", modfile, "-m", "-f", "{{.Dir}}", suite)
+	// Not `go list`, which names no folder for what was not downloaded yet.
+	text, err := output(ctx, from, "mod", "download", "-modfile", modfile, "-json", suite)
 	if err != nil {
 		return nil, err
 	}
-	manifests, err := os.ReadFile(filepath.Join(strings.TrimSpace(string(folder)), "mesh", "manifests.yaml"))
+	var downloaded struct{ Dir string }
+	if err := json.Unmarshal(text, &downloaded); err != nil {
+		return nil, fmt.Errorf("read what go mod download says of %s: %w", suite, err)
+	}
+	manifests, err := os.ReadFile(filepath.Join(downloaded.Dir, "mesh", "manifests.yaml"))
 	if err != nil {
 		return nil, fmt.Errorf("read the suite's manifests: %w", err)
 	}
@@ -111,7 +117,8 @@ func build(ctx context.Context, program string) ([]byte, error) {
 }
 
 func output(ctx context.Context, folder string, args ...string) ([]byte, error) {
-	cmd := exec.CommandContext(ctx, "go", append([]string{args[0], "-C", folder}, args[1:]...)...)
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Dir = folder
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux")
 	cmd.Stderr = os.Stderr
 	text, err := cmd.Output()
