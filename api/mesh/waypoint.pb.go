@@ -470,8 +470,8 @@ type Route struct {
 	// A consumer route: it is for clients of its own namespace alone. The routes of
 	// a client's namespace, where there are any, take the place of all others.
 	Consumer bool `protobuf:"varint,6,opt,name=consumer,proto3" json:"consumer,omitempty"`
-	// Of requests it is for, in lower case, `*.` at the beginning for any prefix;
-	// none for all.
+	// Of TLS: the names that clients ask for, in lower case, `*.` at the beginning for any
+	// prefix; none for all. Of other routes they mean nothing.
 	Hostnames     []string     `protobuf:"bytes,7,rep,name=hostnames,proto3" json:"hostnames,omitempty"`
 	Rules         []*RouteRule `protobuf:"bytes,8,rep,name=rules,proto3" json:"rules,omitempty"`
 	unknownFields protoimpl.UnknownFields

@@ -66,7 +66,11 @@ func (c *routeConversion) httpFilter(rule *mesh.RouteRule, field string, in gate
 		if in.RequestMirror == nil {
 			return missing("requestMirror")
 		}
-		return &mesh.RouteFilter{Filter: &mesh.RouteFilter_Mirror{Mirror: c.mirror(rule, field+".requestMirror", in.RequestMirror)}}
+		mirror := c.mirror(rule, field+".requestMirror", in.RequestMirror)
+		if mirror == nil {
+			return nil
+		}
+		return &mesh.RouteFilter{Filter: &mesh.RouteFilter_Mirror{Mirror: mirror}}
 	case gateway.HTTPRouteFilterCORS:
 		if in.CORS == nil {
 			return missing("cors")
@@ -147,8 +151,15 @@ func (c *routeConversion) pathModifier(rule *mesh.RouteRule, field string, in *g
 	return nil
 }
 
+// mirror is nil if there is nobody to get copies: requests go on without, as the Gateway API
+// has it.
 func (c *routeConversion) mirror(rule *mesh.RouteRule, field string, in *gateway.HTTPRequestMirrorFilter) *mesh.RequestMirror {
-	out := &mesh.RequestMirror{Backend: c.target(field+".backendRef", in.BackendRef)}
+	backend, problem := c.target(field+".backendRef", in.BackendRef)
+	if problem != nil {
+		c.unmirrored = append(c.unmirrored, *problem)
+		return nil
+	}
+	out := &mesh.RequestMirror{Backend: backend}
 	switch {
 	case in.Percent != nil && in.Fraction != nil:
 		c.refuse(rule, gateway.RouteReasonUnsupportedValue, field, "has percent and fraction: only one of them may be set")

@@ -2,6 +2,7 @@ package translate
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -36,6 +37,16 @@ type service struct {
 type serviceIndex struct {
 	all    []*service // ordered by key
 	byName map[types.NamespacedName]*service
+	// unpublished is why Services are not in byName that there are.
+	unpublished map[types.NamespacedName]string
+}
+
+// missing says why a Service is not published.
+func (i *serviceIndex) missing(name types.NamespacedName) string {
+	if why := i.unpublished[name]; why != "" {
+		return fmt.Sprintf("Service %s %s", name, why)
+	}
+	return fmt.Sprintf("there is no Service %s", name)
 }
 
 // byKey finds a published Service; nil if there is none.
@@ -50,18 +61,21 @@ func (i *serviceIndex) byKey(key string) *service {
 // indexServices picks and describes the Services that are published: all but
 // aliases to other names, and those that something else than kube-proxy serves.
 func indexServices(all []*corev1.Service, pods *podIndex, config Config) *serviceIndex {
-	index := &serviceIndex{byName: make(map[types.NamespacedName]*service)}
+	index := &serviceIndex{byName: make(map[types.NamespacedName]*service), unpublished: make(map[types.NamespacedName]string)}
 	for _, s := range all {
+		name := types.NamespacedName{Namespace: s.Namespace, Name: s.Name}
 		if s.Spec.Type == corev1.ServiceTypeExternalName {
+			index.unpublished[name] = "is of type ExternalName: it has no endpoints"
 			continue
 		}
-		if _, ok := s.Labels[labelProxyName]; ok {
+		if proxy, ok := s.Labels[labelProxyName]; ok {
+			index.unpublished[name] = fmt.Sprintf("is served by %q, as its label %s says", proxy, labelProxyName)
 			continue
 		}
 		hostname := s.Name + "." + s.Namespace + ".svc." + config.ClusterDomain
 		published := &service{Service: s, key: s.Namespace + "/" + hostname}
 		index.all = append(index.all, published)
-		index.byName[types.NamespacedName{Namespace: s.Namespace, Name: s.Name}] = published
+		index.byName[name] = published
 	}
 	slices.SortFunc(index.all, func(a, b *service) int { return strings.Compare(a.key, b.key) })
 

@@ -149,26 +149,18 @@ func (r *Router) compileRule(in *mesh.Route, rule *mesh.RouteRule, index int) *R
 	return out
 }
 
-// compileMatches makes an entry of each match and hostname.
+// compileMatches makes an entry of each match.
 func (r *Router) compileMatches(in *mesh.Route, rule *mesh.RouteRule, index int, to *Rule) (out []*entry) {
 	matches := rule.GetMatches()
 	if len(matches) == 0 {
 		matches = []*mesh.RouteMatch{{}}
 	}
-	hostnames := in.GetHostnames()
-	if len(hostnames) == 0 {
-		hostnames = []string{""}
-	}
 	for i, m := range matches {
-		e := entry{rule: to, created: in.GetCreated(), order: [2]int{index, i}}
+		e := &entry{rule: to, created: in.GetCreated(), order: [2]int{index, i}}
 		if problem := e.read(in.GetKind(), m); problem != nil {
 			e.invalid = r.problem(in, index, fmt.Errorf("matches[%d].%w", i, problem))
 		}
-		for _, hostname := range hostnames {
-			one := e
-			one.host = strings.ToLower(hostname)
-			out = append(out, &one)
-		}
+		out = append(out, e)
 	}
 	return out
 }
@@ -313,7 +305,6 @@ func newTable(entries []*entry) *table {
 func compare(a, b *entry) int {
 	present := func(s string) int { return min(len(s), 1) }
 	return cmp.Or(
-		compareHosts(a.host, b.host),
 		cmp.Compare(b.lengths[0], a.lengths[0]), cmp.Compare(b.lengths[1], a.lengths[1]),
 		cmp.Compare(a.path, b.path), cmp.Compare(len(b.value), len(a.value)),
 		cmp.Compare(present(b.method), present(a.method)),
@@ -321,15 +312,4 @@ func compare(a, b *entry) int {
 		cmp.Compare(a.created, b.created), strings.Compare(a.rule.Route, b.rule.Route),
 		slices.Compare(a.order[:], b.order[:]),
 	)
-}
-
-// compareHosts puts names before wildcards, and long ones before short ones.
-func compareHosts(a, b string) int {
-	exact := func(s string) int {
-		if strings.HasPrefix(s, "*") {
-			return 0
-		}
-		return len(s)
-	}
-	return cmp.Or(cmp.Compare(exact(b), exact(a)), cmp.Compare(len(b), len(a)))
 }

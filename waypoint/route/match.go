@@ -18,12 +18,11 @@ const (
 	anyPath // the prefix /
 )
 
-// entry is one match of a rule, for one hostname.
+// entry is one match of a rule.
 type entry struct {
 	rule    *Rule
 	invalid string
 
-	host   string // empty for all
 	path   pathKind
 	value  string // of a prefix without a slash at its end
 	regex  *regexp.Regexp
@@ -94,7 +93,7 @@ func (t *table) find(q *request.Request) *entry {
 
 // matches tells whether an entry does, by its path or by what it was found by.
 func (e *entry) matches(q *request.Request) bool {
-	if e.grpc && !isGRPC(q) || !matchesHost(e.host, q.Host) || e.method != "" && e.method != q.Method {
+	if e.grpc && !isGRPC(q) || e.method != "" && e.method != q.Method {
 		return false
 	}
 	if e.path == regexPath && e.regex != nil && !e.regex.MatchString(q.Path) {
@@ -111,14 +110,6 @@ func (e *entry) matches(q *request.Request) bool {
 		}
 	}
 	return true
-}
-
-func matchesHost(host, got string) bool {
-	if host == "" || host == got {
-		return true
-	}
-	suffix, wild := strings.CutPrefix(host, "*")
-	return wild && len(got) > len(suffix) && strings.HasSuffix(got, suffix)
 }
 
 // inFields looks at all that a field says, its lines put together: RFC 9110 section 5.3.

@@ -10,10 +10,11 @@
 // for gRPC go before those for HTTP, which then do not count. A request that no rule of
 // the attached routes matches has none: that is a 404, never a way past them.
 //
-// Of several matches the first is, in this order, that of the most specific hostname;
-// the exact path, the longest prefix, the longest regular expression, any path (of gRPC the
+// Of several matches the first is, in this order, that of the exact path, the longest prefix, the longest regular expression, any path (of gRPC the
 // longest service, then method); a method; the most fields; the most query parameters; the oldest
 // route; the first route by namespace/name; the first in its route.
+//
+// Hostnames of routes mean nothing at a Service (GEP-1294).
 //
 // Invariants: pure; a Router never changes; what cannot be read of a match counts as
 // matched, and then the request is answered with 500.
