@@ -278,6 +278,11 @@ func (p proxies) Waypoint(waypoint, typeURL, name string) bool {
 	return p.server.WaypointsHold("waypoint/"+waypoint, typeURL, name)
 }
 
+// Trouble is what keeps a waypoint's pods from carrying out a resource.
+func (p proxies) Trouble(waypoint, typeURL, name string) string {
+	return p.server.WaypointsTrouble("waypoint/"+waypoint, typeURL, name)
+}
+
 // pushAuthenticator has the authority's word on who calls.
 type pushAuthenticator struct{ *ca.Authenticator }
 

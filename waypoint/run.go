@@ -199,7 +199,9 @@ func (w *waypoint) run(running, force context.Context) error {
 	group.Go(func() { w.followBundle(ctx) })
 	part(&group, ctx, "requests", w.engine.Run)
 	part(&group, ctx, "keys", w.keys.Run)
-	part(&group, ctx, "tokens", func(ctx context.Context) error { return w.tokens.run(ctx, w.store.Snapshot) })
+	part(&group, ctx, "tokens", func(ctx context.Context) error {
+		return w.tokens.run(ctx, w.store.Snapshot, func(missing map[string]string) { w.feed.Trouble(workload.RequestAuthenticationType, missing) })
+	})
 	part(&traffic, serving, "server", w.server.Run)
 
 	select {

@@ -27,6 +27,7 @@ import (
 type keys interface {
 	Keys(ctx context.Context, uri string, lacking *jwt.Keys) (*jwt.Keys, error)
 	Cached(uri string) (*jwt.Keys, error)
+	Missing(uri string) error
 	Want(uri string)
 }
 
@@ -133,18 +134,30 @@ func (t *tokens) compile(message *mesh.RequestAuthentication) *token.Authenticat
 	return a
 }
 
-// run has keys fetched before the first token comes, whenever there are new places of
-// them, until ctx ends.
-func (t *tokens) run(ctx context.Context, snapshot func() *workload.Snapshot) error {
+// lookEvery is how often keys that are missing are asked for again.
+const lookEvery = 2 * time.Second
+
+// run has keys fetched before the first token comes, and again when that fails or they
+// are old, until ctx ends. It tells which RequestAuthentications lack some.
+func (t *tokens) run(ctx context.Context, snapshot func() *workload.Snapshot, tell func(missing map[string]string)) error {
+	ticker := time.NewTicker(lookEvery)
+	defer ticker.Stop()
 	for {
 		now := snapshot()
+		missing := map[string]string{}
 		for message := range now.RequestAuthentications() {
-			for _, uri := range t.compile(message).URIs() {
+			a := t.compile(message)
+			for _, uri := range a.URIs() {
 				t.keys.Want(uri)
+				if err := t.keys.Missing(uri); err != nil {
+					missing[a.Name] = err.Error()
+				}
 			}
 		}
+		tell(missing)
 		select {
 		case <-now.Changed():
+		case <-ticker.C:
 		case <-ctx.Done():
 			return nil
 		}

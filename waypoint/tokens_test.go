@@ -564,3 +564,35 @@ func TestIssuersInTheMesh(t *testing.T) {
 		t.Errorf("not by the waypoint's identity: %+v", asked)
 	}
 }
+
+// Keys are fetched again without a request that asks for them, and it is told as long as
+// there are none.
+func TestMissingKeysAreTold(t *testing.T) {
+	g := startGuarded(t, api.AppProtocol_HTTP11)
+	const uri = "https://127.0.0.1/keys" // which is refused, as good as an issuer that is down
+	g.Publish(&mesh.RequestAuthentication{Namespace: "shop", Name: "tokens", Rules: []*mesh.TokenRule{{Issuer: "me", Keys: &mesh.TokenRule_JwksUri{JwksUri: uri}}}})
+	g.Publish(&mesh.RequestAuthentication{Namespace: "shop", Name: "inline", Rules: []*mesh.TokenRule{{Issuer: "me", Keys: &mesh.TokenRule_Jwks{Jwks: jwttest.Keys(t, jwttest.New(t, "me", "1"))}}}})
+	told := make(chan map[string]string, 100)
+	g.Run("tokens", func(ctx context.Context) error {
+		return newTokens("shop", g.keys, g.Logger).run(ctx, g.Store.Snapshot, func(missing map[string]string) {
+			select {
+			case told <- missing:
+			default:
+			}
+		})
+	})
+	for deadline := time.After(10 * time.Second); ; {
+		select {
+		case missing := <-told:
+			words := missing["shop/tokens"]
+			if len(missing) != 1 || !strings.Contains(words, uri) {
+				t.Fatalf("told %v", missing)
+			}
+			if strings.Contains(words, "is not an address that keys may come from") {
+				return
+			}
+		case <-deadline:
+			t.Fatal("it is not told why there are no keys")
+		}
+	}
+}

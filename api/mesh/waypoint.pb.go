@@ -2612,6 +2612,54 @@ func (x *RequestAuthentication) GetInvalid() string {
 	return ""
 }
 
+// Troubles is what keeps a waypoint from carrying out resources of a type that it has
+// taken over. It tells the controller of it in a request of that type that answers no
+// response: in the details of its error. Each replaces the one before.
+type Troubles struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What it is, by the resource's name.
+	Resources     map[string]string `protobuf:"bytes,1,rep,name=resources,proto3" json:"resources,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Troubles) Reset() {
+	*x = Troubles{}
+	mi := &file_mesh_waypoint_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Troubles) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Troubles) ProtoMessage() {}
+
+func (x *Troubles) ProtoReflect() protoreflect.Message {
+	mi := &file_mesh_waypoint_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Troubles.ProtoReflect.Descriptor instead.
+func (*Troubles) Descriptor() ([]byte, []int) {
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *Troubles) GetResources() map[string]string {
+	if x != nil {
+		return x.Resources
+	}
+	return nil
+}
+
 // TokenRule is one issuer. What of it a waypoint does not know makes it refuse every
 // token of that issuer.
 type TokenRule struct {
@@ -2643,7 +2691,7 @@ type TokenRule struct {
 
 func (x *TokenRule) Reset() {
 	*x = TokenRule{}
-	mi := &file_mesh_waypoint_proto_msgTypes[29]
+	mi := &file_mesh_waypoint_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2655,7 +2703,7 @@ func (x *TokenRule) String() string {
 func (*TokenRule) ProtoMessage() {}
 
 func (x *TokenRule) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[29]
+	mi := &file_mesh_waypoint_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2668,7 +2716,7 @@ func (x *TokenRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRule.ProtoReflect.Descriptor instead.
 func (*TokenRule) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{29}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *TokenRule) GetIssuer() string {
@@ -2787,7 +2835,7 @@ type HeaderModifier_Header struct {
 
 func (x *HeaderModifier_Header) Reset() {
 	*x = HeaderModifier_Header{}
-	mi := &file_mesh_waypoint_proto_msgTypes[30]
+	mi := &file_mesh_waypoint_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2799,7 +2847,7 @@ func (x *HeaderModifier_Header) String() string {
 func (*HeaderModifier_Header) ProtoMessage() {}
 
 func (x *HeaderModifier_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[30]
+	mi := &file_mesh_waypoint_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2841,7 +2889,7 @@ type TokenRule_Header struct {
 
 func (x *TokenRule_Header) Reset() {
 	*x = TokenRule_Header{}
-	mi := &file_mesh_waypoint_proto_msgTypes[31]
+	mi := &file_mesh_waypoint_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2853,7 +2901,7 @@ func (x *TokenRule_Header) String() string {
 func (*TokenRule_Header) ProtoMessage() {}
 
 func (x *TokenRule_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[31]
+	mi := &file_mesh_waypoint_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2866,7 +2914,7 @@ func (x *TokenRule_Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRule_Header.ProtoReflect.Descriptor instead.
 func (*TokenRule_Header) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{29, 0}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{30, 0}
 }
 
 func (x *TokenRule_Header) GetName() string {
@@ -2895,7 +2943,7 @@ type TokenRule_ClaimHeader struct {
 
 func (x *TokenRule_ClaimHeader) Reset() {
 	*x = TokenRule_ClaimHeader{}
-	mi := &file_mesh_waypoint_proto_msgTypes[32]
+	mi := &file_mesh_waypoint_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2907,7 +2955,7 @@ func (x *TokenRule_ClaimHeader) String() string {
 func (*TokenRule_ClaimHeader) ProtoMessage() {}
 
 func (x *TokenRule_ClaimHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[32]
+	mi := &file_mesh_waypoint_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2920,7 +2968,7 @@ func (x *TokenRule_ClaimHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRule_ClaimHeader.ProtoReflect.Descriptor instead.
 func (*TokenRule_ClaimHeader) Descriptor() ([]byte, []int) {
-	return file_mesh_waypoint_proto_rawDescGZIP(), []int{29, 1}
+	return file_mesh_waypoint_proto_rawDescGZIP(), []int{30, 1}
 }
 
 func (x *TokenRule_ClaimHeader) GetHeader() string {
@@ -3139,7 +3187,12 @@ const file_mesh_waypoint_proto_rawDesc = "" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12+\n" +
 	"\x05rules\x18\x03 \x03(\v2\x15.ambit.mesh.TokenRuleR\x05rules\x12\x1b\n" +
 	"\tmesh_wide\x18\x04 \x01(\bR\bmeshWide\x12\x18\n" +
-	"\ainvalid\x18\x05 \x01(\tR\ainvalid\"\x90\x04\n" +
+	"\ainvalid\x18\x05 \x01(\tR\ainvalid\"\x8b\x01\n" +
+	"\bTroubles\x12A\n" +
+	"\tresources\x18\x01 \x03(\v2#.ambit.mesh.Troubles.ResourcesEntryR\tresources\x1a<\n" +
+	"\x0eResourcesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x90\x04\n" +
 	"\tTokenRule\x12\x16\n" +
 	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x1c\n" +
 	"\taudiences\x18\x02 \x03(\tR\taudiences\x12\x14\n" +
@@ -3177,7 +3230,7 @@ func file_mesh_waypoint_proto_rawDescGZIP() []byte {
 }
 
 var file_mesh_waypoint_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_mesh_waypoint_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_mesh_waypoint_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_mesh_waypoint_proto_goTypes = []any{
 	(Route_Kind)(0),               // 0: ambit.mesh.Route.Kind
 	(SessionPersistence_Type)(0),  // 1: ambit.mesh.SessionPersistence.Type
@@ -3211,11 +3264,13 @@ var file_mesh_waypoint_proto_goTypes = []any{
 	(*RequestOperation)(nil),      // 29: ambit.mesh.RequestOperation
 	(*RequestCondition)(nil),      // 30: ambit.mesh.RequestCondition
 	(*RequestAuthentication)(nil), // 31: ambit.mesh.RequestAuthentication
-	(*TokenRule)(nil),             // 32: ambit.mesh.TokenRule
-	(*HeaderModifier_Header)(nil), // 33: ambit.mesh.HeaderModifier.Header
-	(*TokenRule_Header)(nil),      // 34: ambit.mesh.TokenRule.Header
-	(*TokenRule_ClaimHeader)(nil), // 35: ambit.mesh.TokenRule.ClaimHeader
-	(*durationpb.Duration)(nil),   // 36: google.protobuf.Duration
+	(*Troubles)(nil),              // 32: ambit.mesh.Troubles
+	(*TokenRule)(nil),             // 33: ambit.mesh.TokenRule
+	(*HeaderModifier_Header)(nil), // 34: ambit.mesh.HeaderModifier.Header
+	nil,                           // 35: ambit.mesh.Troubles.ResourcesEntry
+	(*TokenRule_Header)(nil),      // 36: ambit.mesh.TokenRule.Header
+	(*TokenRule_ClaimHeader)(nil), // 37: ambit.mesh.TokenRule.ClaimHeader
+	(*durationpb.Duration)(nil),   // 38: google.protobuf.Duration
 }
 var file_mesh_waypoint_proto_depIdxs = []int32{
 	7,  // 0: ambit.mesh.Binding.routes:type_name -> ambit.mesh.Route
@@ -3224,8 +3279,8 @@ var file_mesh_waypoint_proto_depIdxs = []int32{
 	9,  // 3: ambit.mesh.RouteRule.matches:type_name -> ambit.mesh.RouteMatch
 	13, // 4: ambit.mesh.RouteRule.filters:type_name -> ambit.mesh.RouteFilter
 	20, // 5: ambit.mesh.RouteRule.backends:type_name -> ambit.mesh.RouteBackend
-	36, // 6: ambit.mesh.RouteRule.request_timeout:type_name -> google.protobuf.Duration
-	36, // 7: ambit.mesh.RouteRule.backend_request_timeout:type_name -> google.protobuf.Duration
+	38, // 6: ambit.mesh.RouteRule.request_timeout:type_name -> google.protobuf.Duration
+	38, // 7: ambit.mesh.RouteRule.backend_request_timeout:type_name -> google.protobuf.Duration
 	21, // 8: ambit.mesh.RouteRule.retry:type_name -> ambit.mesh.RouteRetry
 	22, // 9: ambit.mesh.RouteRule.session_persistence:type_name -> ambit.mesh.SessionPersistence
 	10, // 10: ambit.mesh.RouteMatch.path:type_name -> ambit.mesh.PathMatch
@@ -3238,21 +3293,21 @@ var file_mesh_waypoint_proto_depIdxs = []int32{
 	17, // 17: ambit.mesh.RouteFilter.rewrite:type_name -> ambit.mesh.URLRewrite
 	18, // 18: ambit.mesh.RouteFilter.mirror:type_name -> ambit.mesh.RequestMirror
 	19, // 19: ambit.mesh.RouteFilter.cors:type_name -> ambit.mesh.CORS
-	33, // 20: ambit.mesh.HeaderModifier.set:type_name -> ambit.mesh.HeaderModifier.Header
-	33, // 21: ambit.mesh.HeaderModifier.add:type_name -> ambit.mesh.HeaderModifier.Header
+	34, // 20: ambit.mesh.HeaderModifier.set:type_name -> ambit.mesh.HeaderModifier.Header
+	34, // 21: ambit.mesh.HeaderModifier.add:type_name -> ambit.mesh.HeaderModifier.Header
 	15, // 22: ambit.mesh.RequestRedirect.path:type_name -> ambit.mesh.PathModifier
 	15, // 23: ambit.mesh.URLRewrite.path:type_name -> ambit.mesh.PathModifier
 	20, // 24: ambit.mesh.RequestMirror.backend:type_name -> ambit.mesh.RouteBackend
-	36, // 25: ambit.mesh.CORS.max_age:type_name -> google.protobuf.Duration
+	38, // 25: ambit.mesh.CORS.max_age:type_name -> google.protobuf.Duration
 	13, // 26: ambit.mesh.RouteBackend.filters:type_name -> ambit.mesh.RouteFilter
-	36, // 27: ambit.mesh.RouteRetry.backoff:type_name -> google.protobuf.Duration
+	38, // 27: ambit.mesh.RouteRetry.backoff:type_name -> google.protobuf.Duration
 	1,  // 28: ambit.mesh.SessionPersistence.type:type_name -> ambit.mesh.SessionPersistence.Type
-	36, // 29: ambit.mesh.SessionPersistence.absolute_timeout:type_name -> google.protobuf.Duration
-	36, // 30: ambit.mesh.SessionPersistence.idle_timeout:type_name -> google.protobuf.Duration
+	38, // 29: ambit.mesh.SessionPersistence.absolute_timeout:type_name -> google.protobuf.Duration
+	38, // 30: ambit.mesh.SessionPersistence.idle_timeout:type_name -> google.protobuf.Duration
 	2,  // 31: ambit.mesh.RequestPolicy.action:type_name -> ambit.mesh.RequestPolicy.Action
 	25, // 32: ambit.mesh.RequestPolicy.rules:type_name -> ambit.mesh.RequestRule
 	24, // 33: ambit.mesh.RequestPolicy.provider:type_name -> ambit.mesh.AuthorizationProvider
-	36, // 34: ambit.mesh.AuthorizationProvider.timeout:type_name -> google.protobuf.Duration
+	38, // 34: ambit.mesh.AuthorizationProvider.timeout:type_name -> google.protobuf.Duration
 	28, // 35: ambit.mesh.RequestRule.from:type_name -> ambit.mesh.RequestSource
 	29, // 36: ambit.mesh.RequestRule.to:type_name -> ambit.mesh.RequestOperation
 	30, // 37: ambit.mesh.RequestRule.when:type_name -> ambit.mesh.RequestCondition
@@ -3274,14 +3329,15 @@ var file_mesh_waypoint_proto_depIdxs = []int32{
 	26, // 53: ambit.mesh.RequestOperation.not_paths:type_name -> ambit.mesh.StringPattern
 	26, // 54: ambit.mesh.RequestCondition.values:type_name -> ambit.mesh.StringPattern
 	26, // 55: ambit.mesh.RequestCondition.not_values:type_name -> ambit.mesh.StringPattern
-	32, // 56: ambit.mesh.RequestAuthentication.rules:type_name -> ambit.mesh.TokenRule
-	34, // 57: ambit.mesh.TokenRule.from_headers:type_name -> ambit.mesh.TokenRule.Header
-	35, // 58: ambit.mesh.TokenRule.claim_headers:type_name -> ambit.mesh.TokenRule.ClaimHeader
-	59, // [59:59] is the sub-list for method output_type
-	59, // [59:59] is the sub-list for method input_type
-	59, // [59:59] is the sub-list for extension type_name
-	59, // [59:59] is the sub-list for extension extendee
-	0,  // [0:59] is the sub-list for field type_name
+	33, // 56: ambit.mesh.RequestAuthentication.rules:type_name -> ambit.mesh.TokenRule
+	35, // 57: ambit.mesh.Troubles.resources:type_name -> ambit.mesh.Troubles.ResourcesEntry
+	36, // 58: ambit.mesh.TokenRule.from_headers:type_name -> ambit.mesh.TokenRule.Header
+	37, // 59: ambit.mesh.TokenRule.claim_headers:type_name -> ambit.mesh.TokenRule.ClaimHeader
+	60, // [60:60] is the sub-list for method output_type
+	60, // [60:60] is the sub-list for method input_type
+	60, // [60:60] is the sub-list for extension type_name
+	60, // [60:60] is the sub-list for extension extendee
+	0,  // [0:60] is the sub-list for field type_name
 }
 
 func init() { file_mesh_waypoint_proto_init() }
@@ -3321,7 +3377,7 @@ func file_mesh_waypoint_proto_init() {
 		(*StringPattern_Present)(nil),
 		(*StringPattern_Template)(nil),
 	}
-	file_mesh_waypoint_proto_msgTypes[29].OneofWrappers = []any{
+	file_mesh_waypoint_proto_msgTypes[30].OneofWrappers = []any{
 		(*TokenRule_Jwks)(nil),
 		(*TokenRule_JwksUri)(nil),
 	}
@@ -3331,7 +3387,7 @@ func file_mesh_waypoint_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mesh_waypoint_proto_rawDesc), len(file_mesh_waypoint_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   33,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -3,6 +3,7 @@ package policy
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -24,6 +25,7 @@ const (
 	reasonNoWaypoints    = "NoWaypoints"
 	reasonPending        = "Pending"
 	reasonRefused        = "Refused"
+	reasonKeysMissing    = "KeysMissing"
 )
 
 const (
@@ -41,6 +43,8 @@ type progress struct {
 	waiting []string
 	// refusals are the words of the nodes that refused it, by node.
 	refusals map[string]string
+	// troubles are the words of the waypoints that cannot carry it out, by waypoint.
+	troubles map[string]string
 }
 
 // describe makes before the status that a policy shall have.
@@ -120,6 +124,11 @@ func inForce(p *translate.Policy, on progress) metav1.Condition {
 			if words, ok := on.refusals[node]; ok {
 				c.Message += fmt.Sprintf("; node %s refused it: %s", node, shorten(words))
 			}
+		}
+	case len(on.troubles) > 0: // which waypoints have with keys alone
+		c.Status, c.Reason = metav1.ConditionFalse, reasonKeysMissing
+		for _, waypoint := range firstFew(slices.Sorted(maps.Keys(on.troubles))) {
+			c.Message += fmt.Sprintf("; waypoint %s refuses tokens: %s", waypoint, shorten(on.troubles[waypoint]))
 		}
 	case on.inForce < on.required:
 		c.Status, c.Reason = metav1.ConditionFalse, reasonPending

@@ -125,6 +125,12 @@ func (p *proxies) Waypoint(waypoint, typeURL, name string) bool {
 	return p.fleet.Waypoint(waypoint, typeURL, name)
 }
 
+func (p *proxies) Trouble(waypoint, typeURL, name string) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.fleet.Trouble(waypoint, typeURL, name)
+}
+
 // lead runs a keeper against s until the test ends.
 func lead(t *testing.T, s *server, p *proxies) *Keeper {
 	t.Helper()

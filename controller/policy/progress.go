@@ -21,6 +21,9 @@ type Proxies interface {
 	// Waypoint tells whether every connected pod of a waypoint, namespace/name, and
 	// at least one, acknowledged a resource as it is published now.
 	Waypoint(waypoint, typeURL, name string) bool
+	// Trouble is what keeps a pod of a waypoint from carrying out a resource that it
+	// acknowledged, in its words; empty if nothing does.
+	Trouble(waypoint, typeURL, name string) string
 }
 
 // memory is which nodes worked with which versions of policies, and when they
@@ -63,16 +66,21 @@ func (m memory) measure(policies []*translate.Policy, proxies Proxies, now time.
 	result := make(map[*translate.Policy]progress, len(policies))
 	known := make(map[remembered]bool)
 	for _, p := range policies {
-		on := progress{required: len(p.Nodes) + len(p.Waypoints), refusals: make(map[string]string)}
+		on := progress{required: len(p.Nodes) + len(p.Waypoints), refusals: make(map[string]string), troubles: make(map[string]string)}
 		for _, waypoint := range p.Waypoints {
 			key := keyOn(p, "waypoint "+waypoint)
 			known[key] = true
 			if heldBy(p, waypoint, proxies) {
 				m[key] = now
 			}
-			if last, remembers := m[key]; remembers && now.Sub(last) < grace {
+			last, remembers := m[key]
+			switch words := troubleOf(p, waypoint, proxies); {
+			case words != "":
+				on.troubles[waypoint] = words
+				on.waiting = append(on.waiting, "waypoint "+waypoint)
+			case remembers && now.Sub(last) < grace:
 				on.inForce++
-			} else {
+			default:
 				on.waiting = append(on.waiting, "waypoint "+waypoint)
 			}
 		}
@@ -123,6 +131,15 @@ func heldBy(p *translate.Policy, waypoint string, proxies Proxies) bool {
 		}
 	}
 	return true
+}
+
+func troubleOf(p *translate.Policy, waypoint string, proxies Proxies) string {
+	for _, r := range p.AtWaypoints {
+		if words := proxies.Trouble(waypoint, r.Type, r.Name); words != "" {
+			return words
+		}
+	}
+	return ""
 }
 
 // holds tells whether a proxy works with a policy, and with what says on its

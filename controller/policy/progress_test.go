@@ -16,6 +16,7 @@ type fleet map[[2]string]holdings
 type holdings struct {
 	has     []string // type and name
 	refused map[string]string
+	trouble map[string]string
 }
 
 func (f fleet) Each(visit func(node string, has func(typeURL, name string) (bool, string))) {
@@ -37,6 +38,15 @@ func (f fleet) Waypoint(waypoint, typeURL, name string) bool {
 		}
 	}
 	return any
+}
+
+func (f fleet) Trouble(waypoint, typeURL, name string) string {
+	for key, h := range f {
+		if words := h.trouble[typeURL+" "+name]; key[0] == waypoint && words != "" {
+			return words
+		}
+	}
+	return ""
 }
 
 const (
@@ -124,7 +134,9 @@ func TestMeasureAtWaypoints(t *testing.T) {
 		"no waypoint's pod": {fleet{}, 0, []string{"waypoint shop/a", "waypoint shop/b"}, reasonPending},
 		"one of two":        {fleet{{"shop/a", "1"}: {has: []string{tokens}}, {"shop/b", "1"}: {}}, 1, []string{"waypoint shop/b"}, reasonPending},
 		"one pod of two":    {fleet{{"shop/a", "1"}: {has: []string{tokens}}, {"shop/a", "2"}: {}, {"shop/b", "1"}: {has: []string{tokens}}}, 1, []string{"waypoint shop/a"}, reasonPending},
-		"both":              {fleet{{"shop/a", "1"}: {has: []string{tokens}}, {"shop/b", "1"}: {has: []string{tokens}}}, 2, nil, reasonInForce},
+		"one pod without keys": {fleet{{"shop/a", "1"}: {has: []string{tokens}}, {"shop/a", "2"}: {has: []string{tokens}, trouble: map[string]string{tokens: "keys at http://x: refused"}},
+			{"shop/b", "1"}: {has: []string{tokens}}}, 1, []string{"waypoint shop/a"}, reasonKeysMissing},
+		"both": {fleet{{"shop/a", "1"}: {has: []string{tokens}}, {"shop/b", "1"}: {has: []string{tokens}}}, 2, nil, reasonInForce},
 	} {
 		p := &translate.Policy{
 			Kind: translate.RequestAuthentication, Namespace: "shop", Name: "tokens", Version: "abc",
@@ -136,6 +148,8 @@ func TestMeasureAtWaypoints(t *testing.T) {
 		}
 		if c := inForce(p, on); c.Reason != test.reason || !strings.Contains(c.Message, "of 2 waypoints") {
 			t.Errorf("%s: %s: %s", name, c.Reason, c.Message)
+		} else if says := "waypoint shop/a refuses tokens: keys at http://x: refused"; (c.Reason == reasonKeysMissing) != strings.Contains(c.Message, says) {
+			t.Errorf("%s: %s", name, c.Message)
 		}
 	}
 }

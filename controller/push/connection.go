@@ -270,6 +270,9 @@ func (c *connection) request(request *discovery.DeltaDiscoveryRequest) error {
 		return exhausted(s.begin(request))
 	}
 	verdict, answered, err := s.apply(request)
+	if request.ResponseNonce == "" && request.ErrorDetail != nil {
+		c.server.answered()
+	}
 	if verdict != silent {
 		c.server.metrics.answered(answered, verdict)
 		c.server.answered()

@@ -233,6 +233,26 @@ func (s *Server) WaypointsHold(waypoint, typeURL, name string) bool {
 	return any
 }
 
+// WaypointsTrouble is what keeps one of the connected proxies of a waypoint from carrying
+// out a resource, in its words; empty if nothing does.
+func (s *Server) WaypointsTrouble(waypoint, typeURL, name string) string {
+	for _, c := range s.snapshot() {
+		if c.waypoint != waypoint {
+			continue
+		}
+		c.mu.Lock()
+		words := ""
+		if subscribed, ok := c.subscriptions[typeURL]; ok {
+			words = subscribed.troubles[name]
+		}
+		c.mu.Unlock()
+		if words != "" {
+			return words
+		}
+	}
+	return ""
+}
+
 // Connected returns the proxies of nodes with an open stream.
 func (s *Server) Connected() []ProxyKey {
 	var keys []ProxyKey

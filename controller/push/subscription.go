@@ -8,8 +8,11 @@ import (
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/genproto/googleapis/rpc/status"
 
 	"github.com/ambit-mesh/ambit/controller/resource"
+
+	meshapi "github.com/ambit-mesh/ambit/api/mesh"
 )
 
 const (
@@ -49,6 +52,8 @@ type subscription struct {
 	// rejected resources, until another version of them is accepted.
 	rejected map[string]span
 	detail   string // of the last rejection
+	// troubles that the proxy has with resources that it works with, by their names.
+	troubles map[string]string
 }
 
 // span is the publications whose change of a resource may not have arrived:
@@ -102,9 +107,14 @@ func (s *subscription) begin(request *discovery.DeltaDiscoveryRequest) error {
 	return s.change(request)
 }
 
-// apply a later request: an answer to a response, a change of mind, or both.
+// apply a later request: an answer to a response, a change of mind, or both; or a word
+// about troubles, which answers nothing.
 func (s *subscription) apply(request *discovery.DeltaDiscoveryRequest) (verdict, *response, error) {
 	v, answered := silent, s.inFlight
+	if request.ResponseNonce == "" && request.ErrorDetail != nil {
+		s.hear(request.ErrorDetail)
+		return v, nil, s.change(request)
+	}
 	if answered != nil && request.ResponseNonce == answered.message.Nonce {
 		s.inFlight = nil
 		v = accepted
@@ -115,6 +125,26 @@ func (s *subscription) apply(request *discovery.DeltaDiscoveryRequest) (verdict,
 		s.settle(answered, v)
 	}
 	return v, answered, s.change(request)
+}
+
+const (
+	// maxTroubles that a proxy may have, and how long its words about one may be.
+	maxTroubles = 1024
+	maxWords    = 1024
+)
+
+// hear takes what a proxy says of its troubles: all there are now.
+func (s *subscription) hear(said *status.Status) {
+	for _, detail := range said.GetDetails() {
+		var now meshapi.Troubles
+		if detail.UnmarshalTo(&now) != nil || len(now.GetResources()) > maxTroubles {
+			continue
+		}
+		s.troubles = now.GetResources()
+		for name, words := range s.troubles {
+			s.troubles[name] = strings.ToValidUTF8(words[:min(len(words), maxWords)], "")
+		}
+	}
 }
 
 // settle records what a proxy said to a response. A proxy that refuses may have

@@ -2,10 +2,13 @@ package push
 
 import (
 	"slices"
+	"strings"
 	"testing"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/ambit-mesh/ambit/controller/resource"
 
@@ -94,4 +97,41 @@ func TestAWaypointStandsForNoNode(t *testing.T) {
 	if connected := r.Connected(); len(connected) != 0 {
 		t.Errorf("connected: %v", connected)
 	}
+}
+
+// What a waypoint says of its troubles is heard until it says otherwise or leaves, and
+// takes back no acknowledgement.
+func TestTroublesAreHeard(t *testing.T) {
+	r := withWaypoints(t)
+	r.publishBindings(t)
+	p := r.connect(t, "waypoint", "n1")
+	p.send(&discovery.DeltaDiscoveryRequest{TypeUrl: resource.Binding, ResourceNamesSubscribe: []string{ownKey}})
+	response := p.receive()
+	say := func(troubles map[string]string) {
+		detail, err := anypb.New(&meshapi.Troubles{Resources: troubles})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.send(&discovery.DeltaDiscoveryRequest{TypeUrl: resource.Binding, ErrorDetail: &status.Status{Code: int32(codes.FailedPrecondition), Details: []*anypb.Any{detail}}})
+	}
+	heard := func(want string) {
+		t.Helper()
+		eventually(t, "the trouble is "+want, func() bool { return r.WaypointsTrouble(ownKey, resource.Binding, "shop/cart") == want })
+	}
+	say(map[string]string{"shop/cart": "no keys"}) // while a response is under way
+	heard("no keys")
+	p.ack(response)
+	eventually(t, "the waypoint holds its binding", func() bool { return r.WaypointsHold(ownKey, resource.Binding, "shop/cart") })
+	heard("no keys")
+	if words := r.WaypointsTrouble(otherKey, resource.Binding, "shop/cart"); words != "" {
+		t.Errorf("another waypoint says %q", words)
+	}
+	say(map[string]string{"shop/cart": strings.Repeat("x", 2*maxWords)})
+	heard(strings.Repeat("x", maxWords))
+	say(nil)
+	heard("")
+	say(map[string]string{"shop/cart": "again"})
+	heard("again")
+	p.stream.CloseSend()
+	heard("")
 }

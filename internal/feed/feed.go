@@ -99,6 +99,7 @@ type Client struct {
 
 	resources *resources
 	questions *questions
+	troubles  *troubles
 	connected atomic.Bool
 	// unsaved is why the state on disk is not the current one; nil inside for none.
 	unsaved  atomic.Pointer[error]
@@ -125,6 +126,7 @@ func New(config Config) (*Client, error) {
 		restart:   make(chan struct{}, 1),
 		resources: newResources(config.SnapshotPath != ""),
 		questions: newQuestions(),
+		troubles:  newTroubles(),
 	}
 	c.metrics = newMetrics(c)
 	return c, c.metrics.register(config.Registerer)

@@ -56,6 +56,9 @@ func (c *Client) follow(ctx context.Context) error {
 	if err := s.subscribeAll(); err != nil {
 		return s.explain(err, ended)
 	}
+	if err := s.complain(c.troubles.all()); err != nil {
+		return s.explain(err, ended)
+	}
 	for {
 		select {
 		case err := <-ended:
@@ -64,6 +67,8 @@ func (c *Client) follow(ctx context.Context) error {
 			err = s.take(response)
 		case <-c.questions.wake:
 			err = s.ask()
+		case <-c.troubles.wake:
+			err = s.complain(c.troubles.changed())
 		case <-c.restart:
 			return errBase
 		}

@@ -149,6 +149,20 @@ func (s *Store) Cached(uri string) (*jwt.Keys, error) {
 	return e.keys, nil
 }
 
+// Missing says why there are no keys of a URI; nil if there are.
+func (s *Store) Missing(uri string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.entries[uri]
+	switch {
+	case e != nil && e.keys != nil && s.cfg.Now().Sub(e.fetched) < keepFor:
+		return nil
+	case e == nil || e.err == nil:
+		return fmt.Errorf("keys at %s: have not been fetched yet", uri)
+	}
+	return fmt.Errorf("keys at %s: %w", uri, e.err)
+}
+
 // Want has keys fetched before the first token comes.
 func (s *Store) Want(uri string) { s.look(uri, nil) }
 

@@ -31,6 +31,9 @@ func New(t testing.TB, name, keyID string) *Issuer {
 	return &Issuer{Name: name, KeyID: keyID, t: t, key: key}
 }
 
+// Public is the key by which the issuer's tokens are verified.
+func (i *Issuer) Public() *ecdsa.PublicKey { return &i.key.PublicKey }
+
 // Keys is a set of the issuers' keys.
 func Keys(t testing.TB, all ...*Issuer) string {
 	t.Helper()
