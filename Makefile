@@ -52,6 +52,7 @@ lint: ## gofmt, vet
 	go vet -tags e2e ./e2e/...
 	go vet -C e2e/cluster -tags cluster .
 	go vet -C e2e/conformance/h2spec .
+	go vet -C e2e/conformance/collector .
 	go vet -C e2e/conformance/gateway -tags conformance .
 	go vet -tags envoy ./e2e/conformance
 
@@ -63,7 +64,7 @@ test-unit: setup ## Unit tests, and kernel tests in network namespaces (root)
 test-envoy: setup $(ENVOY) ## The tunnel against Envoy, as server and as client
 	go test -tags envoy -count=1 -run Envoy ./e2e/conformance
 
-test-e2e: cluster gateway-api images-load bin/ambit ## End to end, on the cluster
+test-e2e: cluster gateway-api images-load peers-load bin/ambit ## End to end, on the cluster
 	go test -tags e2e -count=1 -timeout 40m -parallel 4 ./e2e
 
 # make fuzz FUZZ=FuzzServe FUZZTIME=1m: one of them, shortly. What is found is kept in testdata/fuzz, and runs in every test.
@@ -139,6 +140,13 @@ cluster: setup $(CLUSTER) ## A real three-node Kubernetes on this machine
 images-load: images $(CLUSTER) ## Import the images into every node
 	$(CLUSTER) load .tmp/images/*.tar
 
+# Built once, within some minutes, and kept in the cache folder.
+PEERS_CACHE := $(or $(AMBIT_CACHE),$(HOME)/.cache/ambit)/peers
+
+peers-load: cluster ## Import the images of programs of others: a collector of spans, an external authorizer
+	go run ./e2e/conformance/peers -cache '$(PEERS_CACHE)'
+	$(CLUSTER) load '$(PEERS_CACHE)'/*.tar
+
 cluster-down: $(CLUSTER) ## Remove the cluster, and all that it left on the machine
 	$(CLUSTER) down
 
@@ -184,4 +192,4 @@ help: ## This list
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-zA-Z\/_-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 FORCE:
-.PHONY: FORCE demo test images generate fresh lint test-unit test-e2e test-cluster cluster images-load cluster-down cluster-reboot setup help faults revocation rotation bench bench-l4 bench-l7 bench-enrol setup-bench bench-memory test-envoy fuzz conformance gateway-api
+.PHONY: FORCE demo test images generate fresh lint test-unit test-e2e test-cluster cluster images-load peers-load cluster-down cluster-reboot setup help faults revocation rotation bench bench-l4 bench-l7 bench-enrol setup-bench bench-memory test-envoy fuzz conformance gateway-api

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 )
@@ -14,6 +15,11 @@ type podOptions struct {
 	env              []string
 	// extra are lines of the pod's spec, at its indentation.
 	extra string
+	// image and args of others' programs, which tell that they are ready by taking
+	// connections at a port.
+	image string
+	args  []string
+	port  int
 }
 
 // pod returns the manifest of a pod of the shop's image, with a ServiceAccount
@@ -26,6 +32,12 @@ func pod(o podOptions) string {
 		`{name: LINGER, value: "0s"}`,
 	}
 	env = append(env, o.env...)
+	image, args := "ambit.mesh/shop:dev", "["+o.role+"]"
+	probe := fmt.Sprintf("{httpGet: {path: /healthz, port: %d}, periodSeconds: 1}", healthPort(o.role))
+	if o.image != "" {
+		quoted, _ := json.Marshal(o.args) // strings can be
+		image, args, probe = o.image, string(quoted), fmt.Sprintf("{tcpSocket: {port: %d}, periodSeconds: 1}", o.port)
+	}
 	return fmt.Sprintf(`---
 apiVersion: v1
 kind: ServiceAccount
@@ -43,12 +55,12 @@ spec:
 %[6]s
   containers:
   - name: app
-    image: ambit.mesh/shop:dev
+    image: %[8]s
     imagePullPolicy: IfNotPresent
-    args: [%[4]s]
+    args: %[4]s
     env: [%[5]s]
-    readinessProbe: {httpGet: {path: /healthz, port: %[7]d}, periodSeconds: 1}
-`, o.name, strings.Join(labels, ", "), o.node, o.role, strings.Join(env, ", "), o.extra, healthPort(o.role))
+    readinessProbe: %[7]s
+`, o.name, strings.Join(labels, ", "), o.node, args, strings.Join(env, ", "), o.extra, probe, image)
 }
 
 func healthPort(role string) int {

@@ -8,6 +8,8 @@
 //	shop shopper   holds one long-lived connection to each, opens new ones all
 //	               the time, and tells on :8081/stats how they fare
 //	shop peer      asks and attacks others, as e2e/faults orders
+//	shop issuer    the keys of tokens :8080/keys, also by TLS :8443
+//	shop judge     external authorization :9000
 //	shop tool get|till|wire|flood|...     one-shot clients, for `kubectl exec`
 //
 // It knows nothing of any mesh. Every service tells its client who the client
@@ -38,6 +40,8 @@ var roles = map[string]role{
 	"shopper": shop,
 	"wires":   serveWires,
 	"peer":    servePeer,
+	"issuer":  serveIssuer,
+	"judge":   serveJudge,
 }
 
 // tool is a one-shot client.
@@ -57,6 +61,7 @@ var tools = map[string]tool{
 	"load":          load,
 	"hold":          hold,
 	"rate":          openAtRate,
+	"requests":      requests,
 }
 
 func main() {

@@ -47,6 +47,8 @@ func serveWires(ctx context.Context) error {
 	mux.HandleFunc("/healthz", healthz)
 	mux.HandleFunc("/whoami", whoami)
 	mux.HandleFunc("/bytes", sendBytes)
+	mux.HandleFunc("/echo/", sayBack)
+	mux.HandleFunc("/slow", slow)
 	mux.HandleFunc("/live", ticks)
 	mux.HandleFunc("/stream", stream)
 	var kept ledger
