@@ -15,7 +15,7 @@ import (
 // it is may have changed.
 type through struct {
 	// Fixed.
-	inForce func(translate.Binder) bool
+	inForce func(*translate.Bound) bool
 	tell    func(map[types.UID]status.Waypoint)
 
 	mu        sync.Mutex // held while telling: what is told last is the newest
@@ -48,7 +48,7 @@ func (t *through) tellLocked() {
 	}
 	for _, b := range t.bound {
 		if w, ok := byPod[b.UID]; ok && b.Kind == "Pod" && !b.Leaving {
-			w.Binding = gateway.How(b, t.inForce(b.Binder()))
+			w.Binding = gateway.How(b, t.inForce(b))
 			byPod[b.UID] = w
 		}
 	}

@@ -498,3 +498,62 @@ func TestBindingFailsNoRequest(t *testing.T) {
 	kept.flawless("kept connections, while it is let go", kept.end("kept connections"))
 	fresh.flawless("at the end", fresh.end("at the end"))
 }
+
+// From one waypoint to another, while clients ask: nobody's new connection fails, who came
+// through the one before leaves it in order, and no request goes unchecked by either.
+func TestMovingToAnotherWaypointFailsNoRequest(t *testing.T) {
+	t.Parallel()
+	p := waypointed(t, "e2e-waypoint-moves", "server")
+	p.route(checkedRule)
+	p.ambit("waypoint", "apply", "-n", p.name, "--name", "another", "--wait=90s")
+	address := p.ip("server")
+	served := func(waypoint string) {
+		t.Helper()
+		p.eventually(waypoint+" stands before it alone", func() error {
+			out := p.in("get", "service", "server", "-o", `jsonpath={.status.conditions[?(@.type=="ambit.mesh/Bound")].message}`)
+			if out != "clients go through waypoint "+p.name+"/"+waypoint+", and nobody else is let in" {
+				return fmt.Errorf("it says %s", out)
+			}
+			return nil
+		})
+	}
+	served("waypoint")
+	p.eventually("the route is in force", func() error {
+		out, err := p.tool("client", "get", "http://server:8080/work")
+		if err == nil && !strings.Contains(out, `"checked":true`) {
+			err = fmt.Errorf("answered %s", out)
+		}
+		return err
+	})
+	fresh := p.load("-pause", "2ms", "-connections", "fresh", "http://server:8080/work")
+	kept := p.load("-pause", "2ms", "-connections", "kept", "http://server:8080/work")
+	forbidden := map[string]*loading{
+		"by Service": p.load("-workers", "2", "-pause", "2ms", "-connections", "fresh", "http://server:8080/forbidden"),
+		"by pod":     p.load("-workers", "2", "-pause", "2ms", "-connections", "fresh", "http://"+address+":8080/forbidden"),
+	}
+	for _, waypoint := range []string{"another", "waypoint"} {
+		p.label("ambit.mesh/use-waypoint=" + waypoint)
+		served(waypoint)
+		time.Sleep(time.Second)
+		for what, l := range map[string]*loading{"fresh connections": fresh, "kept connections": kept} {
+			f := l.mark(what + ", to " + waypoint)
+			l.flawless(what+", to "+waypoint, f)
+			if f.Unchecked > 0 {
+				t.Errorf("%s, to %s: %d requests unchecked", what, waypoint, f.Unchecked)
+			}
+		}
+		for what, l := range forbidden {
+			if f := l.mark("forbidden, " + what); f.total() == 0 || f.Outcomes["403"] != f.total() {
+				t.Errorf("what is forbidden, asked %s, on the way to %s: %v %v", what, waypoint, f.Outcomes, f.Examples)
+			}
+		}
+	}
+	// The one before may go now.
+	p.ambit("waypoint", "delete", "-n", p.name, "another")
+	time.Sleep(2 * time.Second)
+	fresh.flawless("at the end", fresh.end("at the end"))
+	kept.flawless("at the end, kept connections", kept.end("at the end"))
+	for _, l := range forbidden {
+		l.end("at the end")
+	}
+}

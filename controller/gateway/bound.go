@@ -45,11 +45,17 @@ func describeBound(s *corev1.Service, b *translate.Bound, inForce bool, now meta
 		c.Status = metav1.ConditionTrue
 		c.Message = fmt.Sprintf("clients go through waypoint %s while it has pods; others are let in, as annotation %s says", b.Waypoint, binding.FallbackAnnotation)
 	case binding.Pending:
-		if b.Stage == translate.Announced {
+		const until = "until every node has acknowledged that"
+		switch takesOver := b.From.Name != ""; {
+		case b.Stage == translate.Announced && takesOver:
+			c.Message = fmt.Sprintf("clients go through waypoint %s until waypoint %s is ready and knows of it, and every node knows that", b.From, b.Waypoint)
+		case b.Stage == translate.Announced:
 			c.Message = fmt.Sprintf("clients go straight to it until waypoint %s is ready and knows of it, and every node knows that", b.Waypoint)
-			break
+		case takesOver:
+			c.Message = fmt.Sprintf("clients are sent through waypoint %s; waypoint %s, and nobody else, is let in besides %s", b.Waypoint, b.From, until)
+		default:
+			c.Message = fmt.Sprintf("clients are sent through waypoint %s; others are let in %s", b.Waypoint, until)
 		}
-		c.Message = fmt.Sprintf("clients are sent through waypoint %s; others are let in until every node has acknowledged that", b.Waypoint)
 	case binding.NotCaptured:
 		c.Message = fmt.Sprintf("clients are sent through waypoint %s, but whoever addresses its endpoints gets past it: %d of them are not captured", b.Waypoint, b.Uncaptured)
 	default:
@@ -81,7 +87,7 @@ func (r *Reconciler) services(ctx context.Context, services []*corev1.Service, b
 		case b == nil && present == nil, s.DeletionTimestamp != nil:
 			continue
 		case b != nil:
-			c := describeBound(s, b, r.cfg.InForce(b.Binder()), now)
+			c := describeBound(s, b, r.cfg.InForce(b), now)
 			if present != nil && *present == c {
 				continue
 			}

@@ -73,7 +73,7 @@ func TestServicesSayWhatBecameOfTheirBinding(t *testing.T) {
 		written[patch.GetName()] = s.Status.Conditions
 		return true, &s, nil
 	})
-	r := New(Config{Client: client, InForce: func(translate.Binder) bool { return true }})
+	r := New(Config{Client: client, InForce: func(*translate.Bound) bool { return true }})
 	bound := []*translate.Bound{boundTo("right", nil), boundTo("changed", nil), boundTo("fresh", nil), {Kind: "Pod", Namespace: "shop", Name: "never", UID: "never"}, boundTo("unbound", func(b *translate.Bound) { b.Leaving = true })}
 	if err := r.services(t.Context(), services, bound, now); err != nil {
 		t.Fatal(err)

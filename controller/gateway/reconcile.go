@@ -51,7 +51,7 @@ type Config struct {
 	Objects  Objects
 	// InForce tells whether a binding is acknowledged everywhere: clients go through
 	// the waypoint, and nobody else is let in.
-	InForce func(translate.Binder) bool
+	InForce func(*translate.Bound) bool
 	// Roots of the mesh, PEM.
 	Roots      func() []string
 	Logger     *slog.Logger

@@ -24,7 +24,7 @@ func (e *edit) applyRevocations(d Delta) (rejected []Rejection) {
 		}
 	}
 	d.Removed = nil
-	next, unread := applyNamed(e, d, e.next.revocations, func() *mesh.RevocationList { return &mesh.RevocationList{} }, parseRevocations)
+	next, unread := applyNamed(e, d, e.next.revocations, byName, func() *mesh.RevocationList { return &mesh.RevocationList{} }, parseRevocations)
 	e.next.revocations = next
 	return append(rejected, unread...)
 }

@@ -31,9 +31,22 @@ type Binding struct {
 	Routes []*mesh.Route
 }
 
+// bindingOf goes before the waypoint in the name of the Binding of one that another
+// takes over from.
+const bindingOf = "@"
+
+// bindingKey is what a Binding is found by. A waypoint has one of each, for others are
+// not sent to it; what it is named may change.
+func bindingKey(name string) string {
+	if i := strings.LastIndex(name, bindingOf); i >= 0 {
+		return name[:i]
+	}
+	return name
+}
+
 // parseBinding reads b, which the controller named name.
 func parseBinding(name string, b *mesh.Binding) (*Binding, error) {
-	out := &Binding{Key: name, Routes: b.GetRoutes(), ClaimHeaders: b.GetClaimHeaders()}
+	out := &Binding{Key: bindingKey(name), Routes: b.GetRoutes(), ClaimHeaders: b.GetClaimHeaders()}
 	var key string
 	switch target := b.GetTarget().(type) {
 	case *mesh.Binding_Service:
@@ -46,11 +59,14 @@ func parseBinding(name string, b *mesh.Binding) (*Binding, error) {
 	default:
 		return nil, errors.New("target: neither service nor workload")
 	}
-	if key == "" || key != name {
+	if key == "" || key != out.Key {
 		return nil, fmt.Errorf("target: %q, want the resource's name", key)
 	}
 	if !isPolicyKey(b.GetWaypoint()) {
 		return nil, fmt.Errorf("waypoint: %q, want namespace/name", b.GetWaypoint())
+	}
+	if name != key && name != key+bindingOf+b.GetWaypoint() {
+		return nil, fmt.Errorf("waypoint: %q, want the one in the resource's name", b.GetWaypoint())
 	}
 	if len(out.Routes) > maxRoutes {
 		return nil, fmt.Errorf("routes: %d, want at most %d", len(out.Routes), maxRoutes)

@@ -84,15 +84,15 @@ func (s *Store) Apply(d Delta) (rejected []Rejection) {
 		case RevocationListType:
 			rejected = e.applyRevocations(d)
 		case NamespaceType:
-			next.namespaces, rejected = applyNamed(&e, d, next.namespaces, func() *mesh.Namespace { return &mesh.Namespace{} }, parseNamespace)
+			next.namespaces, rejected = applyNamed(&e, d, next.namespaces, byName, func() *mesh.Namespace { return &mesh.Namespace{} }, parseNamespace)
 		case EgressPolicyType:
-			next.egress, rejected = applyNamed(&e, d, next.egress, func() *mesh.EgressPolicy { return &mesh.EgressPolicy{} }, parseEgressPolicy)
+			next.egress, rejected = applyNamed(&e, d, next.egress, byName, func() *mesh.EgressPolicy { return &mesh.EgressPolicy{} }, parseEgressPolicy)
 		case RequestPolicyType:
-			next.requests, rejected = applyNamed(&e, d, next.requests, func() *mesh.RequestPolicy { return &mesh.RequestPolicy{} }, parseRequestPolicy)
+			next.requests, rejected = applyNamed(&e, d, next.requests, byName, func() *mesh.RequestPolicy { return &mesh.RequestPolicy{} }, parseRequestPolicy)
 		case RequestAuthenticationType:
-			next.authentications, rejected = applyNamed(&e, d, next.authentications, func() *mesh.RequestAuthentication { return &mesh.RequestAuthentication{} }, parseRequestAuthentication)
+			next.authentications, rejected = applyNamed(&e, d, next.authentications, byName, func() *mesh.RequestAuthentication { return &mesh.RequestAuthentication{} }, parseRequestAuthentication)
 		case BindingType:
-			next.bindings, rejected = applyNamed(&e, d, next.bindings, func() *mesh.Binding { return &mesh.Binding{} }, parseBinding)
+			next.bindings, rejected = applyNamed(&e, d, next.bindings, bindingKey, func() *mesh.Binding { return &mesh.Binding{} }, parseBinding)
 		case ConfigType:
 			rejected = e.applyConfig(d)
 		default:

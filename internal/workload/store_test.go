@@ -365,3 +365,46 @@ func TestHeaviestEndpoint(t *testing.T) {
 		t.Errorf("an earlier snapshot changed to %d", got)
 	}
 }
+
+// A Binding that is named for its waypoint, because another takes over from it, is the
+// same for that; and a waypoint never lacks it when its name changes.
+func TestABindingIsNamedDifferently(t *testing.T) {
+	const of = svcKey + "@shop/way"
+	binding := &mesh.Binding{Target: &mesh.Binding_Service{Service: svcKey}, Waypoint: "shop/way"}
+	plain := workloadtest.Resource(t, binding)
+	binding.Policies = []string{"shop/a"}
+	named := workloadtest.Resource(t, binding)
+	named.Name = of
+	binding.Waypoint = "shop/other"
+	others := workloadtest.Resource(t, binding)
+	others.Name = of
+
+	store := workload.NewStore()
+	store.Apply(workload.Delta{Type: workload.BindingType, Upserts: []workload.Resource{plain}})
+	version := store.Snapshot().Version()
+	for _, step := range []struct {
+		delta    workload.Delta
+		policies int
+	}{
+		{workload.Delta{Upserts: []workload.Resource{named}, Removed: []string{plain.Name}}, 1},
+		{workload.Delta{Upserts: []workload.Resource{plain}, Removed: []string{of}}, 0},
+	} {
+		step.delta.Type = workload.BindingType
+		if rejected := store.Apply(step.delta); len(rejected) > 0 {
+			t.Fatal(rejected)
+		}
+		if b, ok := store.Snapshot().Binding(svcKey); !ok || b.Key != svcKey || len(b.Policies) != step.policies {
+			t.Errorf("after %v: %+v", step.delta.Removed, b)
+		}
+	}
+	if store.Snapshot().Version() != version {
+		t.Error("the same contents have another version")
+	}
+	if rejected := store.Apply(workload.Delta{Type: workload.BindingType, Upserts: []workload.Resource{others}}); len(rejected) != 1 {
+		t.Errorf("another waypoint's: %v", rejected)
+	}
+	remove(store, workload.BindingType, svcKey)
+	if _, ok := store.Snapshot().Binding(svcKey); ok {
+		t.Error("it is there after it was removed")
+	}
+}

@@ -685,12 +685,16 @@ func TestStreamsAreJudgedAgain(t *testing.T) {
 	})
 }
 
-// Once the waypoint ends, a client that is between two requests loses nothing, and one
-// that is within one gets its response and is told to go.
-// Before a binding goes, clients are told to leave, and what is under way ends in order.
+// Before a binding goes, to another waypoint or to none, clients are told to leave, and what is under way ends in order.
 func TestClientsLeaveWhenTheyAreNotSentHereAnyMore(t *testing.T) {
+	for name, to := range map[string]string{"to none": "", "to another": "other"} {
+		t.Run(name, func(t *testing.T) { clientsLeave(t, to) })
+	}
+}
+
+func clientsLeave(t *testing.T, to string) {
 	each(t, func(t *testing.T, r *rig, c *http.Client) {
-		r.Lead(r.service, true)
+		r.Lead(r.service, "way", "")
 		release := make(chan struct{})
 		r.serve(func(w http.ResponseWriter, q *http.Request) {
 			if q.URL.Path == "/wait" {
@@ -717,7 +721,7 @@ func TestClientsLeaveWhenTheyAreNotSentHereAnyMore(t *testing.T) {
 		response, err := http.ReadResponse(bufio.NewReader(idle), nil)
 		body(t, response, err)
 
-		r.Lead(r.service, false)
+		r.Lead(r.service, to, "way")
 		idle.SetReadDeadline(time.Now().Add(2 * time.Second))
 		if _, err := idle.Read(make([]byte, 1)); err != io.EOF {
 			t.Errorf("the idle connection ends with %v, want EOF", err)
@@ -726,14 +730,23 @@ func TestClientsLeaveWhenTheyAreNotSentHereAnyMore(t *testing.T) {
 		if err := <-answered; err != nil {
 			t.Errorf("the request under way: %v", err)
 		}
-		// Who comes late, not having heard of it, is served: the binding is still there.
-		response, err = c.Get("http://cart/")
+		// Who comes late, not having heard of it, is served, since the binding is still there,
+		// and told to leave as well.
+		idle = r.client.Dial(vip)
+		fmt.Fprint(idle, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+		response, err = http.ReadResponse(bufio.NewReader(idle), nil)
 		if got := body(t, response, err); got != "done" {
 			t.Errorf("got %q", got)
+		}
+		idle.SetReadDeadline(time.Now().Add(4 * time.Second))
+		if _, err := idle.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("the late connection ends with %v, want EOF", err)
 		}
 	})
 }
 
+// Once the waypoint ends, a client that is between two requests loses nothing, and one
+// that is within one gets its response and is told to go.
 func TestDrain(t *testing.T) {
 	r := start(t, api.AppProtocol_HTTP11)
 	r.DrainTimeout = 5 * time.Second
