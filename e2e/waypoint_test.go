@@ -487,9 +487,31 @@ func TestBindingFailsNoRequest(t *testing.T) {
 	}
 	unbound()
 	fresh := p.load("-pause", "2ms", "-connections", "fresh", "http://server:8080/work")
+	ztunnel := p.ztunnel("n2")
+	metrics := "http://" + strings.TrimSpace(p.kubectl("-n", "ambit-system", "get", "pod", ztunnel, "-o", "jsonpath={.status.podIP}")) + ":15020/metrics"
+	older, began := p.stays("http://server:8080/stream"), time.Now()
 	p.label("ambit.mesh/use-waypoint=waypoint")
 	p.in("wait", "--for=condition=ambit.mesh/Bound", "service/server", "--timeout=60s")
 	fresh.flawless("while it is bound", fresh.mark("while it is bound"))
+	select {
+	case h := <-older:
+		if lived := h.Last.Sub(began); lived < 5*time.Second {
+			t.Errorf("a connection that is older than the binding had %s to end: %+v", lived, h)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("a connection that is older than the binding goes on past the waypoint")
+	}
+	p.eventually("that it was cut is counted and logged", func() error {
+		const series = `ambit_connections_cut_total{direction="inbound",reason="WaypointBypassed"}`
+		if all := p.must("client", "get", metrics); !strings.Contains(all, series) {
+			return fmt.Errorf("no series %s", series)
+		}
+		const said = "no longer admitted, for it is older than the waypoint's binding: denied by policy e2e-waypoint-binds/waypoint_only"
+		if log := p.kubectl("-n", "ambit-system", "logs", ztunnel, "--tail=-1"); !strings.Contains(log, said) {
+			return fmt.Errorf("nothing in the log that says %q", said)
+		}
+		return nil
+	})
 	kept := p.load("-pause", "2ms", "-connections", "kept", "http://server:8080/work")
 	time.Sleep(time.Second)
 	p.label("ambit.mesh/use-waypoint-")

@@ -187,6 +187,7 @@ func (c *Conn) End(reason Reason, err error) {
 	c.once.Do(func() {
 		if cut := c.cut.Load(); cut != nil && reason != Closed {
 			reason, err = cut.reason, cut.err
+			c.registry.metrics.cut.WithLabelValues(string(c.Direction), string(reason)).Inc()
 		}
 		r := c.registry
 		r.mu.Lock()

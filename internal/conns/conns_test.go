@@ -170,6 +170,16 @@ func TestCuttingOneConnection(t *testing.T) {
 	if live := r.Live(); len(live) != 1 || live[0] != kept {
 		t.Errorf("%d live", len(live))
 	}
+	kept.Cut(PolicyDenied, denied)
+	kept.End(Closed, nil) // it was over by itself
+	const want = `
+# HELP ambit_connections_cut_total Live connections that were ended because they are not admitted any more, by why.
+# TYPE ambit_connections_cut_total counter
+ambit_connections_cut_total{direction="inbound",reason="PolicyDenied"} 1
+`
+	if err := testutil.GatherAndCompare(r.metricsOf, strings.NewReader(want), "ambit_connections_cut_total"); err != nil {
+		t.Error(err)
+	}
 }
 
 // The labels' lookup and the record are all that a connection costs here.

@@ -39,7 +39,7 @@ type metrics struct {
 	now                                      func() time.Time
 	opened, closed, received, sent, failures *prometheus.CounterVec
 	live                                     *prometheus.GaugeVec
-	ends, retries, refused                   *prometheus.CounterVec
+	ends, cut, retries, refused              *prometheus.CounterVec
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -72,6 +72,8 @@ func newMetrics(reg prometheus.Registerer, now func() time.Time) *metrics {
 		sent:     vec("istio_tcp_sent_bytes_total", "Bytes from server to client.", labelNames),
 		failures: vec("istio_tcp_connections_failed_total", "TCP connections that were refused or could not be established.", labelNames),
 		ends: vec("ambit_connection_ends_total", "Connections by why they ended or were refused.",
+			[]string{"direction", "reason"}),
+		cut: vec("ambit_connections_cut_total", "Live connections that were ended because they are not admitted any more, by why.",
 			[]string{"direction", "reason"}),
 		retries: vec("ambit_connection_retries_total", "Endpoints of services that could not be reached, so that another one was tried, by why.",
 			[]string{"reason"}),

@@ -147,7 +147,12 @@ func (r *review) one(uid string, c *conns.Conn, was followed) (until time.Time) 
 		return is.until
 	}
 	r.enforcer.metrics.cut(j)
-	c.Cut(j.refusal.Reason, fmt.Errorf("no longer admitted: %w", j.refusal.Err))
+	why := "no longer admitted"
+	if j.refusal.Reason == conns.WaypointBypassed {
+		// It had until now to end: see docs/design/0005-waypoints.md.
+		why += ", for it is older than the waypoint's binding"
+	}
+	c.Cut(j.refusal.Reason, fmt.Errorf("%s: %w", why, j.refusal.Err))
 	return time.Time{}
 }
 

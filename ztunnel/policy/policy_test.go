@@ -309,7 +309,7 @@ func TestWaypointIsNotBypassed(t *testing.T) {
 					HboneMtlsPort: 15008,
 				},
 			})
-		b.lives(before, false, "waypoint")
+		b.lives(before, false, "no longer admitted, for it is older than the waypoint's binding")
 		b.admit(conns.WaypointBypassed, 0)
 		plain := attempt()
 		plain.Source.Identity, plain.Transport = spiffe.ID{}, conns.Plaintext
