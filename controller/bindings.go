@@ -11,6 +11,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/controller/push"
 	"github.com/ambit-mesh/ambit/controller/translate"
+	"github.com/ambit-mesh/ambit/internal/binding"
 )
 
 // stageAfter is how long a binding waits for nodes that do not acknowledge a stage, and
@@ -23,6 +24,10 @@ const stageAfter = 30 * time.Second
 // know any more what it stands before.
 const grace = 5 * time.Second
 
+// ackPatience is how long waypoints may take to acknowledge what is new, without being
+// said not to be ready because of that.
+const ackPatience = 5 * time.Second
+
 // bindings know how far each of them is, so that no new connection fails of one that
 // comes or goes: a waypoint has to know what it is to stand before, and nodes whose word
 // they have to take, before any client comes through it; and whoever goes straight to
@@ -34,13 +39,14 @@ type bindings struct {
 	acked   func(publication uint64) bool                           // by every node
 	held    func(waypoint types.NamespacedName, target string) bool // by every pod of it, one at least
 	changed func()                                                  // one is at another stage
-	settled func()                                                  // one is in force
+	settled func()                                                  // one is in force, or ready, or is it no longer
 	now     func() time.Time
 	wake    chan struct{} // capacity 1
 
 	mu sync.Mutex
 	// Guarded by mu.
 	begun  bool
+	news   bool // since the last look at who is ready
 	states map[translate.Target]*bindingState
 }
 
@@ -57,6 +63,10 @@ type bindingState struct {
 	inForce bool
 	// bound is what was published of it last.
 	bound *translate.Bound
+	// ready is a reason of binding.ReadyCondition; empty: nobody knows yet. It is something
+	// else by now since lacking, if that is not zero.
+	ready   string
+	lacking time.Time
 }
 
 func newBindings(acked func(publication uint64) bool, held func(types.NamespacedName, string) bool, changed, settled func()) *bindings {
@@ -109,6 +119,16 @@ func (b *bindings) isInForce(one *translate.Bound) bool {
 	return s != nil && s.waypoint == one.Waypoint && s.inForce
 }
 
+// readiness is a reason of binding.ReadyCondition; empty if nobody knows yet.
+func (b *bindings) readiness(one *translate.Bound) string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if s := b.states[one.Of()]; s != nil && s.waypoint == one.Waypoint {
+		return s.ready
+	}
+	return ""
+}
+
 // published tells what is bound in a publication.
 func (b *bindings) published(bound []*translate.Bound, publication uint64) {
 	b.mu.Lock()
@@ -130,7 +150,7 @@ func (b *bindings) published(bound []*translate.Bound, publication uint64) {
 		}
 	}
 	maps.DeleteFunc(b.states, func(t translate.Target, _ *bindingState) bool { return !present[t] })
-	b.begun = true
+	b.begun, b.news = true, true
 	for _, s := range b.states {
 		if !s.inForce || s.bound.Leaving {
 			b.answered() // who lacks nothing has acknowledged it
@@ -156,15 +176,19 @@ func (b *bindings) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-b.wake:
+			b.check()
+			continue
 		case <-ticker.C:
 		}
 		b.check()
+		b.checkReady()
 	}
 }
 
 // check takes every binding on that has come far enough.
 func (b *bindings) check() {
 	b.mu.Lock()
+	b.news = true
 	known := make(map[uint64]bool)
 	acked := func(publication uint64) bool {
 		is, asked := known[publication]
@@ -185,7 +209,7 @@ func (b *bindings) check() {
 			delete(b.states, t)
 			changed = true
 		case next != s.stage:
-			*s = bindingState{waypoint: s.waypoint, from: s.from, stage: next, since: b.now(), bound: s.bound}
+			s.stage, s.since, s.publication, s.inForce = next, b.now(), 0, false
 			if next == translate.Enforced {
 				s.from = types.NamespacedName{}
 			}
@@ -225,6 +249,46 @@ func (s *bindingState) next(acked func(uint64) bool, held func(types.NamespacedN
 		return translate.Enforced, false
 	}
 	return s.stage, s.stage == translate.Enforced && acked(s.publication)
+}
+
+// checkReady looks at whose waypoint can do its part, if that may have changed.
+func (b *bindings) checkReady() {
+	b.mu.Lock()
+	if !b.news {
+		b.mu.Unlock()
+		return
+	}
+	b.news = false
+	changed := false
+	for _, s := range b.states {
+		now := binding.Ready
+		switch {
+		case s.bound.Problem != "":
+			now = s.bound.Reason
+		case !s.bound.Ready:
+			now = binding.NotReady
+		case !b.held(s.waypoint, s.bound.Target):
+			now = binding.NotAcknowledged
+		}
+		if now == s.ready {
+			s.lacking = time.Time{}
+			continue
+		}
+		if now == binding.NotAcknowledged {
+			if s.lacking.IsZero() {
+				s.lacking = b.now()
+			}
+			if b.now().Sub(s.lacking) < ackPatience {
+				b.news = true // time will tell
+				continue
+			}
+		}
+		s.ready, s.lacking, changed = now, time.Time{}, true
+	}
+	b.mu.Unlock()
+	if changed {
+		b.settled()
+	}
 }
 
 // heardByAll tells whether every node that has a ztunnel is connected, and none is

@@ -9,6 +9,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/controller/push"
 	"github.com/ambit-mesh/ambit/controller/translate"
+	"github.com/ambit-mesh/ambit/internal/binding"
 )
 
 // stages are bindings, and those that they ask.
@@ -281,6 +282,45 @@ func TestABindingMovesToNothing(t *testing.T) {
 	}
 	s.publish(s.service("old", missing))
 	s.standing("no waypoint to wait for", "another 2 from waypoint", "another")
+}
+
+// What is said of a waypoint is so: it has pods that are ready, and all of them work with
+// what was published last; but for a moment, in which they get it.
+func TestWhetherAWaypointIsReady(t *testing.T) {
+	s := newStages(t)
+	s.acked = 9
+	unready := func(b *translate.Bound) { b.Ready = false }
+	want := func(when, want string, settled int) {
+		t.Helper()
+		s.checkReady()
+		if got := s.readiness(s.service("old")); got != want || s.settled != settled {
+			t.Errorf("%s: %q, told %d times, want %q, %d", when, got, s.settled, want, settled)
+		}
+	}
+	s.publish(s.service("old"))
+	want("nobody knows yet", "", 0)
+	s.time = s.time.Add(ackPatience)
+	want("it had its time", binding.NotAcknowledged, 1)
+	s.held["waypoint old"] = true
+	want("nothing was heard", binding.NotAcknowledged, 1)
+	s.answered()
+	s.check() // in force
+	want("heard", binding.Ready, 3)
+
+	s.publish(s.service("old"))
+	s.held["waypoint old"] = false
+	want("something new is on its way", binding.Ready, 3)
+	s.held["waypoint old"] = true
+	want("there it is", binding.Ready, 3)
+	s.held["waypoint old"] = false
+	s.publish(s.service("old"))
+	want("on its way again", binding.Ready, 3)
+	s.time = s.time.Add(ackPatience)
+	want("for too long", binding.NotAcknowledged, 4)
+	s.publish(s.service("old", unready))
+	want("without pods", binding.NotReady, 5)
+	s.publish(s.service("old", func(b *translate.Bound) { b.Reason, b.Problem = binding.NotFound, "there is no Gateway" }))
+	want("without a Gateway", binding.NotFound, 6)
 }
 
 // A stream tells that a node answered while it holds its own lock, which whoever asks

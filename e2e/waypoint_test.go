@@ -227,6 +227,7 @@ func TestWithoutItsWaypointNothingReachesAService(t *testing.T) {
 	p.in("scale", "deployment/waypoint", "--replicas=0")
 	p.in("wait", "--for=condition=Programmed=False", "gateway/waypoint", "--timeout=60s")
 	p.in("wait", "--for=delete", "pods", "-l", gatewayLabel, "--timeout=60s")
+	p.in("wait", "--for=condition=ambit.mesh/Ready=False", "service/server", "--timeout=60s")
 	p.eventually("its clients are refused", func() error {
 		out, err := p.tool("client", "get", "http://server:8080/work")
 		if err == nil || !strings.Contains(err.Error(), "ECONNREFUSED") {
@@ -246,6 +247,7 @@ func TestWithoutItsWaypointNothingReachesAService(t *testing.T) {
 	}
 	p.in("scale", "deployment/waypoint", "--replicas=1")
 	p.eventually("it is back", works)
+	p.in("wait", "--for=condition=ambit.mesh/Ready", "service/server", "--timeout=60s")
 	time.Sleep(time.Second)
 	by.mark("scaled up")
 	time.Sleep(time.Second)

@@ -230,6 +230,9 @@ func askBindings(ctx context.Context, cluster *kube.Cluster) ([]Finding, error) 
 		case c.Reason == binding.Pending && time.Since(c.LastTransitionTime.Time) > policyPatience:
 			find(Warning, "see that ztunnel is connected on every node: AMB005")
 		}
+		if c = meta.FindStatusCondition(s.Status.Conditions, binding.ReadyCondition); c != nil && c.Reason == binding.NotAcknowledged && time.Since(c.LastTransitionTime.Time) > policyPatience {
+			find(Warning, "ambit waypoint list, and the logs of the waypoint's pods")
+		}
 	}
 	return findings, nil
 }

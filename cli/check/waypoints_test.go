@@ -178,10 +178,13 @@ func TestBindings(t *testing.T) {
 		s.Status.Conditions = []metav1.Condition{{Type: "ambit.mesh/Bound", Status: "False", Reason: reason, Message: "because", LastTransitionTime: since}}
 		return s
 	}
+	behind := service("g-behind", "InForce", long)
+	behind.Status.Conditions = append(behind.Status.Conditions, metav1.Condition{Type: "ambit.mesh/Ready", Status: "False", Reason: "NotAcknowledged", Message: "one is behind", LastTransitionTime: long})
 	findings, err := askBindings(t.Context(), clusterOf(
 		service("a-well", "InForce", long), service("b-contested", "PortConflict", metav1.Now()), service("c-open", "NotCaptured", long),
-		service("d-just", "Pending", metav1.Now()), service("e-long", "Pending", long), service("f-direct", "Direct", long),
+		service("d-just", "Pending", metav1.Now()), service("e-long", "Pending", long), service("f-direct", "Direct", long), behind,
 	))
 	wantFindings(t, findings, err,
-		"error|Service shop/b-contested|because|targetPort", "warning|Service shop/c-open|because|dataplane-mode", "warning|Service shop/e-long|because|ztunnel")
+		"error|Service shop/b-contested|because|targetPort", "warning|Service shop/c-open|because|dataplane-mode", "warning|Service shop/e-long|because|ztunnel",
+		"warning|Service shop/g-behind|one is behind|logs")
 }

@@ -67,7 +67,7 @@ func (r removal) forgetBindings(ctx context.Context) error {
 		return fmt.Errorf("list services: %w", err)
 	}
 	for _, s := range services.Items {
-		if meta.FindStatusCondition(s.Status.Conditions, binding.Condition) == nil {
+		if meta.FindStatusCondition(s.Status.Conditions, binding.Condition) == nil && meta.FindStatusCondition(s.Status.Conditions, binding.ReadyCondition) == nil {
 			continue
 		}
 		nothing, err := json.Marshal(map[string]any{

@@ -46,7 +46,9 @@ const (
 
 	// Condition, on a waypoint's Gateway and on each bound Service, tells how far that is.
 	Condition = "ambit.mesh/Bound"
-	// ConditionManager applies it to Services.
+	// ReadyCondition, on each bound Service, tells whether its waypoint can do its part.
+	ReadyCondition = "ambit.mesh/Ready"
+	// ConditionManager applies both to Services.
 	ConditionManager = "ambit-controller-bound"
 )
 
@@ -67,6 +69,17 @@ const (
 	NotFound     = "WaypointNotFound"
 	NotAllowed   = "NotAllowed"
 	PortConflict = "PortConflict"
+)
+
+// Reasons of the ReadyCondition, besides those of why nobody gets through.
+const (
+	// Ready: the waypoint has pods that are, and all of them work with the binding as it
+	// is now.
+	Ready = "WaypointReady"
+	// NotReady: it has no pod that is.
+	NotReady = "WaypointNotReady"
+	// NotAcknowledged: some pod of it does not work with the binding as it is now.
+	NotAcknowledged = "NotAcknowledged"
 )
 
 // Scope is what of a namespace a waypoint is for.
