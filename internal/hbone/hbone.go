@@ -60,6 +60,8 @@ type Stream interface {
 	// WriteBuffer writes b, which it takes over, and returns how many bytes of it
 	// will be written.
 	WriteBuffer(b *Buffer) (int, error)
+	// Pending tells whether Read has something to return without waiting, the end included.
+	Pending() bool
 	// Divert gives what was received, and what will be, to sink. It takes the
 	// place of Read.
 	Divert(sink Sink)

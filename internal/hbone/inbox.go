@@ -234,6 +234,13 @@ func (in *inbox) copyLocked(p []byte) int {
 	return n
 }
 
+// pending tells whether read would return at once.
+func (in *inbox) pending() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return len(in.queue) > 0 || in.err != nil
+}
+
 func (in *inbox) setDeadline(t time.Time) {
 	in.mu.Lock()
 	defer in.mu.Unlock()

@@ -62,6 +62,9 @@ func (st *stream) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// Pending is of [Stream].
+func (st *stream) Pending() bool { return st.inbox.pending() }
+
 // Divert is of [Stream].
 func (st *stream) Divert(sink Sink) { st.inbox.divert(sink) }
 
