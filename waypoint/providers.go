@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"time"
 
@@ -57,9 +58,13 @@ func (p *policies) ask(ctx context.Context, s *workload.Snapshot, t *target.Targ
 	if err != nil || d.Reason != policy.NotAsked {
 		return err // whoever judges says so
 	}
-	question := authorizer.Question(&r.Seen, r.Version, r.Length(), authorizer.Peer{Address: c.Addr, Identity: c.Identity},
-		authorizer.Peer{Address: t.Address, Identity: p.identity()}, time.Now())
 	for _, one := range d.Ask {
+		body, err := readAhead(ctx, r, one)
+		if err != nil {
+			return conns.Fail(exchange.ProviderDenied, err)
+		}
+		question := authorizer.Question(&r.Seen, r.Version, r.Length(), body, authorizer.Peer{Address: c.Addr, Identity: c.Identity},
+			authorizer.Peer{Address: t.Address, Identity: p.identity()}, time.Now())
 		answer, err := p.providers.Ask(ctx, one.Provider, question)
 		switch {
 		case err != nil && one.Provider.FailOpen && ctx.Err() == nil:
@@ -84,6 +89,29 @@ func (p *policies) ask(ctx context.Context, s *workload.Snapshot, t *target.Targ
 		r.Approve(one.Name, approval)
 	}
 	return nil
+}
+
+// aheadTimeout is what a client may take to send what its provider is told of the body.
+const aheadTimeout = 10 * time.Second
+
+// readAhead is what the provider of a policy is told of the request's body; nil for
+// nothing. A body that cannot be told is refused, whatever happens without a provider.
+func readAhead(ctx context.Context, r *exchange.Request, p *policy.Policy) (*authorizer.Body, error) {
+	if p.Provider.MaxBody == 0 {
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, aheadTimeout)
+	defer cancel()
+	begin, whole, err := r.ReadAhead(ctx, p.Provider.MaxBody)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil, &exchange.Refusal{Status: http.StatusRequestTimeout, Why: fmt.Sprintf("policy %s: the body that its provider is to be told of has not come: %v", p.Name, err)}
+	case err != nil:
+		return nil, &exchange.Refusal{Status: http.StatusBadRequest, Why: fmt.Sprintf("policy %s: the body that its provider is to be told of cannot be read: %v", p.Name, err)}
+	case !whole && !p.Provider.PartialBody:
+		return nil, &exchange.Refusal{Status: http.StatusRequestEntityTooLarge, Why: fmt.Sprintf("policy %s: the body is longer than the %d bytes that its provider is told of", p.Name, p.Provider.MaxBody)}
+	}
+	return &authorizer.Body{Bytes: begin, Partial: !whole}, nil
 }
 
 // DialProvider connects to a port of a Service, by tunnel.

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +19,7 @@ import (
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	auth "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	envoy "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"golang.org/x/net/http2"
 	"google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -317,5 +320,144 @@ func TestChangingACustomPolicyCutsRequests(t *testing.T) {
 	}
 	if code, _, _ := g.do(t, g.http, "/"); code != http.StatusOK {
 		t.Errorf("a new one: %d", code)
+	}
+}
+
+// A provider is told of bodies as far as its policy wants it, and what goes on is whole.
+func TestProvidersAreToldOfBodies(t *testing.T) {
+	const limit = 100 << 10 // more than is kept for retries
+	bytes := make([]byte, 3*limit)
+	for i := range bytes {
+		bytes[i] = byte('a' + i%26)
+	}
+	whole := func(p *mesh.RequestPolicy) { p.Provider.MaxBody = limit }
+	partial := func(p *mesh.RequestPolicy) { p.Provider.MaxBody, p.Provider.PartialBody = limit, true }
+	open := func(p *mesh.RequestPolicy) { p.Provider.MaxBody, p.Provider.FailOpen = limit, true }
+	for _, app := range []api.AppProtocol{api.AppProtocol_HTTP11, api.AppProtocol_HTTP2} {
+		for _, second := range []bool{false, true} {
+			for _, atPod := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s, client of 2: %t, at the pod: %t", app, second, atPod), func(t *testing.T) {
+					g := startGuarded(t, app)
+					p := g.provide(t)
+					client := g.http
+					if second {
+						transport := &http2.Transport{AllowHTTP: true, DialTLSContext: func(context.Context, string, string, *tls.Config) (net.Conn, error) { return g.client.Open(guardedVIP) }}
+						t.Cleanup(transport.CloseIdleConnections)
+						client = &http.Client{Transport: transport, Timeout: 20 * time.Second}
+					}
+					for name, c := range map[string]struct {
+						policy  func(*mesh.RequestPolicy)
+						n, told int
+						partial string
+						code    int
+						expect  bool
+						unknown bool // of what length it is
+					}{
+						"nothing, unless it is wanted": {func(*mesh.RequestPolicy) {}, 10, 0, "", 200, false, false},
+						"none":                         {whole, 0, 0, "false", 200, false, false},
+						"short":                        {whole, 10, 10, "false", 200, false, false},
+						"short, of unknown length":     {whole, 10, 10, "false", 200, false, true},
+						"as long as it may be":         {whole, limit, limit, "false", 200, false, false},
+						"too long":                     {whole, limit + 1, -1, "", 413, false, false},
+						"too long, of unknown length":  {whole, 3 * limit, -1, "", 413, false, true},
+						"too long, and failing open":   {open, limit + 1, -1, "", 413, false, false},
+						"its beginning":                {partial, 3 * limit, limit, "true", 200, false, false},
+						"its beginning, unknown":       {partial, 3 * limit, limit, "true", 200, false, true},
+						"held back by the client":      {whole, 10, 10, "false", 200, !second, false},
+						"long and held back":           {partial, 3 * limit, limit, "true", 200, !second, false},
+					} {
+						g.apply(atPod, custom(c.policy))
+						before := p.asked.Load()
+						p.mu.Lock()
+						p.last = nil
+						p.mu.Unlock()
+						var content io.Reader = strings.NewReader(string(bytes[:c.n]))
+						if c.unknown {
+							content = struct{ io.Reader }{content}
+						}
+						q, err := http.NewRequest("POST", "http://cart/a", content)
+						if err != nil {
+							t.Fatal(err)
+						}
+						q.Header.Set("X-Envoy-Auth-Partial-Body", "forged")
+						if c.expect {
+							q.Header.Set("Expect", "100-continue")
+							client.Transport.(*http.Transport).ExpectContinueTimeout = 5 * time.Second
+						}
+						began := time.Now()
+						response, err := client.Do(q)
+						if err != nil {
+							t.Fatalf("%s: %v", name, err)
+						}
+						answer, _ := io.ReadAll(response.Body)
+						response.Body.Close()
+						if response.StatusCode != c.code {
+							t.Errorf("%s: answered with %d, want %d", name, response.StatusCode, c.code)
+						}
+						if took := time.Since(began); took > 4*time.Second {
+							t.Errorf("%s: it took %s", name, took)
+						}
+						if want := fmt.Sprintf("body of %d: %x\n", c.n, sha256.Sum256(bytes[:c.n])); c.code == 200 && c.n > 0 && !strings.Contains(string(answer), want) {
+							t.Errorf("%s: the application got %q", name, answer)
+						}
+						if c.told < 0 {
+							if p.asked.Load() != before {
+								t.Errorf("%s: the provider was asked", name)
+							}
+							continue
+						}
+						p.mu.Lock()
+						h := p.last.GetAttributes().GetRequest().GetHttp()
+						p.mu.Unlock()
+						if h.GetBody() != string(bytes[:c.told]) {
+							t.Errorf("%s: the provider was told of %d bytes, want %d", name, len(h.GetBody()), c.told)
+						}
+						if says := h.GetHeaders()["x-envoy-auth-partial-body"]; c.partial != "" && says != c.partial {
+							t.Errorf("%s: the provider was told %q about its end, want %q", name, says, c.partial)
+						}
+					}
+				})
+			}
+		}
+	}
+}
+
+// A client that does not send what the provider is to be told of is not waited for
+// without end, and nothing of it goes on.
+func TestBodiesThatDoNotCome(t *testing.T) {
+	g := startGuarded(t, api.AppProtocol_HTTP11)
+	p := g.provide(t)
+	g.apply(false, custom(func(p *mesh.RequestPolicy) {
+		p.Provider.MaxBody, p.Provider.PartialBody, p.Provider.FailOpen = 100, true, true
+	}))
+	second := &http2.Transport{AllowHTTP: true, DialTLSContext: func(context.Context, string, string, *tls.Config) (net.Conn, error) { return g.client.Open(guardedVIP) }}
+	t.Cleanup(second.CloseIdleConnections)
+	var both sync.WaitGroup
+	for version, client := range map[string]*http.Client{"HTTP/1.1": g.http, "HTTP/2": {Transport: second}} {
+		both.Go(func() {
+			r, w := io.Pipe()
+			go w.Write([]byte("some"))
+			defer w.Close()
+			q, err := http.NewRequest("POST", "http://cart/a", r)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			q.ContentLength = 50
+			began := time.Now()
+			response, err := client.Do(q)
+			if err != nil {
+				t.Errorf("%s: %v", version, err)
+				return
+			}
+			response.Body.Close()
+			if response.StatusCode != http.StatusRequestTimeout || time.Since(began) > aheadTimeout+5*time.Second {
+				t.Errorf("%s: answered with %d after %s", version, response.StatusCode, time.Since(began))
+			}
+		})
+	}
+	both.Wait()
+	if p.asked.Load() > 0 || g.reached.Load() > 0 {
+		t.Error("the provider was asked, or the application reached")
 	}
 }

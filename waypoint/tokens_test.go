@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -84,8 +85,12 @@ func (g *guarded) answer(c net.Conn) {
 	protocols.SetUnencryptedHTTP2(true)
 	(&http.Server{Protocols: &protocols, Handler: http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 		g.reached.Add(1)
-		io.Copy(io.Discard, q.Body)
+		hash := sha256.New()
+		n, _ := io.Copy(hash, q.Body)
 		fmt.Fprintln(w, q.RequestURI)
+		if n > 0 {
+			fmt.Fprintf(w, "body of %d: %x\n", n, hash.Sum(nil))
+		}
 		for name, values := range q.Header {
 			for _, v := range values {
 				fmt.Fprintf(w, "%s: %s\n", strings.ToLower(name), v)

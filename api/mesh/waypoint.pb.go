@@ -183,9 +183,7 @@ func (RequestPolicy_Action) EnumDescriptor() ([]byte, []int) {
 }
 
 // Binding says that a waypoint stands before a Service or a workload. It is
-// named after the Service's key, `namespace/hostname`, or the workload's uid; while
-// another waypoint takes over, that of the one before has the waypoint in its name as
-// well, `KEY@namespace/name`. A
+// named after the Service's key, `namespace/hostname`, or the workload's uid. A
 // waypoint refuses what it has no Binding for, and what a Binding names and it
 // has not got.
 type Binding struct {
@@ -1910,7 +1908,11 @@ type AuthorizationProvider struct {
 	// For an answer; more than 0, at most 5 s.
 	Timeout *durationpb.Duration `protobuf:"bytes,3,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	// What it cannot be asked about, and what it answers without sense, is let pass.
-	FailOpen      bool `protobuf:"varint,4,opt,name=fail_open,json=failOpen,proto3" json:"fail_open,omitempty"`
+	FailOpen bool `protobuf:"varint,4,opt,name=fail_open,json=failOpen,proto3" json:"fail_open,omitempty"`
+	// How much of a request's body it is told, at most 1 MiB; 0 for nothing of it.
+	MaxBody uint32 `protobuf:"varint,5,opt,name=max_body,json=maxBody,proto3" json:"max_body,omitempty"`
+	// Of a longer one it is told the beginning; else that is refused.
+	PartialBody   bool `protobuf:"varint,6,opt,name=partial_body,json=partialBody,proto3" json:"partial_body,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1969,6 +1971,20 @@ func (x *AuthorizationProvider) GetTimeout() *durationpb.Duration {
 func (x *AuthorizationProvider) GetFailOpen() bool {
 	if x != nil {
 		return x.FailOpen
+	}
+	return false
+}
+
+func (x *AuthorizationProvider) GetMaxBody() uint32 {
+	if x != nil {
+		return x.MaxBody
+	}
+	return 0
+}
+
+func (x *AuthorizationProvider) GetPartialBody() bool {
+	if x != nil {
+		return x.PartialBody
 	}
 	return false
 }
@@ -3130,12 +3146,14 @@ const file_mesh_waypoint_proto_rawDesc = "" +
 	"\x05ALLOW\x10\x01\x12\b\n" +
 	"\x04DENY\x10\x02\x12\n" +
 	"\n" +
-	"\x06CUSTOM\x10\x03J\x04\b\x06\x10\a\"\x97\x01\n" +
+	"\x06CUSTOM\x10\x03J\x04\b\x06\x10\a\"\xd5\x01\n" +
 	"\x15AuthorizationProvider\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x123\n" +
 	"\atimeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12\x1b\n" +
-	"\tfail_open\x18\x04 \x01(\bR\bfailOpen\"\xba\x01\n" +
+	"\tfail_open\x18\x04 \x01(\bR\bfailOpen\x12\x19\n" +
+	"\bmax_body\x18\x05 \x01(\rR\amaxBody\x12!\n" +
+	"\fpartial_body\x18\x06 \x01(\bR\vpartialBody\"\xba\x01\n" +
 	"\vRequestRule\x12-\n" +
 	"\x04from\x18\x01 \x03(\v2\x19.ambit.mesh.RequestSourceR\x04from\x12,\n" +
 	"\x02to\x18\x02 \x03(\v2\x1c.ambit.mesh.RequestOperationR\x02to\x120\n" +

@@ -117,6 +117,23 @@ type AuthorizationProvider struct {
 	// they are refused.
 	// +optional
 	FailOpen bool `json:"failOpen,omitempty"`
+	// RequestBody has it told of the bodies of requests as well. Left out, it is told
+	// of none.
+	// +optional
+	RequestBody *AuthorizationRequestBody `json:"requestBody,omitempty"`
+}
+
+// AuthorizationRequestBody says how much of a request's body a provider is told. It is
+// asked once that has come, within 10 seconds, so it is not for streams.
+type AuthorizationRequestBody struct {
+	// MaxBytes of a body that the provider is told. A longer one is refused with 413.
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=1048576
+	MaxBytes int32 `json:"maxBytes"`
+	// AllowPartial has the provider told of the first maxBytes of a longer one,
+	// instead.
+	// +optional
+	AllowPartial bool `json:"allowPartial,omitempty"`
 }
 
 // PolicyTargetReference is a Service or a waypoint.

@@ -109,15 +109,13 @@ func (o *output) requests(r *requests, w *waypoints) {
 // stand before one of its ports have to ask.
 func (r *requests) policiesAtWaypoints(p *pod, w *waypoints, services *serviceIndex, serving map[string]*workload.PortList) []string {
 	var names []string
-	add := func(before Standing) {
-		for _, waypoint := range before.all() {
-			names = append(names, r.forPod(p, waypoint)...)
-		}
+	add := func(waypoint types.NamespacedName) { names = append(names, r.forPod(p, waypoint)...) }
+	if name, ok := w.ofPod(p); ok {
+		add(name)
 	}
-	add(w.beforePod(p))
 	for _, s := range services.all {
-		if serving[s.key] != nil {
-			add(w.beforeService(s))
+		if name, ok := w.ofService(s); ok && serving[s.key] != nil {
+			add(name)
 		}
 	}
 	slices.Sort(names)
@@ -160,6 +158,8 @@ func (r *requests) requestPolicy(object *v1alpha1.AuthorizationPolicy) *mesh.Req
 const (
 	providerTimeout    = time.Second
 	maxProviderTimeout = 5 * time.Second
+	// maxProviderBody is what of a body it may be told.
+	maxProviderBody = 1 << 20
 )
 
 // provider that a policy names. The error begins with the rest of the field's name.
@@ -179,10 +179,17 @@ func (r *requests) provider(object *v1alpha1.AuthorizationPolicy) (*mesh.Authori
 		return nil, fmt.Errorf(".port: %d is no port", in.Port)
 	}
 	namespace := cmp.Or(in.Namespace, object.Namespace)
-	return &mesh.AuthorizationProvider{
+	out := &mesh.AuthorizationProvider{
 		Service: namespace + "/" + in.Service + "." + namespace + ".svc." + r.clusterDomain, Port: uint32(in.Port),
 		Timeout: durationpb.New(timeout), FailOpen: in.FailOpen,
-	}, nil
+	}
+	if b := in.RequestBody; b != nil {
+		if b.MaxBytes < 1 || b.MaxBytes > maxProviderBody {
+			return nil, fmt.Errorf(".requestBody.maxBytes: %d, want 1 to %d", b.MaxBytes, maxProviderBody)
+		}
+		out.MaxBody, out.PartialBody = uint32(b.MaxBytes), b.AllowPartial
+	}
+	return out, nil
 }
 
 // requestConversion is of the rules of one policy.

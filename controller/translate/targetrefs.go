@@ -46,10 +46,10 @@ func (r targetsOfRefs) provider(p *Policy, object *v1alpha1.AuthorizationPolicy,
 // before a Service that they serve.
 func (r targetsOfRefs) without(pods []*pod) (n int) {
 	for _, p := range pods {
-		behind := r.waypoints.bindsPod(p)
+		_, behind := r.waypoints.ofPod(p)
 		for key := range r.serving.ofPod[p] {
 			if s := r.services.byKey(key); s != nil && !behind {
-				behind = r.waypoints.bindsService(s)
+				_, behind = r.waypoints.ofService(s)
 			}
 		}
 		if !behind && !r.waypoints.IsPod(p.Pod) {
@@ -76,7 +76,7 @@ func (r targetsOfRefs) resolve(p *Policy, object *v1alpha1.AuthorizationPolicy) 
 				p.say(TargetNotFound, field, "there is no Service "+object.Namespace+"/"+ref.Name)
 				continue
 			}
-			if !r.waypoints.bindsService(s) {
+			if _, bound := r.waypoints.ofService(s); !bound {
 				p.say(RequiresWaypoint, field, "no waypoint serves Service "+object.Namespace+"/"+ref.Name+": "+effect)
 			}
 			r.ofService(s, wanted)

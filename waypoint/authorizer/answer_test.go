@@ -1,6 +1,7 @@
 package authorizer
 
 import (
+	"bytes"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -135,7 +136,7 @@ func TestQuestion(t *testing.T) {
 		t.Fatal(err)
 	}
 	client := Peer{netip.MustParseAddrPort("10.9.0.2:5"), spiffe.ID{TrustDomain: "cluster.local", Namespace: "shop", ServiceAccount: "web"}}
-	q := Question(&r, 2, -1, client, Peer{Address: netip.MustParseAddrPort("10.9.100.1:80")}, time.Unix(1, 0))
+	q := Question(&r, 2, -1, nil, client, Peer{Address: netip.MustParseAddrPort("10.9.100.1:80")}, time.Unix(1, 0))
 	if _, err := proto.Marshal(q); err != nil {
 		t.Error(err)
 	}
@@ -143,6 +144,24 @@ func TestQuestion(t *testing.T) {
 	if h.GetMethod() != "GET" || h.GetPath() != "/b?x=1" || h.GetHost() != "cart:81" || h.GetProtocol() != "HTTP/2" || h.GetSize() != -1 || h.GetHeaders()["x"] != "1,2" ||
 		h.GetHeaders()[":path"] != "/b?x=1" || from.GetPrincipal() != "spiffe://cluster.local/ns/shop/sa/web" || from.GetAddress().GetSocketAddress().GetPortValue() != 5 {
 		t.Error(q)
+	}
+	for _, c := range []struct {
+		body Body
+		text string
+		raw  []byte
+		says string
+	}{
+		{Body{Bytes: []byte("pay")}, "pay", nil, "false"},
+		{Body{Bytes: []byte{0xff, 0}, Partial: true}, "", []byte{0xff, 0}, "true"},
+		{Body{}, "", nil, "false"},
+	} {
+		q := Question(&r, 1, 3, &c.body, client, Peer{}, time.Unix(1, 0))
+		if _, err := proto.Marshal(q); err != nil {
+			t.Error(err)
+		}
+		if h := q.GetAttributes().GetRequest().GetHttp(); h.GetBody() != c.text || !bytes.Equal(h.GetRawBody(), c.raw) || h.GetHeaders()["x-envoy-auth-partial-body"] != c.says {
+			t.Errorf("%+v is told as %v", c.body, h)
+		}
 	}
 }
 

@@ -6,8 +6,8 @@
 //	authorizer.go  Authorizer: connections to providers, and how long one waits
 //
 // Invariants: what is not clearly agreement is none: an error, silence until the timeout,
-// an answer that contradicts itself or asks for what no request can be; nothing of a
-// request's body is told; providers are reached by the way that is given alone.
+// an answer that contradicts itself or asks for what no request can be; of a request's
+// body nothing is told but what is given; providers are reached by the way that is given alone.
 //
 // What an error means for the request is for who asks.
 package authorizer

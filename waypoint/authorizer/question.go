@@ -2,8 +2,10 @@ package authorizer
 
 import (
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	auth "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
@@ -19,9 +21,19 @@ type Peer struct {
 	Identity spiffe.ID
 }
 
+// Body is what a provider is told of a request's body.
+type Body struct {
+	Bytes []byte
+	// Partial: there is more of it.
+	Partial bool
+}
+
+// partialHeader says to the provider whether there is more: as Envoy says it.
+const partialHeader = "x-envoy-auth-partial-body"
+
 // Question about a request, as it is seen by policies. Its size is that of its body, -1
-// if nobody knows.
-func Question(r *request.Request, version int, size int64, client, server Peer, began time.Time) *auth.CheckRequest {
+// if nobody knows; nothing is told of a body that is nil.
+func Question(r *request.Request, version int, size int64, body *Body, client, server Peer, began time.Time) *auth.CheckRequest {
 	headers := make(map[string]string, len(r.Fields)+4)
 	for _, f := range r.Fields {
 		value := strings.ToValidUTF8(f.Value, "\uFFFD")
@@ -35,14 +47,20 @@ func Question(r *request.Request, version int, size int64, client, server Peer, 
 	if version == 2 {
 		protocol = "HTTP/2"
 	}
+	http := &auth.AttributeContext_HttpRequest{
+		Id: headers["x-request-id"], Method: r.Method, Headers: headers, Path: r.Target(), Host: r.Authority(), Scheme: "http", Size: size, Protocol: protocol,
+	}
+	if body != nil {
+		headers[partialHeader] = strconv.FormatBool(body.Partial)
+		if utf8.Valid(body.Bytes) { // as a string of the protocol's has to be
+			http.Body = string(body.Bytes)
+		} else {
+			http.RawBody = body.Bytes
+		}
+	}
 	return &auth.CheckRequest{Attributes: &auth.AttributeContext{
 		Source: peer(client), Destination: peer(server),
-		Request: &auth.AttributeContext_Request{
-			Time: timestamppb.New(began),
-			Http: &auth.AttributeContext_HttpRequest{
-				Id: headers["x-request-id"], Method: r.Method, Headers: headers, Path: r.Target(), Host: r.Authority(), Scheme: "http", Size: size, Protocol: protocol,
-			},
-		},
+		Request: &auth.AttributeContext_Request{Time: timestamppb.New(began), Http: http},
 	}}
 }
 

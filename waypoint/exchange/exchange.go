@@ -20,13 +20,14 @@
 //
 // Invariants: every request is judged by the snapshot of its moment, for what is bound
 // and for the endpoint that is chosen, before a byte of it is sent; a request is sent
-// again only if nothing of its body is lost, and either the endpoint is known not to have
-// acted on it, its method is idempotent, or the route wants it so for what was answered; only 101 switches protocols, and only where the
+// again only if nothing of its body is lost and either the endpoint is known not to have
+// acted on it or the route wants it so; only 101 switches protocols, and only where the
 // client asked for it; a body that was cut short never looks complete to either side;
 // each request ends in one line of the log.
 package exchange
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,6 +35,8 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -227,6 +230,15 @@ func (c *client) close() {
 	}
 }
 
+// unread is a request that could not be read: all that is known is for whom it was.
+func (c *client) unread(r *Request, w responder) *exchange {
+	x := &exchange{client: c, request: r, responder: w, started: time.Now(), snapshot: c.engine.cfg.Snapshot()}
+	if to, err := target.Resolve(x.snapshot, c.engine.cfg.Self(), c.session.Destination); err == nil {
+		x.target = to
+	}
+	return x
+}
+
 // responder takes a response to where the request came from.
 type responder interface {
 	// Inform sends a head that is not the last: 100 to 199.
@@ -246,6 +258,9 @@ func (c *client) handle(r *Request, w responder) (keep bool) {
 	e := c.engine
 	x := &exchange{client: c, request: r, responder: w, started: time.Now(), snapshot: e.cfg.Snapshot()}
 	r.approvals = &x.approvals
+	if _, waits := r.Field("expect"); waits && r.body != nil {
+		r.proceed = func() error { return x.proceed() }
+	}
 	e.budget.begin()
 	defer e.budget.end()
 	x.beginSpan()
@@ -255,6 +270,14 @@ func (c *client) handle(r *Request, w responder) (keep bool) {
 	}()
 	x.run()
 	return x.ended
+}
+
+// proceed has the client send the body that it holds back until it is told to. The
+// endpoint is not asked to say so as well.
+func (x *exchange) proceed() error {
+	x.request.Fields = slices.DeleteFunc(slices.Clone(x.request.Fields), func(f http1.Field) bool { return f.Name == "expect" })
+	x.outgoing.Fields = slices.DeleteFunc(slices.Clone(x.outgoing.Fields), func(f http1.Field) bool { return f.Name == "expect" })
+	return x.responder.Inform(http.StatusContinue, nil)
 }
 
 // exchange is one request and its response.
@@ -279,7 +302,9 @@ type exchange struct {
 	flag   Flag
 	detail string
 	sent   int64 // of the response's body
-	span   trace.Span
+	// grpcStatus that the client got; empty if it got none.
+	grpcStatus string
+	span       trace.Span
 	// Guarded by client.mu: see follow.
 	cut     func()
 	revoked *conns.Failure
@@ -346,7 +371,7 @@ func (x *exchange) attempt(ctx context.Context) {
 			if x.endpoint != nil {
 				avoid = append(avoid, x.endpoint.UID)
 			}
-		case errors.Is(err, errStale) && x.harmless(err) && x.revocation() == nil && x.request.rewind() && x.attempts <= maxStale:
+		case errors.Is(err, errStale) && x.revocation() == nil && x.request.rewind() && x.attempts <= maxStale:
 		default:
 			if revoked := x.revocation(); revoked != nil {
 				err = revoked
@@ -373,35 +398,14 @@ func (x *exchange) retriable(status int) bool {
 	return false
 }
 
-// mayRepeat tells whether an error is of a kind that another attempt may be made after:
-// the endpoint was not reached, or it does no harm if it has acted on the request.
+// mayRepeat tells whether an error is of a kind that another attempt may be made
+// after: the endpoint was not reached, or said nothing.
 func (x *exchange) mayRepeat(err error) bool {
 	switch conns.ReasonOf(err) {
-	case conns.PolicyDenied, conns.PolicyMissing, NotAsked, ProviderDenied, clientGone, upstream.NoEndpoint:
+	case conns.PolicyDenied, conns.PolicyMissing, NotAsked, ProviderDenied, clientGone, upstream.NoEndpoint, upstream.NotCaptured:
 		return false
-	case upstreamGone, upstreamProtocol, timedOut:
-		if !x.harmless(err) {
-			return false
-		}
 	}
 	return x.plan.Retries > 0 && x.revocation() == nil
-}
-
-// harmless tells whether a request may come to endpoints twice: the first has not acted on
-// it, or the method is idempotent (RFC 9110 section 9.2.2: a proxy must not repeat others).
-func (x *exchange) harmless(err error) bool {
-	return errors.Is(err, errUntouched) || x.request.idempotent()
-}
-
-// errUntouched says that the endpoint has not acted on the request, and never will.
-var errUntouched = errors.New("the endpoint has not acted on it")
-
-func (r *Request) idempotent() bool {
-	switch r.Method {
-	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace, http.MethodPut, http.MethodDelete:
-		return true
-	}
-	return false
 }
 
 // again waits for the next attempt, if there may be one.
@@ -519,10 +523,29 @@ func (x *exchange) answerGRPC(status int) {
 		code = "2" // UNKNOWN
 	}
 	fields := []http1.Field{{Name: "content-type", Value: "application/grpc"}, {Name: "grpc-status", Value: code}, {Name: "grpc-message", Value: http.StatusText(status)}}
-	x.status = http.StatusOK
+	x.status, x.grpcStatus = http.StatusOK, code
 	if x.responder.Head(http.StatusOK, fields, 0) == nil && x.responder.End(nil) == nil {
 		x.ended = true
 	}
+}
+
+// grpcStatus is one of gRPC's among fields; empty if there is none that it has.
+func grpcStatus(fields []http1.Field) string {
+	const last = 16 // UNAUTHENTICATED
+	for _, f := range fields {
+		if n, err := strconv.ParseUint(f.Value, 10, 8); f.Name == "grpc-status" && err == nil && n <= last {
+			return strconv.FormatUint(n, 10)
+		}
+	}
+	return ""
+}
+
+// service that the request went to, or was for.
+func (x *exchange) service() *workload.Service {
+	if x.plan.Service == nil && x.target != nil {
+		return x.target.Service
+	}
+	return x.plan.Service
 }
 
 // grpcCodes: https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md
@@ -595,7 +618,11 @@ func (x *exchange) respond(ctx context.Context, r *response) {
 			return
 		}
 	}
-	if err := x.responder.End(r.trailers()); err != nil {
+	trailers := r.trailers()
+	if isGRPC(x.request) {
+		x.grpcStatus = cmp.Or(grpcStatus(trailers), grpcStatus(r.fields))
+	}
+	if err := x.responder.End(trailers); err != nil {
 		fail(flagClientGone, err)
 		return
 	}

@@ -1,6 +1,7 @@
 package exchange
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -46,6 +47,9 @@ type Request struct {
 	kept []byte
 	at   int
 	lost bool
+
+	// proceed tells a client that waits for it to send the body; nil for nobody waits.
+	proceed func() error
 
 	received int64
 }
@@ -117,6 +121,33 @@ func (r *Request) Read(p []byte) (int, error) {
 		}
 	}
 	return n, err
+}
+
+// ReadAhead returns the beginning of the body, n bytes at most, and whether that is all
+// of it. Whoever reads the body afterwards gets it from its beginning. When ctx ends
+// before, nothing of it can be read any more.
+func (r *Request) ReadAhead(ctx context.Context, n int) (begin []byte, whole bool, err error) {
+	if r.body == nil {
+		return nil, true, nil
+	}
+	if r.proceed != nil {
+		if err := r.proceed(); err != nil {
+			return nil, false, err
+		}
+		r.proceed = nil
+	}
+	source := r.body
+	stop := context.AfterFunc(ctx, r.stop)
+	// One byte more says whether there is more.
+	begin, err = io.ReadAll(io.LimitReader(source, int64(n)+1))
+	if !stop() && err == nil && len(begin) <= n {
+		err = context.Cause(ctx) // the end that was read may be the end of waiting
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	r.body = io.MultiReader(bytes.NewReader(begin), source)
+	return begin[:min(n, len(begin))], len(begin) <= n, nil
 }
 
 // connectionFields are about one connection: RFC 9110 section 7.6.1.

@@ -94,8 +94,12 @@ func (r *reader) whole(field string, err error) {
 // maxTimeout of a provider: requests wait for it.
 const maxTimeout = 5 * time.Second
 
+// maxBody that a provider is told: it is held in memory until then.
+const maxBody = 1 << 20
+
 func (r *reader) provider(p *Provider, in *mesh.AuthorizationProvider) {
 	p.Service, p.Port, p.Timeout, p.FailOpen = in.GetService(), uint16(in.GetPort()), in.GetTimeout().AsDuration(), in.GetFailOpen()
+	p.MaxBody, p.PartialBody = int(min(in.GetMaxBody(), maxBody+1)), in.GetPartialBody()
 	switch {
 	case in == nil:
 		r.whole("provider", errors.New("is missing"))
@@ -107,6 +111,8 @@ func (r *reader) provider(p *Provider, in *mesh.AuthorizationProvider) {
 		r.whole("provider.port", fmt.Errorf("%d, want 1 to 65535", in.GetPort()))
 	case p.Timeout <= 0 || p.Timeout > maxTimeout:
 		r.whole("provider.timeout", fmt.Errorf("%v, want more than 0 and at most %v", p.Timeout, maxTimeout))
+	case p.MaxBody > maxBody:
+		r.whole("provider.max_body", fmt.Errorf("%d, want at most %d", in.GetMaxBody(), maxBody))
 	}
 }
 

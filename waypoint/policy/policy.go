@@ -70,6 +70,10 @@ type Provider struct {
 	Timeout time.Duration
 	// FailOpen: what it cannot be asked about passes.
 	FailOpen bool
+	// MaxBody is how much of a body it is told, 0 for nothing. PartialBody: of a
+	// longer one the beginning.
+	MaxBody     int
+	PartialBody bool
 }
 
 // Subject is what policies may know of a request.
