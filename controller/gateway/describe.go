@@ -56,6 +56,9 @@ func check(g *gwapi.Gateway) string {
 	if _, err := tracingOf(g); err != nil {
 		wrong = append(wrong, err.Error())
 	}
+	if _, err := logFormatOf(g, ""); err != nil {
+		wrong = append(wrong, err.Error())
+	}
 	return strings.Join(wrong, "; ")
 }
 

@@ -40,6 +40,7 @@ func TestBadGatewaysAreNamedByTheirFields(t *testing.T) {
 			g.Annotations = map[string]string{"ambit.mesh/otlp-endpoint": "http://c:4317", "ambit.mesh/trace-sampling": "101"}
 		}, "metadata.annotations[ambit.mesh/trace-sampling]"},
 		{func(g *gwapi.Gateway) { g.Annotations = map[string]string{"ambit.mesh/trace-sampling": "1"} }, "of no use without ambit.mesh/otlp-endpoint"},
+		{func(g *gwapi.Gateway) { g.Annotations = map[string]string{"ambit.mesh/log-format": "xml"} }, "metadata.annotations[ambit.mesh/log-format]"},
 	}
 	for _, test := range tests {
 		g := waypoint(test.change)

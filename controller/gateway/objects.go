@@ -32,6 +32,9 @@ const (
 	// hundred, if their clients have not decided that; without it of all.
 	collectorAnnotation = "ambit.mesh/otlp-endpoint"
 	samplingAnnotation  = "ambit.mesh/trace-sampling"
+	// logFormatAnnotation, on a Gateway, is the format of its waypoint's log, text or
+	// json; without it that of the controller's.
+	logFormatAnnotation = "ambit.mesh/log-format"
 	// dataplaneModeLabel keeps the pods from being captured.
 	dataplaneModeLabel = "ambit.mesh/dataplane-mode"
 
@@ -91,6 +94,9 @@ func objectsOf(g *gwapi.Gateway, roots string, s Settings) (wanted, error) {
 	}
 	tracing, err := tracingOf(g)
 	if err != nil {
+		return wanted{}, err
+	}
+	if s.LogFormat, err = logFormatOf(g, s.LogFormat); err != nil {
 		return wanted{}, err
 	}
 	selector := map[string]string{binding.GatewayLabel: g.Name}
@@ -153,6 +159,17 @@ func replicasOf(g *gwapi.Gateway) (*int32, error) {
 		return nil, fmt.Errorf("metadata.annotations[%s]: %q is no number of pods", replicasAnnotation, value)
 	}
 	return new(int32(n)), nil
+}
+
+func logFormatOf(g *gwapi.Gateway, otherwise string) (string, error) {
+	switch format, ok := g.Annotations[logFormatAnnotation]; {
+	case !ok:
+		return otherwise, nil
+	case format != "text" && format != "json":
+		return "", fmt.Errorf("metadata.annotations[%s]: %q is neither text nor json", logFormatAnnotation, format)
+	default:
+		return format, nil
+	}
 }
 
 // tracingOf is what a waypoint's environment says of spans.

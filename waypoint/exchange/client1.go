@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"sync"
 	"time"
 
@@ -97,9 +98,10 @@ func (c *client) malformed(w *responder1, err error) {
 		return
 	}
 	w.keep = false
-	x := &exchange{client: c, request: &Request{Version: 1}, responder: w, started: time.Now(), status: 400, flag: flagMalformed, detail: err.Error()}
+	x := c.unread(&Request{Version: 1}, w)
+	x.status, x.flag, x.detail = http.StatusBadRequest, flagMalformed, err.Error()
 	if errors.Is(err, http1.ErrTooLong) {
-		x.status = 431
+		x.status = http.StatusRequestHeaderFieldsTooLarge
 	}
 	if errors.Is(err, io.ErrUnexpectedEOF) || !errors.Is(err, http1.ErrMalformed) && !errors.Is(err, http1.ErrTooLong) {
 		x.status, x.flag = 0, flagClientGone

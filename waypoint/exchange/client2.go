@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"time"
 
 	"golang.org/x/net/http2"
 
@@ -38,7 +37,7 @@ func (c *client) serveRequest2(w http.ResponseWriter, in *http.Request) {
 		err = errHosts
 	}
 	if err != nil {
-		x := &exchange{client: c, request: r, responder: responder, started: time.Now()}
+		x := c.unread(r, responder)
 		x.answer(http.StatusBadRequest, flagMalformed, err.Error(), nil)
 		c.engine.cfg.Telemetry.record(x)
 		return

@@ -32,6 +32,7 @@ type seriesKey struct {
 	flag                Flag
 	version             int
 	grpc                bool
+	grpcStatus          string
 	principal           spiffe.ID
 }
 
@@ -81,15 +82,16 @@ func (t *Telemetry) record(x *exchange) {
 
 func (t *Telemetry) seriesOf(x *exchange) *series {
 	client := x.client.session.Client
-	key := seriesKey{code: x.status, flag: x.flag, version: x.request.Version, grpc: isGRPC(x.request), principal: client.Identity}
+	key := seriesKey{code: x.status, flag: x.flag, version: x.request.Version, grpc: isGRPC(x.request), grpcStatus: x.grpcStatus, principal: client.Identity}
 	if client.Workload != nil {
 		key.source = client.Workload.UID
 	}
 	if x.endpoint != nil {
 		key.destination = x.endpoint.UID
 	}
-	if x.plan.Service != nil {
-		key.service = x.plan.Service.Key
+	service := x.service()
+	if service != nil {
+		key.service = service.Key
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -99,7 +101,7 @@ func (t *Telemetry) seriesOf(x *exchange) *series {
 	if len(t.series) >= maxSeries {
 		clear(t.series)
 	}
-	attempt := conns.Attempt{Direction: conns.Waypoint, Transport: conns.HBONE, Source: client.Peer, Service: x.plan.Service}
+	attempt := conns.Attempt{Direction: conns.Waypoint, Transport: conns.HBONE, Source: client.Peer, Service: service}
 	attempt.Destination.Addr, attempt.Destination.Workload = x.at, x.endpoint
 	if x.endpoint != nil {
 		attempt.Destination.Identity = x.endpoint.Identity
@@ -108,7 +110,7 @@ func (t *Telemetry) seriesOf(x *exchange) *series {
 	if key.grpc {
 		protocol = "grpc"
 	}
-	labels := append(conns.Labels(&attempt, protocol, string(x.flag)), strconv.Itoa(x.status), "")
+	labels := append(conns.Labels(&attempt, protocol, string(x.flag)), strconv.Itoa(x.status), x.grpcStatus)
 	s := &series{
 		requests: t.requests.WithLabelValues(labels...), durations: t.durations.WithLabelValues(labels...),
 		requestBytes: t.requestBytes.WithLabelValues(labels...), responseBytes: t.responseBytes.WithLabelValues(labels...),
@@ -129,8 +131,8 @@ func (t *Telemetry) write(x *exchange, took time.Duration) {
 			attrs = append(attrs, slog.String(key, value))
 		}
 	}
-	if x.plan.Service != nil {
-		text("dst.service", x.plan.Service.Hostname)
+	if service := x.service(); service != nil {
+		text("dst.service", service.Hostname)
 	}
 	if w := x.endpoint; w != nil {
 		text("dst.workload", w.Name)
@@ -144,6 +146,7 @@ func (t *Telemetry) write(x *exchange, took time.Duration) {
 	text("authority", authority)
 	text("path", path)
 	attrs = append(attrs, slog.Int("status", x.status))
+	text("grpc_status", x.grpcStatus)
 	text("response_flags", string(x.flag))
 	text("route", x.plan.Route)
 	text("rule", x.plan.Rule)

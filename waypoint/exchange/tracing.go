@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
@@ -71,7 +72,7 @@ func (x *exchange) endSpan() {
 		return
 	}
 	r, client := x.request, x.client.session.Client
-	authority, path := x.asked()
+	authority, _ := x.asked()
 	set := func(key, value string) {
 		if value != "" {
 			x.span.SetAttributes(attribute.String(key, value))
@@ -80,18 +81,22 @@ func (x *exchange) endSpan() {
 	set("http.request.method", r.Method)
 	set("url.scheme", "http")
 	set("server.address", authority)
-	set("url.path", path)
+	set("url.path", r.Seen.Path)
+	set("url.query", strings.TrimPrefix(r.Seen.Query, "?"))
 	set("network.protocol.name", "http")
 	set("network.protocol.version", strconv.Itoa(r.Version))
 	set("client.address", client.Addr.Addr().String())
-	set("http.route", x.plan.Route)
+	set("ambit.route", x.plan.Route)
 	set("ambit.response_flags", string(x.flag))
 	set("ambit.source.identity", client.Identity.String())
 	if w := client.Workload; w != nil {
 		set("ambit.source.workload", w.Namespace+"/"+w.Name)
 	}
-	if x.plan.Service != nil {
-		set("ambit.destination.service", x.plan.Service.Hostname)
+	if service := x.service(); service != nil {
+		set("ambit.destination.service", service.Hostname)
+	}
+	if code, err := strconv.Atoi(x.grpcStatus); err == nil {
+		x.span.SetAttributes(attribute.Int("rpc.grpc.status_code", code))
 	}
 	if w := x.endpoint; w != nil {
 		set("ambit.destination.workload", w.Namespace+"/"+w.Name)
