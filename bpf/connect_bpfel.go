@@ -108,6 +108,7 @@ const (
 	connectNumberSYN_SIZE         connectNumber = 120
 	connectNumberMAX_UDP_RANGES   connectNumber = 16
 	connectNumberMAX_DESTINATIONS connectNumber = 65536
+	connectNumberMAX_TUNNELLED    connectNumber = 131072
 	connectNumberMAX_VERDICTS     connectNumber = 256
 )
 
@@ -132,6 +133,19 @@ type connectRangeKey struct {
 	Bits        uint32
 	Cookie      [2]uint32
 	Family      uint32
+	Destination connectAddr
+}
+
+type connectTunnelled uint32
+
+const (
+	connectTunnelledTUNNELLED_BY_ALL    connectTunnelled = 1
+	connectTunnelledTUNNELLED_BY_STRICT connectTunnelled = 2
+)
+
+type connectTunnelledKey struct {
+	_           structs.HostLayout
+	Bits        uint32
 	Destination connectAddr
 }
 
@@ -209,7 +223,8 @@ const (
 	connectVerdictVERDICT_CONNECT_DENIED_NO_NODE        connectVerdict = 68
 	connectVerdictVERDICT_CONNECT_DENIED_NOT_STEERED    connectVerdict = 69
 	connectVerdictVERDICT_HOLD_DROPPED_RESET            connectVerdict = 70
-	connectVerdictVERDICT_COUNT                         connectVerdict = 71
+	connectVerdictVERDICT_GUARD_DROPPED_PLAINTEXT       connectVerdict = 71
+	connectVerdictVERDICT_COUNT                         connectVerdict = 72
 )
 
 // Names of all BPF objects in the ELF.
@@ -230,6 +245,7 @@ const (
 	connectMapMeshPods         = "mesh_pods"
 	connectMapMeshPrecapture   = "mesh_precapture"
 	connectMapMeshRanges       = "mesh_ranges"
+	connectMapMeshTunnelled    = "mesh_tunnelled"
 	connectMapMeshVerdicts     = "mesh_verdicts"
 	connectProgConnectConnect4 = "connect_connect4"
 	connectProgConnectConnect6 = "connect_connect6"
@@ -304,6 +320,7 @@ type connectMapSpecs struct {
 	MeshPods       *ebpf.MapSpec `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.MapSpec `ebpf:"mesh_precapture"`
 	MeshRanges     *ebpf.MapSpec `ebpf:"mesh_ranges"`
+	MeshTunnelled  *ebpf.MapSpec `ebpf:"mesh_tunnelled"`
 	MeshVerdicts   *ebpf.MapSpec `ebpf:"mesh_verdicts"`
 }
 
@@ -352,6 +369,7 @@ type connectMaps struct {
 	MeshPods       *ebpf.Map `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.Map `ebpf:"mesh_precapture"`
 	MeshRanges     *ebpf.Map `ebpf:"mesh_ranges"`
+	MeshTunnelled  *ebpf.Map `ebpf:"mesh_tunnelled"`
 	MeshVerdicts   *ebpf.Map `ebpf:"mesh_verdicts"`
 }
 
@@ -371,6 +389,7 @@ func (m *connectMaps) Close() error {
 		m.MeshPods,
 		m.MeshPrecapture,
 		m.MeshRanges,
+		m.MeshTunnelled,
 		m.MeshVerdicts,
 	)
 }

@@ -30,6 +30,7 @@ const (
 	dnsMapMeshPods       = "mesh_pods"
 	dnsMapMeshPrecapture = "mesh_precapture"
 	dnsMapMeshRanges     = "mesh_ranges"
+	dnsMapMeshTunnelled  = "mesh_tunnelled"
 	dnsMapMeshVerdicts   = "mesh_verdicts"
 	dnsProgDnsEgress     = "dns_egress"
 	dnsVarCookie         = "cookie"
@@ -102,6 +103,7 @@ type dnsMapSpecs struct {
 	MeshPods       *ebpf.MapSpec `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.MapSpec `ebpf:"mesh_precapture"`
 	MeshRanges     *ebpf.MapSpec `ebpf:"mesh_ranges"`
+	MeshTunnelled  *ebpf.MapSpec `ebpf:"mesh_tunnelled"`
 	MeshVerdicts   *ebpf.MapSpec `ebpf:"mesh_verdicts"`
 }
 
@@ -150,6 +152,7 @@ type dnsMaps struct {
 	MeshPods       *ebpf.Map `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.Map `ebpf:"mesh_precapture"`
 	MeshRanges     *ebpf.Map `ebpf:"mesh_ranges"`
+	MeshTunnelled  *ebpf.Map `ebpf:"mesh_tunnelled"`
 	MeshVerdicts   *ebpf.Map `ebpf:"mesh_verdicts"`
 }
 
@@ -169,6 +172,7 @@ func (m *dnsMaps) Close() error {
 		m.MeshPods,
 		m.MeshPrecapture,
 		m.MeshRanges,
+		m.MeshTunnelled,
 		m.MeshVerdicts,
 	)
 }

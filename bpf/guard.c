@@ -2,7 +2,8 @@
 
 //go:build ignore
 
-/* What may leave a pod. In strict mode, and where the way out of the mesh is denied, TCP leaves from ztunnel's sockets, in answer
+/* What may leave a pod. ztunnel itself reaches strict pods by tunnels alone, from whatever pod: that is looked at here, since what
+ * decides it is a program with faults of its own. In strict mode, and where the way out of the mesh is denied, TCP leaves from ztunnel's sockets, in answer
  * to the kubelet, and for a time from connections that are older than the pod's capture; what could be TCP and cannot be read does
  * not leave. Of what is not TCP, egress.h says what may where the way out is denied.
  *
@@ -205,6 +206,18 @@ static __always_inline bool is_precapture(struct __sk_buff *skb, const struct gu
 	return pod && *pod == cookie;
 }
 
+/* A tunnel's port is at one of the ends: its packets carry TLS. */
+static __always_inline bool is_shut(const struct segment *segment, bool strict)
+{
+	struct tunnelled_key key = { .bits = 8 * sizeof(struct addr), .destination = segment->flow.destination };
+	enum tunnelled *tunnelled;
+
+	if (segment->flow.destination_port == bpf_htons(PORT_HBONE) || segment->flow.source_port == bpf_htons(PORT_HBONE))
+		return false;
+	tunnelled = bpf_map_lookup_elem(&mesh_tunnelled, &key);
+	return tunnelled && (strict || *tunnelled == TUNNELLED_BY_ALL);
+}
+
 static __always_inline bool is_arp(struct __sk_buff *skb)
 {
 	__u16 kind;
@@ -220,25 +233,34 @@ int guard_tc(struct __sk_buff *skb)
 	struct guard *guard;
 	bool own_listener = false;
 	enum verdict verdict;
+	bool strict, denied;
 	struct bpf_sock *sk;
 	__u64 key = cookie;
 	__u32 *egress;
-	bool denied;
+	bool own;
 
 	guard = bpf_map_lookup_elem(&mesh_guards, &key);
 	egress = bpf_map_lookup_elem(&mesh_egress, &key);
+	strict = guard && guard->flags & GUARD_STRICT;
 	denied = egress && *egress & EGRESS_DENIED;
-	if ((!guard || !(guard->flags & GUARD_STRICT)) && !denied)
-		return end(VERDICT_GUARD_PERMISSIVE, PASS);
 	sk = skb->sk;
 	if (sk)
 		sk = bpf_sk_fullsock(sk);
-	if (sk && is_own(sk)) {
-		if (sk->state != BPF_TCP_LISTEN)
-			return end(VERDICT_GUARD_OWN, PASS);
-		own_listener = true;
-	}
+	own = sk && is_own(sk);
+	if (!strict && !denied && !own)
+		return end(VERDICT_GUARD_PERMISSIVE, PASS);
 	verdict = read_packet(skb, &segment);
+	if (sk && own) {
+		if (verdict == VERDICT_COUNT && is_shut(&segment, strict))
+			return end(VERDICT_GUARD_DROPPED_PLAINTEXT, DROP);
+		own_listener = sk->state == BPF_TCP_LISTEN;
+		/* A connection's packets are what the kernel makes of them, also where a device has added what cannot be read here; those
+		 * of a raw socket are what was written. */
+		if (!own_listener && (verdict == VERDICT_COUNT || verdict == VERDICT_GUARD_NOT_TCP || sk->type == SOCK_STREAM))
+			return end(VERDICT_GUARD_OWN, PASS);
+	}
+	if (!strict && !denied)
+		return end(VERDICT_GUARD_PERMISSIVE, PASS);
 	if (verdict == VERDICT_GUARD_NOT_TCP && egress && denied && !is_arp(skb)) {
 		verdict = leave(skb, ethernet ? sizeof(struct ethhdr) : 0, key, *egress, on_node);
 		if (verdict == VERDICT_GUARD_NEIGHBOUR || verdict == VERDICT_GUARD_DNS || verdict == VERDICT_GUARD_EXCEPTED)
@@ -258,7 +280,7 @@ int guard_tc(struct __sk_buff *skb)
 	if (sk)
 		return end(VERDICT_GUARD_DROPPED_FOREIGN_SOCKET, DROP);
 	if (is_handshake(skb, &segment))
-		return end(VERDICT_GUARD_HANDSHAKE, PASS);
+		return is_shut(&segment, strict) ? end(VERDICT_GUARD_DROPPED_PLAINTEXT, DROP) : end(VERDICT_GUARD_HANDSHAKE, PASS);
 	return end(VERDICT_GUARD_DROPPED_NO_SOCKET, DROP);
 }
 

@@ -70,6 +70,22 @@ type guardRangeKey struct {
 	}
 }
 
+type guardTunnelled uint32
+
+const (
+	guardTunnelledTUNNELLED_BY_ALL    guardTunnelled = 1
+	guardTunnelledTUNNELLED_BY_STRICT guardTunnelled = 2
+)
+
+type guardTunnelledKey struct {
+	_           structs.HostLayout
+	Bits        uint32
+	Destination struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -88,6 +104,7 @@ const (
 	guardMapMeshPods        = "mesh_pods"
 	guardMapMeshPrecapture  = "mesh_precapture"
 	guardMapMeshRanges      = "mesh_ranges"
+	guardMapMeshTunnelled   = "mesh_tunnelled"
 	guardMapMeshVerdicts    = "mesh_verdicts"
 	guardProgGuardTc        = "guard_tc"
 	guardVarCookie          = "cookie"
@@ -161,6 +178,7 @@ type guardMapSpecs struct {
 	MeshPods       *ebpf.MapSpec `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.MapSpec `ebpf:"mesh_precapture"`
 	MeshRanges     *ebpf.MapSpec `ebpf:"mesh_ranges"`
+	MeshTunnelled  *ebpf.MapSpec `ebpf:"mesh_tunnelled"`
 	MeshVerdicts   *ebpf.MapSpec `ebpf:"mesh_verdicts"`
 }
 
@@ -210,6 +228,7 @@ type guardMaps struct {
 	MeshPods       *ebpf.Map `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.Map `ebpf:"mesh_precapture"`
 	MeshRanges     *ebpf.Map `ebpf:"mesh_ranges"`
+	MeshTunnelled  *ebpf.Map `ebpf:"mesh_tunnelled"`
 	MeshVerdicts   *ebpf.Map `ebpf:"mesh_verdicts"`
 }
 
@@ -229,6 +248,7 @@ func (m *guardMaps) Close() error {
 		m.MeshPods,
 		m.MeshPrecapture,
 		m.MeshRanges,
+		m.MeshTunnelled,
 		m.MeshVerdicts,
 	)
 }

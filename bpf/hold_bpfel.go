@@ -38,6 +38,7 @@ const (
 	holdMapMeshPods       = "mesh_pods"
 	holdMapMeshPrecapture = "mesh_precapture"
 	holdMapMeshRanges     = "mesh_ranges"
+	holdMapMeshTunnelled  = "mesh_tunnelled"
 	holdMapMeshVerdicts   = "mesh_verdicts"
 	holdProgHoldEgress    = "hold_egress"
 	holdVarCapturesDns    = "captures_dns"
@@ -110,6 +111,7 @@ type holdMapSpecs struct {
 	MeshPods       *ebpf.MapSpec `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.MapSpec `ebpf:"mesh_precapture"`
 	MeshRanges     *ebpf.MapSpec `ebpf:"mesh_ranges"`
+	MeshTunnelled  *ebpf.MapSpec `ebpf:"mesh_tunnelled"`
 	MeshVerdicts   *ebpf.MapSpec `ebpf:"mesh_verdicts"`
 }
 
@@ -158,6 +160,7 @@ type holdMaps struct {
 	MeshPods       *ebpf.Map `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.Map `ebpf:"mesh_precapture"`
 	MeshRanges     *ebpf.Map `ebpf:"mesh_ranges"`
+	MeshTunnelled  *ebpf.Map `ebpf:"mesh_tunnelled"`
 	MeshVerdicts   *ebpf.Map `ebpf:"mesh_verdicts"`
 }
 
@@ -177,6 +180,7 @@ func (m *holdMaps) Close() error {
 		m.MeshPods,
 		m.MeshPrecapture,
 		m.MeshRanges,
+		m.MeshTunnelled,
 		m.MeshVerdicts,
 	)
 }

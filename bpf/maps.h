@@ -99,6 +99,23 @@ struct {
 	__type(value, __u64);
 } mesh_precapture SEC(".maps");
 
+/* A range of addresses. */
+struct tunnelled_key {
+	__u32 bits; /* that count of what follows */
+	struct addr destination;
+};
+_Static_assert(sizeof(struct tunnelled_key) == 20, "no padding in a key");
+
+/* Where ztunnel sends nothing of TCP but to or from a tunnel's port, whatever pod it is for -> enum tunnelled. The longest range
+ * counts. Written by Go. Pinned. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_TUNNELLED);
+	__type(key, struct tunnelled_key);
+	__type(value, enum tunnelled);
+} mesh_tunnelled SEC(".maps");
+
 /* Network namespace cookie -> bits of enum egress_flag; a pod whose way out of the mesh nothing is said about has none. Written
  * by Go. Pinned. */
 struct {

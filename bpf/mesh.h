@@ -11,6 +11,7 @@
 /* <sys/socket.h> is user space's; these values are the kernel's ABI. */
 #define AF_INET 2
 #define AF_INET6 10
+#define SOCK_STREAM 1
 #define SOL_SOCKET 1
 #define SO_BINDTODEVICE 25
 #define SO_MARK 36
@@ -40,6 +41,8 @@ enum number {
 	MAX_UDP_RANGES = 16,
 	/* Destinations outside the mesh that are told of all pods together. */
 	MAX_DESTINATIONS = 65536,
+	/* Addresses that ztunnel reaches by tunnels alone: two of each of 65,536 pods. What is beyond, Go makes ranges of. */
+	MAX_TUNNELLED = 131072,
 	/* Counters in mesh_verdicts. */
 	MAX_VERDICTS = 256,
 };
@@ -87,6 +90,14 @@ enum egress_flag {
 	EGRESS_DENIED = 1,
 	/* What the pod asks DNS servers turns round at its devices. */
 	EGRESS_DNS = 2,
+};
+
+/* Value in mesh_tunnelled: by whom the addresses are reached by tunnels alone. */
+enum tunnelled {
+	/* By every pod: a strict pod has the address. */
+	TUNNELLED_BY_ALL = 1,
+	/* By strict pods: a strict pod may have it, for all that the map has room for. */
+	TUNNELLED_BY_STRICT = 2,
 };
 
 /* Value in mesh_own: whose the socket is, if not anyone's. */
@@ -173,7 +184,8 @@ enum verdict {
 	VERDICT_CONNECT_DENIED_NO_NODE = 68,
 	VERDICT_CONNECT_DENIED_NOT_STEERED = 69,
 	VERDICT_HOLD_DROPPED_RESET = 70,
-	VERDICT_COUNT = 71,
+	VERDICT_GUARD_DROPPED_PLAINTEXT = 71,
+	VERDICT_COUNT = 72,
 };
 
 /* An IPv6 address, or an IPv4 one as ::ffff:a.b.c.d, in network byte order. All zero: no address. */

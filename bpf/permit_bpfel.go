@@ -30,6 +30,7 @@ const (
 	permitMapMeshPods       = "mesh_pods"
 	permitMapMeshPrecapture = "mesh_precapture"
 	permitMapMeshRanges     = "mesh_ranges"
+	permitMapMeshTunnelled  = "mesh_tunnelled"
 	permitMapMeshVerdicts   = "mesh_verdicts"
 	permitProgPermitSockops = "permit_sockops"
 )
@@ -97,6 +98,7 @@ type permitMapSpecs struct {
 	MeshPods       *ebpf.MapSpec `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.MapSpec `ebpf:"mesh_precapture"`
 	MeshRanges     *ebpf.MapSpec `ebpf:"mesh_ranges"`
+	MeshTunnelled  *ebpf.MapSpec `ebpf:"mesh_tunnelled"`
 	MeshVerdicts   *ebpf.MapSpec `ebpf:"mesh_verdicts"`
 }
 
@@ -140,6 +142,7 @@ type permitMaps struct {
 	MeshPods       *ebpf.Map `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.Map `ebpf:"mesh_precapture"`
 	MeshRanges     *ebpf.Map `ebpf:"mesh_ranges"`
+	MeshTunnelled  *ebpf.Map `ebpf:"mesh_tunnelled"`
 	MeshVerdicts   *ebpf.Map `ebpf:"mesh_verdicts"`
 }
 
@@ -159,6 +162,7 @@ func (m *permitMaps) Close() error {
 		m.MeshPods,
 		m.MeshPrecapture,
 		m.MeshRanges,
+		m.MeshTunnelled,
 		m.MeshVerdicts,
 	)
 }

@@ -30,6 +30,7 @@ const (
 	steerMapMeshPods       = "mesh_pods"
 	steerMapMeshPrecapture = "mesh_precapture"
 	steerMapMeshRanges     = "mesh_ranges"
+	steerMapMeshTunnelled  = "mesh_tunnelled"
 	steerMapMeshVerdicts   = "mesh_verdicts"
 	steerProgSteerSkLookup = "steer_sk_lookup"
 	steerVarCapturesDns    = "captures_dns"
@@ -102,6 +103,7 @@ type steerMapSpecs struct {
 	MeshPods       *ebpf.MapSpec `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.MapSpec `ebpf:"mesh_precapture"`
 	MeshRanges     *ebpf.MapSpec `ebpf:"mesh_ranges"`
+	MeshTunnelled  *ebpf.MapSpec `ebpf:"mesh_tunnelled"`
 	MeshVerdicts   *ebpf.MapSpec `ebpf:"mesh_verdicts"`
 }
 
@@ -150,6 +152,7 @@ type steerMaps struct {
 	MeshPods       *ebpf.Map `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.Map `ebpf:"mesh_precapture"`
 	MeshRanges     *ebpf.Map `ebpf:"mesh_ranges"`
+	MeshTunnelled  *ebpf.Map `ebpf:"mesh_tunnelled"`
 	MeshVerdicts   *ebpf.Map `ebpf:"mesh_verdicts"`
 }
 
@@ -169,6 +172,7 @@ func (m *steerMaps) Close() error {
 		m.MeshPods,
 		m.MeshPrecapture,
 		m.MeshRanges,
+		m.MeshTunnelled,
 		m.MeshVerdicts,
 	)
 }

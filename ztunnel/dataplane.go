@@ -71,6 +71,7 @@ type dataplane struct {
 	quotas                 *accept.Quotas
 	shares                 *quota.Shares
 	logger                 *slog.Logger
+	tunnelled              tunnelled
 
 	// Guarded by mu.
 	mu       sync.Mutex
@@ -178,11 +179,17 @@ func (d *dataplane) held(err error) error {
 func (d *dataplane) problems() []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.unheld == nil {
-		return nil
+	var all []string
+	if d.unheld != nil {
+		coded := withCode(d.unheld, string(redirect.HoldMissing))
+		all = append(all, coded.code+": "+coded.text)
 	}
-	coded := withCode(d.unheld, string(redirect.HoldMissing))
-	return []string{coded.code + ": " + coded.text}
+	d.tunnelled.mu.Lock()
+	defer d.tunnelled.mu.Unlock()
+	if d.tunnelled.problem != "" {
+		all = append(all, d.tunnelled.problem)
+	}
+	return all
 }
 
 // describe makes the workload that a pod is from what its own node knows.

@@ -24,6 +24,7 @@ func (z *ztunnel) dumps() {
 	z.admin.Dump("certificates", z.dumpCertificates)
 	z.admin.Dump("connections", z.dumpConnections)
 	z.admin.Dump("guards", z.dataplane.dumpGuards)
+	z.admin.Dump("tunnelled", z.dataplane.dumpTunnelled)
 	z.admin.Dump("egress", z.dataplane.dumpEgress)
 	z.admin.Dump("endpoints", func() any { return z.endpoints.Statuses() })
 	z.admin.Dump("cni", func() any {

@@ -15,6 +15,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/ambit-mesh/ambit/api/report"
+	"github.com/ambit-mesh/ambit/bpf"
 	"github.com/ambit-mesh/ambit/internal/accept"
 	"github.com/ambit-mesh/ambit/internal/atomicfile"
 	"github.com/ambit-mesh/ambit/internal/certs"
@@ -183,6 +184,7 @@ func (z *ztunnel) composePods() error {
 		policy: z.policy, grace: s.StrictGrace, synced: func() bool { return closed(z.feed.Synced()) }, netNSDir: s.NetNSDir,
 		onNode: func() ([]string, bool) { return z.pods.Namespaces(), closed(z.pods.Ready()) }, started: make(chan struct{}, 1), startedEgress: make(chan struct{}, 1),
 		quotas: accept.NewQuotas(s.Limits), shares: z.shares(), logger: z.logger, captures: make(map[string]*capture),
+		tunnelled: tunnelled{most: bpf.MaxTunnelled},
 	}
 	z.pods = pods.New(pods.Config{
 		Node: s.NodeName, NeverHeld: s.NeverHeld, Client: z.client, Dataplane: z.dataplane,
@@ -240,6 +242,7 @@ func (z *ztunnel) run(running, force context.Context) error {
 	}
 	part("pods", z.pods.Run)
 	part("guards", z.dataplane.followStrictness)
+	part("tunnels alone", z.dataplane.followTunnelled)
 	part("egress", z.dataplane.followEgress)
 	part("names", func(ctx context.Context) error { return z.dataplane.names.run(ctx, z.dataplane.captured) })
 	part("CNI socket", func(ctx context.Context) error { return z.pods.ServeCNI(ctx, z.settings.cniSocket()) })

@@ -29,6 +29,8 @@ const (
 	Revoked Reason = "Revoked"
 	// Expired: the peer's certificate has ended, and it has shown no other.
 	Expired Reason = "Expired"
+	// TunnelRequired: the pod at the other end takes nothing in plaintext any more.
+	TunnelRequired Reason = "TunnelRequired"
 	// EgressDenied: policy does not let it out of the mesh, or no longer.
 	EgressDenied Reason = "EgressDenied"
 	// EgressUnknown: a policy that decides on it has not come.
@@ -75,7 +77,7 @@ const (
 
 // policy tells whether r is about who may connect, whatever the network says.
 func (r Reason) policy() bool {
-	return r == PolicyDenied || r == PolicyMissing || r == WaypointBypassed || r == EgressDenied || r == EgressUnknown
+	return r == PolicyDenied || r == PolicyMissing || r == WaypointBypassed || r == TunnelRequired || r == EgressDenied || r == EgressUnknown
 }
 
 // Flags is the ecosystem's response_flags for a failed connection, or one that

@@ -16,6 +16,7 @@ type addressEdit struct {
 	workloadsByAddr *indexEdit[netip.Addr, *Workload]
 	servicesByAddr  *indexEdit[netip.Addr, *Service]
 	endpoints       *indexEdit[string, *Workload]
+	tunnelled       *tableEdit[string, *Workload]
 	// ports are the Services of the last endpoint that was read, by service.
 	ports map[string]map[string][]Port
 }
@@ -28,6 +29,7 @@ func (e *edit) applyAddresses(d Delta) (rejected []Rejection) {
 		workloadsByAddr: e.next.workloadsByAddr.edit(),
 		servicesByAddr:  e.next.servicesByAddr.edit(),
 		endpoints:       e.next.endpoints.edit(),
+		tunnelled:       e.next.tunnelled.edit(),
 		ports:           map[string]map[string][]Port{},
 	}
 	for _, name := range d.Removed {
@@ -84,6 +86,20 @@ func (a *addressEdit) replaceWorkload(name string, w *Workload) {
 	if w != nil {
 		a.workloads.set(name, w)
 		a.linkWorkload(w)
+	}
+	a.tunnel(name, old, w)
+}
+
+// tunnel keeps those that are reached by tunnels alone; either may be nil.
+func (a *addressEdit) tunnel(name string, old, w *Workload) {
+	was, is := old != nil && old.tunnelsOnly(), w != nil && w.tunnelsOnly()
+	if is {
+		a.tunnelled.set(name, w)
+	} else if was {
+		a.tunnelled.remove(name)
+	}
+	if was != is || is && !slices.Equal(old.Addresses, w.Addresses) {
+		a.next.tunnelledChanges++
 	}
 }
 
@@ -146,6 +162,7 @@ func (a *addressEdit) finish() {
 	a.next.workloadsByAddr = a.workloadsByAddr.finish()
 	a.next.servicesByAddr = a.servicesByAddr.finish()
 	a.next.endpoints = a.endpoints.finish()
+	a.next.tunnelled = a.tunnelled.next
 	for service := range a.endpoints.changes {
 		a.weigh(service)
 	}

@@ -190,6 +190,12 @@ func (w *Workload) Address(family netip.Addr) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
+// tunnelsOnly tells that the nodes send it nothing in plaintext: its
+// addresses are its own, it is captured or to be, and strict.
+func (w *Workload) tunnelsOnly() bool {
+	return identifies(w) && !w.NativeTunnel && w.MutualTLS == StrictMutualTLS && (w.Protocol == HBONE || w.AwaitsCapture)
+}
+
 // Awaited tells that nobody may be sent to a port of the workload yet: it takes no
 // tunnels before it is captured, and refuses plaintext.
 func (w *Workload) Awaited(port uint16) bool {

@@ -22,6 +22,9 @@ type Snapshot struct {
 	endpoints       index[string, *Workload]
 	// heaviest has the largest weight among a service's endpoints, where that is not 1.
 	heaviest *table[string, uint32]
+	// tunnelled are those that are reached by tunnels alone, and how often their addresses have changed.
+	tunnelled        *table[string, *Workload]
+	tunnelledChanges uint64
 
 	authorizations *authorizations
 	bundles        map[string]bundle
@@ -64,6 +67,7 @@ func emptySnapshot() *Snapshot {
 		servicesByAddr:  newIndex[netip.Addr, *Service](),
 		endpoints:       newIndex[string, *Workload](),
 		heaviest:        newTable[string, uint32](),
+		tunnelled:       newTable[string, *Workload](),
 		authorizations:  arrange(map[string]authorization{}),
 		config:          meshConfig{trustDomain: DefaultTrustDomain},
 		changed:         make(chan struct{}),
@@ -125,6 +129,13 @@ func (s *Snapshot) HeaviestEndpoint(serviceKey string) uint32 {
 
 // Workloads yields all of them, in no order.
 func (s *Snapshot) Workloads() iter.Seq2[string, *Workload] { return s.workloads.all() }
+
+// Tunnelled yields those that are reached by tunnels alone, captured or not, in no
+// order. Its addresses are the same in two snapshots of a store that say the same
+// number.
+func (s *Snapshot) Tunnelled() (number uint64, all iter.Seq2[string, *Workload]) {
+	return s.tunnelledChanges, s.tunnelled.all()
+}
 
 // Services yields all of them, in no order.
 func (s *Snapshot) Services() iter.Seq2[string, *Service] { return s.services.all() }

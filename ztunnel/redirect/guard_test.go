@@ -323,6 +323,7 @@ type frame struct {
 	fragment           bool
 	offset             uint16
 	destinationOptions bool
+	tag                func(fd int) error // nil: the socket is nobody's
 }
 
 func frameSender(f frame) func(*netnstest.Pod, netip.AddrPort) error {
@@ -359,6 +360,11 @@ func (f frame) send(pod *netnstest.Pod, to netip.AddrPort) error {
 		return err
 	}
 	defer unix.Close(fd)
+	if f.tag != nil {
+		if err := f.tag(fd); err != nil {
+			return err
+		}
+	}
 	if f.bypass {
 		if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 1); err != nil {
 			return err

@@ -148,6 +148,11 @@ type Redirect struct {
 	held     *bpf.Held           // what is read; nil until the first Hold
 
 	troubles troubles
+
+	tunnelled struct {
+		mu   sync.Mutex
+		told map[netip.Prefix]bpf.Tunnelled // guarded by mu: as the kernel has it; nil: not read yet
+	}
 }
 
 // remains is what an earlier process left of a captured pod.
