@@ -11,6 +11,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/controller/push"
 	"github.com/ambit-mesh/ambit/controller/translate"
+	"github.com/ambit-mesh/ambit/internal/binding"
 )
 
 // stageAfter is how long a binding waits for nodes that do not acknowledge a stage, and
@@ -23,36 +24,37 @@ const stageAfter = 30 * time.Second
 // know any more what it stands before.
 const grace = 5 * time.Second
 
+// ackPatience is how long waypoints may take to acknowledge what is new, without being
+// said not to be ready because of that.
+const ackPatience = 5 * time.Second
+
 // bindings know how far each of them is, so that no new connection fails of one that
 // comes or goes: a waypoint has to know what it is to stand before, and nodes whose word
 // they have to take, before any client comes through it; and whoever goes straight to
-// what is behind it is kept away only once no client does so any more. What is bound
-// when the process begins may have been enforced by the one before, and is.
+// what is behind it is kept away only once no client does so any more. From one waypoint
+// to another it is the same, but that those two are the only ones let in meanwhile. What
+// is bound when the process begins may have been enforced by the one before, and is.
 type bindings struct {
 	// Fixed after newBindings.
 	acked   func(publication uint64) bool                           // by every node
 	held    func(waypoint types.NamespacedName, target string) bool // by every pod of it, one at least
 	changed func()                                                  // one is at another stage
-	settled func()                                                  // one is in force
+	settled func()                                                  // one is in force, or ready, or is it no longer
 	now     func() time.Time
 	wake    chan struct{} // capacity 1
 
 	mu sync.Mutex
 	// Guarded by mu.
-	begun    bool
-	states   map[translate.Binder]*bindingState
-	byTarget map[bindingTarget]translate.Binder
-}
-
-// bindingTarget is what is bound.
-type bindingTarget struct{ kind, namespace, name string }
-
-func targetOf(b translate.Binder) bindingTarget {
-	return bindingTarget{b.Kind, b.Namespace, b.Name}
+	begun  bool
+	news   bool // since the last look at who is ready
+	states map[translate.Target]*bindingState
 }
 
 // bindingState is how far one is.
 type bindingState struct {
+	waypoint types.NamespacedName
+	// from is the waypoint that it takes over from; empty if there is none.
+	from  types.NamespacedName
 	stage translate.Stage
 	since time.Time
 	// publication is the first one that has it at its stage; 0: none yet.
@@ -61,73 +63,94 @@ type bindingState struct {
 	inForce bool
 	// bound is what was published of it last.
 	bound *translate.Bound
+	// ready is a reason of binding.ReadyCondition; empty: nobody knows yet. It is something
+	// else by now since lacking, if that is not zero.
+	ready   string
+	lacking time.Time
 }
 
 func newBindings(acked func(publication uint64) bool, held func(types.NamespacedName, string) bool, changed, settled func()) *bindings {
 	return &bindings{
 		acked: acked, held: held, changed: changed, settled: settled, now: time.Now, wake: make(chan struct{}, 1),
-		states: make(map[translate.Binder]*bindingState), byTarget: make(map[bindingTarget]translate.Binder),
+		states: make(map[translate.Target]*bindingState),
 	}
 }
 
-// Stage is translate.Bindings'. Before the first publication all are enforced; and so is
-// what changes from one waypoint to another, for it must not be open meanwhile.
-func (b *bindings) Stage(binder translate.Binder) translate.Stage {
+// Standing is translate.Bindings'. Before the first publication all are enforced.
+func (b *bindings) Standing(t translate.Target, waypoint types.NamespacedName) translate.Standing {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if s := b.states[binder]; s != nil {
-		return s.stage
+	s, labelled := b.states[t], waypoint.Name != ""
+	switch {
+	case s == nil && !labelled:
+		return translate.Standing{}
+	case s == nil && !b.begun:
+		return translate.Standing{Waypoint: waypoint, Stage: translate.Enforced}
+	case s == nil:
+		return translate.Standing{Waypoint: waypoint, Stage: translate.Announced}
 	}
-	if _, changes := b.byTarget[targetOf(binder)]; changes || !b.begun {
-		return translate.Enforced
+	is := translate.Standing{Waypoint: s.waypoint, From: s.from, Stage: s.stage}
+	if waypoint == s.waypoint {
+		return is
 	}
-	return translate.Announced
-}
-
-// Leaving is translate.Bindings'.
-func (b *bindings) Leaving(kind, namespace, name string) (translate.Binder, translate.Stage, bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	binder, ok := b.byTarget[bindingTarget{kind, namespace, name}]
-	if !ok {
-		return translate.Binder{}, 0, false
+	switch takesOver := s.from.Name != ""; {
+	case s.stage == translate.Announced && takesOver && (waypoint == s.from || !labelled):
+		// Nobody has been led away from the one before.
+		return translate.Standing{Waypoint: s.from, Stage: translate.Enforced, Leaving: !labelled}
+	case !labelled:
+		is.Leaving = true
+		return is
+	case s.stage == translate.Enforced:
+		return translate.Standing{Waypoint: waypoint, From: s.waypoint, Stage: translate.Announced}
+	case s.stage == translate.Announced && takesOver, s.stage == translate.Announced && !s.bound.Leaving:
+		return translate.Standing{Waypoint: waypoint, From: s.from, Stage: translate.Announced}
 	}
-	return binder, b.states[binder].stage, true
+	// One after the other: clients are led to the one before, or were until just now.
+	is.Leaving = s.stage == translate.Announced
+	return is
 }
 
 // isInForce tells whether every node sends the clients of a binding to its waypoint,
 // and lets in nobody else.
-func (b *bindings) isInForce(binder translate.Binder) bool {
+func (b *bindings) isInForce(one *translate.Bound) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s := b.states[binder]
-	return s != nil && s.inForce
+	s := b.states[one.Of()]
+	return s != nil && s.waypoint == one.Waypoint && s.inForce
+}
+
+// readiness is a reason of binding.ReadyCondition; empty if nobody knows yet.
+func (b *bindings) readiness(one *translate.Bound) string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if s := b.states[one.Of()]; s != nil && s.waypoint == one.Waypoint {
+		return s.ready
+	}
+	return ""
 }
 
 // published tells what is bound in a publication.
 func (b *bindings) published(bound []*translate.Bound, publication uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	present := make(map[translate.Binder]bool, len(bound))
+	present := make(map[translate.Target]bool, len(bound))
 	for _, one := range bound {
 		if one.Stage == 0 {
 			continue
 		}
-		binder := one.Binder()
-		present[binder] = true
-		s := b.states[binder]
-		if s == nil {
-			s = &bindingState{stage: one.Stage, since: b.now()}
-			b.states[binder], b.byTarget[targetOf(binder)] = s, binder
+		present[one.Of()] = true
+		s := b.states[one.Of()]
+		if s == nil || s.waypoint != one.Waypoint {
+			s = &bindingState{waypoint: one.Waypoint, from: one.From, stage: one.Stage, since: b.now()}
+			b.states[one.Of()] = s
 		}
 		s.bound = one
 		if s.publication == 0 && s.stage == one.Stage {
 			s.publication = publication
 		}
 	}
-	maps.DeleteFunc(b.states, func(binder translate.Binder, _ *bindingState) bool { return !present[binder] })
-	maps.DeleteFunc(b.byTarget, func(_ bindingTarget, binder translate.Binder) bool { return !present[binder] })
-	b.begun = true
+	maps.DeleteFunc(b.states, func(t translate.Target, _ *bindingState) bool { return !present[t] })
+	b.begun, b.news = true, true
 	for _, s := range b.states {
 		if !s.inForce || s.bound.Leaving {
 			b.answered() // who lacks nothing has acknowledged it
@@ -153,15 +176,19 @@ func (b *bindings) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-b.wake:
+			b.check()
+			continue
 		case <-ticker.C:
 		}
 		b.check()
+		b.checkReady()
 	}
 }
 
 // check takes every binding on that has come far enough.
 func (b *bindings) check() {
 	b.mu.Lock()
+	b.news = true
 	known := make(map[uint64]bool)
 	acked := func(publication uint64) bool {
 		is, asked := known[publication]
@@ -172,18 +199,20 @@ func (b *bindings) check() {
 		return is
 	}
 	changed, settled := false, false
-	for binder, s := range b.states {
+	for t, s := range b.states {
 		if s.publication == 0 || s.inForce && !s.bound.Leaving {
 			continue
 		}
 		next, inForce := s.next(acked, b.held, b.now().Sub(s.since))
 		switch {
 		case next == 0:
-			delete(b.states, binder)
-			delete(b.byTarget, targetOf(binder))
+			delete(b.states, t)
 			changed = true
 		case next != s.stage:
-			*s = bindingState{stage: next, since: b.now(), bound: s.bound}
+			s.stage, s.since, s.publication, s.inForce = next, b.now(), 0, false
+			if next == translate.Enforced {
+				s.from = types.NamespacedName{}
+			}
 			changed = true
 		case inForce:
 			s.inForce, settled = true, true
@@ -202,7 +231,8 @@ func (b *bindings) check() {
 // It has been at its stage for a time.
 func (s *bindingState) next(acked func(uint64) bool, held func(types.NamespacedName, string) bool, at time.Duration) (next translate.Stage, inForce bool) {
 	late := at >= stageAfter
-	switch leaving := s.bound.Leaving; {
+	// What takes over from another waypoint does so first.
+	switch leaving := s.bound.Leaving && s.from.Name == ""; {
 	case leaving && s.stage == translate.Enforced:
 		return translate.Led, false
 	case leaving && s.stage == translate.Announced && at < grace:
@@ -219,6 +249,46 @@ func (s *bindingState) next(acked func(uint64) bool, held func(types.NamespacedN
 		return translate.Enforced, false
 	}
 	return s.stage, s.stage == translate.Enforced && acked(s.publication)
+}
+
+// checkReady looks at whose waypoint can do its part, if that may have changed.
+func (b *bindings) checkReady() {
+	b.mu.Lock()
+	if !b.news {
+		b.mu.Unlock()
+		return
+	}
+	b.news = false
+	changed := false
+	for _, s := range b.states {
+		now := binding.Ready
+		switch {
+		case s.bound.Problem != "":
+			now = s.bound.Reason
+		case !s.bound.Ready:
+			now = binding.NotReady
+		case !b.held(s.waypoint, s.bound.Target):
+			now = binding.NotAcknowledged
+		}
+		if now == s.ready {
+			s.lacking = time.Time{}
+			continue
+		}
+		if now == binding.NotAcknowledged {
+			if s.lacking.IsZero() {
+				s.lacking = b.now()
+			}
+			if b.now().Sub(s.lacking) < ackPatience {
+				b.news = true // time will tell
+				continue
+			}
+		}
+		s.ready, s.lacking, changed = now, time.Time{}, true
+	}
+	b.mu.Unlock()
+	if changed {
+		b.settled()
+	}
 }
 
 // heardByAll tells whether every node that has a ztunnel is connected, and none is

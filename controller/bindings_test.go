@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -8,6 +9,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/controller/push"
 	"github.com/ambit-mesh/ambit/controller/translate"
+	"github.com/ambit-mesh/ambit/internal/binding"
 )
 
 // stages are bindings, and those that they ask.
@@ -37,7 +39,8 @@ func (s *stages) service(name string, changes ...func(*translate.Bound)) *transl
 	for _, change := range changes {
 		change(b)
 	}
-	b.Stage = s.Stage(b.Binder())
+	is := s.Standing(b.Of(), b.Waypoint)
+	b.Waypoint, b.From, b.Stage, b.Leaving = is.Waypoint, is.From, is.Stage, is.Leaving
 	return b
 }
 
@@ -48,8 +51,9 @@ func (s *stages) publish(bound ...*translate.Bound) {
 		labelled[b.Name] = true
 	}
 	for _, name := range []string{"old", "fresh"} {
-		if binder, stage, ok := s.Leaving("Service", "shop", name); ok && !labelled[name] {
-			bound = append(bound, &translate.Bound{Kind: "Service", Namespace: "shop", Name: name, Target: name, Waypoint: binder.Waypoint, Stage: stage, Leaving: true})
+		left := s.service(name, func(b *translate.Bound) { b.Waypoint = types.NamespacedName{} })
+		if left.Stage > 0 && !labelled[name] {
+			bound = append(bound, left)
 		}
 	}
 	s.publication++
@@ -59,10 +63,10 @@ func (s *stages) publish(bound ...*translate.Bound) {
 func (s *stages) want(when string, b *translate.Bound, stage translate.Stage, inForce bool) {
 	s.t.Helper()
 	s.check()
-	if got := s.Stage(b.Binder()); got != stage {
-		s.t.Errorf("%s: at stage %d, want %d", when, got, stage)
+	if got := s.Standing(b.Of(), b.Waypoint); got.Stage != stage {
+		s.t.Errorf("%s: at stage %d, want %d", when, got.Stage, stage)
 	}
-	if got := s.isInForce(b.Binder()); got != inForce {
+	if got := s.isInForce(b); got != inForce {
 		s.t.Errorf("%s: in force %v", when, got)
 	}
 }
@@ -124,7 +128,7 @@ func TestABindingGoesStepByStep(t *testing.T) {
 	s.want("no client comes through it, and older connections end", old, translate.Announced, false)
 	s.time = s.time.Add(grace)
 	s.check()
-	if _, _, ok := s.Leaving("Service", "shop", "old"); ok {
+	if left := s.Standing(old.Of(), types.NamespacedName{}); left.Stage > 0 {
 		t.Error("no client comes through it, and it does not go")
 	}
 	// Bound again while it was on its way out, it goes on from there.
@@ -164,18 +168,159 @@ func TestABindingDoesNotWaitForEver(t *testing.T) {
 	s.want("no waypoint to wait for", fresh, translate.Led, false)
 }
 
-// From one waypoint to another nothing is open in between.
-func TestABindingIsKeptWhenTheWaypointChanges(t *testing.T) {
+// waypoint has a Service want another one than usual.
+func waypoint(name string) func(*translate.Bound) {
+	return func(b *translate.Bound) { b.Waypoint.Name = name }
+}
+
+// moving has a Service in force at one waypoint, and then wanted at another.
+func moving(t *testing.T) *stages {
 	s := newStages(t)
+	s.acked = 1
+	s.publish(s.service("old"))
+	s.want("in force", s.service("old"), translate.Enforced, true)
+	s.publish(s.service("old", waypoint("another")))
+	return s
+}
+
+// standing tells how a Service stands, whatever its label wants.
+func (s *stages) standing(when, want string, wanted string) {
+	s.t.Helper()
+	s.check()
+	name := types.NamespacedName{Namespace: "shop", Name: wanted}
+	if wanted == "" {
+		name = types.NamespacedName{}
+	}
+	is := s.Standing(translate.Target{Kind: "Service", Namespace: "shop", Name: "old"}, name)
+	got := fmt.Sprintf("%s %d from %s", is.Waypoint.Name, is.Stage, is.From.Name)
+	if is.Leaving {
+		got += ", leaving"
+	}
+	if got != want {
+		s.t.Errorf("%s: %s, want %s", when, got, want)
+	}
+}
+
+// From one waypoint to another clients go as others come: nobody before all have heard
+// of it, and the other one knows what it is to stand before.
+func TestABindingMovesStepByStep(t *testing.T) {
+	s := moving(t)
+	wanted := func() { s.publish(s.service("old", waypoint("another"))) }
+	s.standing("the label names another", "another 1 from waypoint", "another")
+	s.acked = 2
+	s.standing("which does not know of it", "another 1 from waypoint", "another")
+	s.held["another old"] = true
+	s.standing("which does", "another 2 from waypoint", "another")
+	wanted()
+	s.acked = 3
+	s.standing("acknowledged, and older connections end", "another 2 from waypoint", "another")
+	s.time = s.time.Add(grace)
+	s.standing("they had their time", "another 3 from ", "another")
+	wanted()
+	s.want("nobody has heard that", s.service("old", waypoint("another")), translate.Enforced, false)
+	s.acked = 4
+	s.want("everybody has", s.service("old", waypoint("another")), translate.Enforced, true)
+	if s.isInForce(&translate.Bound{Kind: "Service", Namespace: "shop", Name: "old", Waypoint: types.NamespacedName{Namespace: "shop", Name: "waypoint"}}) {
+		t.Error("the one before is in force still")
+	}
+}
+
+// Who changes their mind while a binding moves loses nothing by it.
+func TestABindingThatMovesIsWantedOtherwise(t *testing.T) {
+	s := moving(t)
+	s.standing("back", "waypoint 3 from ", "waypoint")
+	s.standing("to a third one", "third 1 from waypoint", "third")
+	s.standing("to none", "waypoint 3 from , leaving", "")
+	s.publish()
+	s.standing("it goes step by step", "waypoint 2 from , leaving", "")
+
+	// Clients are led to the other one: that comes to its end first.
+	led := func() *stages {
+		s := moving(t)
+		s.held["another old"], s.acked = true, 2
+		s.standing("led", "another 2 from waypoint", "another")
+		return s
+	}
+	for wanted, want := range map[string]string{"third": "another 2 from waypoint", "waypoint": "another 2 from waypoint", "": "another 2 from waypoint, leaving"} {
+		s = led()
+		s.publish(s.service("old", func(b *translate.Bound) {
+			if b.Waypoint.Name = wanted; wanted == "" {
+				b.Waypoint = types.NamespacedName{}
+			}
+		}))
+		s.acked = 3
+		s.standing("too late for "+wanted, want, wanted)
+		s.time = s.time.Add(grace)
+		s.check()
+		if want := map[string]string{"third": "third 1 from another", "waypoint": "waypoint 1 from another", "": "another 3 from , leaving"}[wanted]; want != "" {
+			s.standing("after it, "+wanted, want, wanted)
+		}
+	}
+
+	// One that is on its way out is out first.
+	s = newStages(t)
 	s.acked = 9
 	s.publish(s.service("old"))
-	s.check()
-	another := func(b *translate.Bound) { b.Waypoint.Name = "another" }
-	s.publish(s.service("old", another))
-	s.want("another waypoint", s.service("old", another), translate.Enforced, true)
-	if len(s.states) != 1 || len(s.byTarget) != 1 {
-		t.Errorf("kept: %v, %v", s.states, s.byTarget)
+	for range 3 {
+		s.publish()
+		s.check()
 	}
+	s.standing("older connections end", "waypoint 1 from , leaving", "another")
+	s.time = s.time.Add(grace)
+	s.check()
+	s.standing("it is out", "another 1 from ", "another")
+}
+
+// A waypoint that is not there takes over as well: nobody gets through.
+func TestABindingMovesToNothing(t *testing.T) {
+	s := newStages(t)
+	s.acked = 1
+	s.publish(s.service("old"))
+	s.check()
+	missing := func(b *translate.Bound) {
+		b.Waypoint.Name, b.Problem, b.Ready = "another", "there is no Gateway", false
+	}
+	s.publish(s.service("old", missing))
+	s.standing("no waypoint to wait for", "another 2 from waypoint", "another")
+}
+
+// What is said of a waypoint is so: it has pods that are ready, and all of them work with
+// what was published last; but for a moment, in which they get it.
+func TestWhetherAWaypointIsReady(t *testing.T) {
+	s := newStages(t)
+	s.acked = 9
+	unready := func(b *translate.Bound) { b.Ready = false }
+	want := func(when, want string, settled int) {
+		t.Helper()
+		s.checkReady()
+		if got := s.readiness(s.service("old")); got != want || s.settled != settled {
+			t.Errorf("%s: %q, told %d times, want %q, %d", when, got, s.settled, want, settled)
+		}
+	}
+	s.publish(s.service("old"))
+	want("nobody knows yet", "", 0)
+	s.time = s.time.Add(ackPatience)
+	want("it had its time", binding.NotAcknowledged, 1)
+	s.held["waypoint old"] = true
+	want("nothing was heard", binding.NotAcknowledged, 1)
+	s.answered()
+	s.check() // in force
+	want("heard", binding.Ready, 3)
+
+	s.publish(s.service("old"))
+	s.held["waypoint old"] = false
+	want("something new is on its way", binding.Ready, 3)
+	s.held["waypoint old"] = true
+	want("there it is", binding.Ready, 3)
+	s.held["waypoint old"] = false
+	s.publish(s.service("old"))
+	want("on its way again", binding.Ready, 3)
+	s.time = s.time.Add(ackPatience)
+	want("for too long", binding.NotAcknowledged, 4)
+	s.publish(s.service("old", unready))
+	want("without pods", binding.NotReady, 5)
+	s.publish(s.service("old", func(b *translate.Bound) { b.Reason, b.Problem = binding.NotFound, "there is no Gateway" }))
+	want("without a Gateway", binding.NotFound, 6)
 }
 
 // A stream tells that a node answered while it holds its own lock, which whoever asks

@@ -165,7 +165,7 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 		Controller: gatewayapi.Controller, Objects: p.sources, Writer: gateways, Logger: logger, Registerer: registry,
 	})
 	p.gateways = gateway.New(gateway.Config{
-		Settings: s.waypoints, Client: client, Gateways: gateways, Objects: p.sources, InForce: p.bindings.isInForce,
+		Settings: s.waypoints, Client: client, Gateways: gateways, Objects: p.sources, InForce: p.bindings.isInForce, Ready: p.bindings.readiness,
 		Roots: func() []string { return p.authority.Bundle().Roots }, Logger: logger, Registerer: registry,
 	})
 	p.reports = report.NewRegistry(report.RegistryConfig{
@@ -193,7 +193,7 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 	if err != nil {
 		return nil, err
 	}
-	p.through = &through{inForce: p.bindings.isInForce, tell: p.status.Waypoints}
+	p.through = &through{inForce: p.bindings.isInForce, ready: p.bindings.readiness, tell: p.status.Waypoints}
 	p.publisher = newPublisher(p.sources, p.reports, p.push, p.changes, translate.Config{
 		TrustDomain: s.trustDomain, ClusterID: s.clusterID, ClusterDomain: s.clusterDomain, PodRanges: s.podRanges,
 		SystemNamespace: s.namespace,

@@ -15,7 +15,8 @@ import (
 // it is may have changed.
 type through struct {
 	// Fixed.
-	inForce func(translate.Binder) bool
+	inForce func(*translate.Bound) bool
+	ready   func(*translate.Bound) string
 	tell    func(map[types.UID]status.Waypoint)
 
 	mu        sync.Mutex // held while telling: what is told last is the newest
@@ -32,7 +33,7 @@ func (t *through) Published(r translate.Result) {
 	t.tellLocked()
 }
 
-// Settled says that some binding came into force.
+// Settled says that some binding came into force, or is ready, or is it no longer.
 func (t *through) Settled() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -48,7 +49,7 @@ func (t *through) tellLocked() {
 	}
 	for _, b := range t.bound {
 		if w, ok := byPod[b.UID]; ok && b.Kind == "Pod" && !b.Leaving {
-			w.Binding = gateway.How(b, t.inForce(b.Binder()))
+			w.Binding, w.Ready = gateway.How(b, t.inForce(b)), t.ready(b)
 			byPod[b.UID] = w
 		}
 	}

@@ -22,8 +22,19 @@ const gatewayLabel = "gateway.networking.k8s.io/gateway-name=waypoint"
 // servers count by; /forbidden at port 8080 is for nobody.
 func waypointed(t *testing.T, name string, servers ...string) *place {
 	t.Helper()
+	return waypointedWith(t, name, "", servers...)
+}
+
+// waypointedWith does so with annotations of the waypoint, as YAML.
+func waypointedWith(t *testing.T, name, annotations string, servers ...string) *place {
+	t.Helper()
 	p := newPlace(t, name, modeLabel+"=ambient")
-	manifests := pod(podOptions{name: "client", node: "n1", role: "wires"})
+	manifests := `---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: waypoint, annotations: {` + annotations + `}}
+spec: {gatewayClassName: ambit-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+` + pod(podOptions{name: "client", node: "n1", role: "wires"})
 	for i, server := range servers {
 		manifests += pod(podOptions{name: server, node: fmt.Sprintf("n%d", 2+i%2), role: "wires", labels: []string{"front: server"}}) +
 			service(server, server, "{name: http, port: 8080}", "{name: grpc, port: 9090}")

@@ -183,7 +183,9 @@ func (RequestPolicy_Action) EnumDescriptor() ([]byte, []int) {
 }
 
 // Binding says that a waypoint stands before a Service or a workload. It is
-// named after the Service's key, `namespace/hostname`, or the workload's uid. A
+// named after the Service's key, `namespace/hostname`, or the workload's uid; while
+// another waypoint takes over, that of the one before has the waypoint in its name as
+// well, `KEY@namespace/name`. A
 // waypoint refuses what it has no Binding for, and what a Binding names and it
 // has not got.
 type Binding struct {

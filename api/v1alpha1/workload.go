@@ -99,6 +99,11 @@ type WorkloadStatus struct {
 	// reasons of the condition ambit.mesh/Bound of Services. Empty if it has none.
 	// +optional
 	Binding string `json:"binding,omitempty"`
+	// WaypointReady tells whether that waypoint can do its part: WaypointReady,
+	// WaypointNotReady, NotAcknowledged, WaypointNotFound or NotAllowed, as the reasons of
+	// the condition ambit.mesh/Ready of Services.
+	// +optional
+	WaypointReady string `json:"waypointReady,omitempty"`
 	// CertificateExpires is the end of validity of the certificate in use.
 	// +optional
 	CertificateExpires *metav1.Time `json:"certificateExpires,omitempty"`

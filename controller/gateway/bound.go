@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -45,20 +46,53 @@ func describeBound(s *corev1.Service, b *translate.Bound, inForce bool, now meta
 		c.Status = metav1.ConditionTrue
 		c.Message = fmt.Sprintf("clients go through waypoint %s while it has pods; others are let in, as annotation %s says", b.Waypoint, binding.FallbackAnnotation)
 	case binding.Pending:
-		if b.Stage == translate.Announced {
+		const until = "until every node has acknowledged that"
+		switch takesOver := b.From.Name != ""; {
+		case b.Stage == translate.Announced && takesOver:
+			c.Message = fmt.Sprintf("clients go through waypoint %s until waypoint %s is ready and knows of it, and every node knows that", b.From, b.Waypoint)
+		case b.Stage == translate.Announced:
 			c.Message = fmt.Sprintf("clients go straight to it until waypoint %s is ready and knows of it, and every node knows that", b.Waypoint)
-			break
+		case takesOver:
+			c.Message = fmt.Sprintf("clients are sent through waypoint %s; waypoint %s, and nobody else, is let in besides %s", b.Waypoint, b.From, until)
+		default:
+			c.Message = fmt.Sprintf("clients are sent through waypoint %s; others are let in %s", b.Waypoint, until)
 		}
-		c.Message = fmt.Sprintf("clients are sent through waypoint %s; others are let in until every node has acknowledged that", b.Waypoint)
 	case binding.NotCaptured:
 		c.Message = fmt.Sprintf("clients are sent through waypoint %s, but whoever addresses its endpoints gets past it: %d of them are not captured", b.Waypoint, b.Uncaptured)
 	default:
 		c.Message = b.Problem
 	}
-	for _, old := range s.Status.Conditions {
-		if old.Type == c.Type && old.Status == c.Status {
-			c.LastTransitionTime = old.LastTransitionTime
+	return since(c, s)
+}
+
+// describeReady is the condition that says whether a Service's waypoint can do its part;
+// none as long as nobody knows.
+func describeReady(s *corev1.Service, b *translate.Bound, ready string, now metav1.Time) (c metav1.Condition, known bool) {
+	c = metav1.Condition{
+		Type: binding.ReadyCondition, Status: metav1.ConditionFalse, Reason: ready, Message: b.Problem,
+		ObservedGeneration: s.Generation, LastTransitionTime: now,
+	}
+	switch ready {
+	case "":
+		if present := meta.FindStatusCondition(s.Status.Conditions, c.Type); present != nil {
+			return *present, true
 		}
+		return c, false
+	case binding.Ready:
+		c.Status = metav1.ConditionTrue
+		c.Message = fmt.Sprintf("waypoint %s has pods that are ready, and all of them work with the newest configuration of this Service", b.Waypoint)
+	case binding.NotReady:
+		c.Message = fmt.Sprintf("waypoint %s has no pod that is ready", b.Waypoint)
+	case binding.NotAcknowledged:
+		c.Message = fmt.Sprintf("not all pods of waypoint %s have acknowledged the newest configuration of this Service: their logs say why", b.Waypoint)
+	}
+	return since(c, s), true
+}
+
+// since has a condition that says what a Service's says bear its time.
+func since(c metav1.Condition, s *corev1.Service) metav1.Condition {
+	if old := meta.FindStatusCondition(s.Status.Conditions, c.Type); old != nil && old.Status == c.Status {
+		c.LastTransitionTime = old.LastTransitionTime
 	}
 	return c
 }
@@ -74,18 +108,22 @@ func (r *Reconciler) services(ctx context.Context, services []*corev1.Service, b
 	}
 	var errs []error
 	for _, s := range services {
-		present := meta.FindStatusCondition(s.Status.Conditions, binding.Condition)
-		b := byUID[s.UID]
-		var conditions []metav1.Condition
-		switch {
-		case b == nil && present == nil, s.DeletionTimestamp != nil:
-			continue
-		case b != nil:
-			c := describeBound(s, b, r.cfg.InForce(b.Binder()), now)
-			if present != nil && *present == c {
-				continue
+		var present, conditions []metav1.Condition
+		for _, kind := range []string{binding.Condition, binding.ReadyCondition} {
+			if c := meta.FindStatusCondition(s.Status.Conditions, kind); c != nil {
+				present = append(present, *c)
 			}
-			conditions = append(conditions, c)
+		}
+		if b := byUID[s.UID]; b != nil {
+			conditions = append(conditions, describeBound(s, b, r.cfg.InForce(b), now))
+			if b.Stage > 0 {
+				if c, known := describeReady(s, b, r.cfg.Ready(b), now); known {
+					conditions = append(conditions, c)
+				}
+			}
+		}
+		if s.DeletionTimestamp != nil || slices.Equal(present, conditions) {
+			continue
 		}
 		if err := r.applyConditions(ctx, s, conditions); err != nil && !apierrors.IsNotFound(err) {
 			errs = append(errs, fmt.Errorf("apply status of Service %s/%s: %w", s.Namespace, s.Name, err))

@@ -24,7 +24,7 @@ func serviceNamed(name string, conditions ...metav1.Condition) *corev1.Service {
 }
 
 func boundTo(name string, change func(*translate.Bound)) *translate.Bound {
-	b := &translate.Bound{Kind: "Service", Namespace: "shop", Name: name, UID: types.UID(name), Waypoint: types.NamespacedName{Namespace: "shop", Name: "waypoint"}}
+	b := &translate.Bound{Kind: "Service", Namespace: "shop", Name: name, UID: types.UID(name), Stage: translate.Enforced, Waypoint: types.NamespacedName{Namespace: "shop", Name: "waypoint"}}
 	if change != nil {
 		change(b)
 	}
@@ -53,14 +53,42 @@ func TestWhatBecameOfABinding(t *testing.T) {
 	}
 }
 
+func TestWhetherAWaypointCanDoItsPart(t *testing.T) {
+	earlier := metav1.NewTime(time.Unix(1, 0))
+	for _, test := range []struct {
+		ready, problem string
+		status         metav1.ConditionStatus
+		says           string
+	}{
+		{binding.Ready, "", metav1.ConditionTrue, "all of them work with"},
+		{binding.NotReady, "", metav1.ConditionFalse, "has no pod that is ready"},
+		{binding.NotAcknowledged, "", metav1.ConditionFalse, "not all pods"},
+		{binding.NotFound, "there is no Gateway", metav1.ConditionFalse, "there is no Gateway"},
+	} {
+		b := boundTo("cart", func(b *translate.Bound) { b.Problem = test.problem })
+		c, known := describeReady(serviceNamed("cart"), b, test.ready, earlier)
+		if !known || c.Type != "ambit.mesh/Ready" || c.Status != test.status || c.Reason != test.ready || !strings.Contains(c.Message, test.says) || c.ObservedGeneration != 2 {
+			t.Errorf("%s: %+v", test.ready, c)
+		}
+		// As long as nobody knows, what was said before stays.
+		if kept, known := describeReady(serviceNamed("cart", c), b, "", metav1.NewTime(time.Unix(9, 0))); !known || kept != c {
+			t.Errorf("%s is kept as %+v", test.ready, kept)
+		}
+	}
+	if c, known := describeReady(serviceNamed("cart"), boundTo("cart", nil), "", earlier); known {
+		t.Errorf("nobody knows, and it says %+v", c)
+	}
+}
+
 // Only changes are written; what is not bound any more says nothing any more; a
 // condition's time is that of its last change.
 func TestServicesSayWhatBecameOfTheirBinding(t *testing.T) {
 	earlier, now := metav1.NewTime(time.Unix(1, 0)), metav1.NewTime(time.Unix(9, 0))
 	right := describeBound(serviceNamed("right"), boundTo("right", nil), true, earlier)
+	ready, _ := describeReady(serviceNamed("right"), boundTo("right", nil), binding.Ready, earlier)
 	pending := describeBound(serviceNamed("changed"), boundTo("changed", nil), false, earlier)
 	services := []*corev1.Service{
-		serviceNamed("right", right), serviceNamed("changed", pending), serviceNamed("fresh"), serviceNamed("unbound", right), serviceNamed("never"),
+		serviceNamed("right", right, ready), serviceNamed("changed", pending), serviceNamed("fresh"), serviceNamed("unbound", right, ready), serviceNamed("never"),
 	}
 	client := fake.NewClientset()
 	written := map[string][]metav1.Condition{}
@@ -73,7 +101,7 @@ func TestServicesSayWhatBecameOfTheirBinding(t *testing.T) {
 		written[patch.GetName()] = s.Status.Conditions
 		return true, &s, nil
 	})
-	r := New(Config{Client: client, InForce: func(translate.Binder) bool { return true }})
+	r := New(Config{Client: client, InForce: func(*translate.Bound) bool { return true }, Ready: func(*translate.Bound) string { return binding.Ready }})
 	bound := []*translate.Bound{boundTo("right", nil), boundTo("changed", nil), boundTo("fresh", nil), {Kind: "Pod", Namespace: "shop", Name: "never", UID: "never"}, boundTo("unbound", func(b *translate.Bound) { b.Leaving = true })}
 	if err := r.services(t.Context(), services, bound, now); err != nil {
 		t.Fatal(err)
@@ -82,7 +110,7 @@ func TestServicesSayWhatBecameOfTheirBinding(t *testing.T) {
 		t.Fatalf("written: %+v", written)
 	}
 	for _, name := range []string{"changed", "fresh"} {
-		if c := written[name]; len(c) != 1 || c[0].Reason != binding.InForce || !c[0].LastTransitionTime.Equal(&now) {
+		if c := written[name]; len(c) != 2 || c[1].Reason != binding.Ready || c[0].Reason != binding.InForce || !c[0].LastTransitionTime.Equal(&now) {
 			t.Errorf("%s: %+v", name, c)
 		}
 	}

@@ -51,7 +51,10 @@ type Config struct {
 	Objects  Objects
 	// InForce tells whether a binding is acknowledged everywhere: clients go through
 	// the waypoint, and nobody else is let in.
-	InForce func(translate.Binder) bool
+	InForce func(*translate.Bound) bool
+	// Ready tells whether its waypoint can do its part: a reason of
+	// binding.ReadyCondition, or empty while nobody knows.
+	Ready func(*translate.Bound) string
 	// Roots of the mesh, PEM.
 	Roots      func() []string
 	Logger     *slog.Logger
@@ -96,7 +99,7 @@ func (r *Reconciler) Published(bound []*translate.Bound) {
 	r.again()
 }
 
-// Settled tells that some binding came into force.
+// Settled tells that some binding came into force, or is ready, or is it no longer.
 func (r *Reconciler) Settled() { r.again() }
 
 func (r *Reconciler) again() {

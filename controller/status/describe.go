@@ -90,6 +90,8 @@ func (k known) status() v1alpha1.WorkloadStatus {
 		Protocol: k.protocol(),
 		Since:    k.since(s),
 		Binding:  k.waypoint.Binding,
+
+		WaypointReady: k.waypoint.Ready,
 	}
 	switch {
 	case s.state == v1alpha1.StateNotEnrolled:

@@ -243,9 +243,9 @@ func TestSpec(t *testing.T) {
 func TestTheWayToAPodIsAsPublished(t *testing.T) {
 	var w waypoints
 	present := &v1alpha1.Workload{}
-	present.Spec.Waypoint, present.Status.Binding = "shop/waypoint", "InForce"
+	present.Spec.Waypoint, present.Status.Binding, present.Status.WaypointReady = "shop/waypoint", "InForce", "WaypointReady"
 	pod := runningPod()
-	if got := w.of(pod, present); got.Through != "shop/waypoint" || got.Binding != "InForce" {
+	if got := w.of(pod, present); got != (Waypoint{"shop/waypoint", "InForce", "WaypointReady"}) {
 		t.Errorf("before anything is published: %+v", got)
 	}
 	if changed := w.swap(map[types.UID]Waypoint{pod.UID: {Through: "shop/other"}}); !changed("any") {

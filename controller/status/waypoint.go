@@ -16,6 +16,8 @@ type Waypoint struct {
 	Through string
 	// Binding is how far the pod's own one is.
 	Binding string
+	// Ready tells whether its own waypoint can do its part.
+	Ready string
 }
 
 // waypoints are those of the last publication.
@@ -31,7 +33,7 @@ func (w *waypoints) of(pod *corev1.Pod, present *v1alpha1.Workload) Waypoint {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !w.known && present != nil {
-		return Waypoint{Through: present.Spec.Waypoint, Binding: present.Status.Binding}
+		return Waypoint{Through: present.Spec.Waypoint, Binding: present.Status.Binding, Ready: present.Status.WaypointReady}
 	}
 	return w.byPod[pod.UID]
 }

@@ -22,12 +22,18 @@ type authentications struct {
 	waypoints *waypoints
 	services  *serviceIndex
 	pods      []*pod
-	all       []*authentication              // by namespace and name
-	servedBy  map[*service][]*pod            // those that selectors may pick; nil if there are none
-	serves    map[*pod][]*service            // the same, from the other side
-	headers   map[*service][]string          // what claimsOf found
-	byKey     map[string]*service            // services by their keys
-	found     map[*service][]*authentication // what ofService found
+	all       []*authentication           // by namespace and name
+	servedBy  map[*service][]*pod         // those that selectors may pick; nil if there are none
+	serves    map[*pod][]*service         // the same, from the other side
+	headers   map[*service][]string       // what claimsOf found
+	byKey     map[string]*service         // services by their keys
+	found     map[asked][]*authentication // what ofService found
+}
+
+// asked is a Service, and a waypoint that stands before it.
+type asked struct {
+	service  *service
+	waypoint types.NamespacedName
 }
 
 // authentication is one.
@@ -45,7 +51,7 @@ func indexAuthentications(in Input, w *waypoints, services *serviceIndex, pods [
 		return a
 	}
 	a.servedBy, a.serves = make(map[*service][]*pod), make(map[*pod][]*service)
-	a.byKey, a.headers, a.found = make(map[string]*service), make(map[*service][]string), make(map[*service][]*authentication)
+	a.byKey, a.headers, a.found = make(map[string]*service), make(map[*service][]string), make(map[asked][]*authentication)
 	for _, s := range services.all {
 		a.byKey[s.key] = s
 	}
@@ -67,7 +73,7 @@ func indexAuthentications(in Input, w *waypoints, services *serviceIndex, pods [
 // ofService lists those that are for requests for a Service: that name it or its
 // waypoint, or select one of the pods that serve it, or will.
 func (a *authentications) ofService(s *service, waypoint types.NamespacedName) []*authentication {
-	if found, ok := a.found[s]; ok || len(a.all) == 0 {
+	if found, ok := a.found[asked{s, waypoint}]; ok || len(a.all) == 0 {
 		return found
 	}
 	var found []*authentication
@@ -84,7 +90,7 @@ func (a *authentications) ofService(s *service, waypoint types.NamespacedName) [
 			found = append(found, one)
 		}
 	}
-	a.found[s] = found
+	a.found[asked{s, waypoint}] = found
 	return found
 }
 
@@ -174,12 +180,17 @@ func (a *authentications) claimsOf(s *service) []string {
 	if found, ok := a.headers[s]; ok {
 		return found
 	}
-	waypoint, _ := a.waypoints.ofService(s)
+	before := a.waypoints.beforeService(s).all()
+	if len(before) == 0 {
+		before = append(before, types.NamespacedName{})
+	}
 	var found []string
-	for _, one := range a.ofService(s, waypoint) {
-		for _, rule := range one.message.GetRules() {
-			for _, c := range rule.GetClaimHeaders() {
-				found = append(found, c.GetHeader())
+	for _, waypoint := range before {
+		for _, one := range a.ofService(s, waypoint) {
+			for _, rule := range one.message.GetRules() {
+				for _, c := range rule.GetClaimHeaders() {
+					found = append(found, c.GetHeader())
+				}
 			}
 		}
 	}
@@ -223,7 +234,7 @@ func (a *authentications) uncovered(one *authentication) {
 				continue
 			}
 			p.Workloads += len(a.servedBy[s])
-			if _, bound := a.waypoints.ofService(s); !bound {
+			if !a.waypoints.bindsService(s) {
 				p.say(RequiresWaypoint, field, "Service "+name.String()+" is not bound to a waypoint: nobody looks at tokens")
 			}
 		case ref.Kind == "Gateway" && ref.Group == "gateway.networking.k8s.io":
@@ -243,7 +254,7 @@ func (a *authentications) uncovered(one *authentication) {
 			continue
 		}
 		p.Workloads++
-		if _, bound := a.waypoints.ofPod(pod); !bound && !slices.ContainsFunc(a.serves[pod], func(s *service) bool { _, ok := a.waypoints.ofService(s); return ok }) {
+		if !a.waypoints.bindsPod(pod) && !slices.ContainsFunc(a.serves[pod], a.waypoints.bindsService) {
 			without++
 		}
 	}

@@ -109,13 +109,15 @@ func (o *output) requests(r *requests, w *waypoints) {
 // stand before one of its ports have to ask.
 func (r *requests) policiesAtWaypoints(p *pod, w *waypoints, services *serviceIndex, serving map[string]*workload.PortList) []string {
 	var names []string
-	add := func(waypoint types.NamespacedName) { names = append(names, r.forPod(p, waypoint)...) }
-	if name, ok := w.ofPod(p); ok {
-		add(name)
+	add := func(before Standing) {
+		for _, waypoint := range before.all() {
+			names = append(names, r.forPod(p, waypoint)...)
+		}
 	}
+	add(w.beforePod(p))
 	for _, s := range services.all {
-		if name, ok := w.ofService(s); ok && serving[s.key] != nil {
-			add(name)
+		if serving[s.key] != nil {
+			add(w.beforeService(s))
 		}
 	}
 	slices.Sort(names)

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/encoding/protojson"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/types"
@@ -253,46 +254,66 @@ func TestOnlyTheWaypointGetsToWhatIsBehindIt(t *testing.T) {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	for _, stage := range []Stage{Announced, Led} {
-		if got := guards(staged{stage: stage}); len(got) > 0 {
+		if got := guards(staged{Stage: stage}); len(got) > 0 {
 			t.Errorf("at stage %d: %v", stage, got)
+		}
+	}
+	// From one to another, both are let in, and nobody else.
+	want = map[string][]string{
+		"shop/db-0":   {"shop/waypoint_only_by_shop.another_by_shop.every"},
+		"shop/cart-0": {"shop/waypoint_only_80_by_shop.another_by_shop.waypoint"},
+	}
+	for _, stage := range []Stage{Announced, Led} {
+		if diff := cmp.Diff(want, guards(staged{Stage: stage, From: another})); diff != "" {
+			t.Errorf("at stage %d (-want +got):\n%s", stage, diff)
 		}
 	}
 }
 
-// staged has every binding at one stage.
+var another = types.NamespacedName{Namespace: "shop", Name: "another"}
+
+// staged has whatever labels bind stand so, before their waypoint; and what they do not bind
+// any more leave it.
 type staged struct {
-	stage   Stage
-	leaving map[string]Binder
+	Stage   Stage
+	From    types.NamespacedName
+	leaving map[Target]types.NamespacedName
 }
 
-func (s staged) Stage(Binder) Stage { return s.stage }
-
-func (s staged) Leaving(kind, namespace, name string) (Binder, Stage, bool) {
-	b, ok := s.leaving[kind+" "+namespace+"/"+name]
-	return b, s.stage, ok
+func (s staged) Standing(t Target, waypoint types.NamespacedName) Standing {
+	is := Standing{Waypoint: waypoint, Stage: s.Stage, From: s.From}
+	if waypoint.Name == "" {
+		if is.Waypoint, is.Leaving = s.leaving[t]; !is.Leaving {
+			return Standing{}
+		}
+	}
+	return is
 }
 
 // What nodes and waypoints get to know at each stage of a binding, whether a label wants
 // it or it is on its way out.
 func TestStagesOfABinding(t *testing.T) {
-	waypoint := types.NamespacedName{Namespace: "shop", Name: "waypoint"}
+	left := map[Target]types.NamespacedName{{"Service", "shop", "cart"}: {Namespace: "shop", Name: "waypoint"}}
 	for name, c := range map[string]struct {
 		bindings Bindings
 		unlabel  bool
 		want     string
 	}{
-		"announced": {staged{stage: Announced}, false, "binding, announced"},
-		"led":       {staged{stage: Led}, false, "binding, waypoint, announced"},
-		"enforced":  {staged{stage: Enforced}, false, "binding, waypoint"},
-		"gone":      {staged{stage: Enforced}, true, ""},
-		"leaving": {staged{stage: Led, leaving: map[string]Binder{"Service shop/cart": {"Service", "shop", "cart", waypoint}}}, true,
-			"binding, waypoint, announced"},
-		"left": {staged{stage: Announced, leaving: map[string]Binder{"Service shop/cart": {"Service", "shop", "cart", waypoint}}}, true,
-			"binding, announced"},
+		"announced":     {staged{Stage: Announced}, false, "binding, announced waypoint"},
+		"led":           {staged{Stage: Led}, false, "binding, through waypoint, announced waypoint"},
+		"enforced":      {staged{Stage: Enforced}, false, "binding, through waypoint"},
+		"gone":          {staged{Stage: Enforced}, true, ""},
+		"leaving":       {staged{Stage: Led, leaving: left}, true, "binding, through waypoint, announced waypoint"},
+		"left":          {staged{Stage: Announced, leaving: left}, true, "binding, announced waypoint"},
+		"taking over":   {staged{Stage: Announced, From: another}, false, "binding, binding of another, through another, announced waypoint"},
+		"another's yet": {staged{Stage: Led, From: another}, false, "binding, binding of another, through waypoint, announced another"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			in := readInput(t, "waypoints")
 			in.Bindings = c.bindings
+			in.Gateways = append(in.Gateways, &gateway.Gateway{
+				ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "another"}, Spec: gateway.GatewaySpec{GatewayClassName: binding.Class},
+			})
 			if c.unlabel {
 				for _, s := range in.Services {
 					if s.Namespace == "shop" && s.Name == "cart" {
@@ -309,13 +330,21 @@ func TestStagesOfABinding(t *testing.T) {
 			if result.Resources[resource.Binding][key] != nil {
 				got = append(got, "binding")
 			}
+			if r := result.Resources[resource.Binding][key+"@shop/another"]; r != nil && slices.Equal(r.Aliases, []string{WaypointAlias(another)}) {
+				got = append(got, "binding of another")
+			}
+			named := func(hostname string) string { name, _, _ := strings.Cut(hostname, "."); return name }
 			s := result.Resources[resource.Address][key].Message.(*workload.Address).GetService()
 			if s.Waypoint != nil {
-				got = append(got, "waypoint")
+				got = append(got, "through "+named(s.Waypoint.GetHostname().GetHostname()))
 			}
 			for _, e := range s.Extensions {
 				if e.Name == announcedExtension {
-					got = append(got, "announced")
+					announced := &mesh.WaypointAnnounced{}
+					if err := e.Config.UnmarshalTo(announced); err != nil {
+						t.Fatal(err)
+					}
+					got = append(got, "announced "+named(strings.TrimPrefix(announced.Service, "shop/")))
 				}
 			}
 			if got := strings.Join(got, ", "); got != c.want {

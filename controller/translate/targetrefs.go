@@ -46,10 +46,10 @@ func (r targetsOfRefs) provider(p *Policy, object *v1alpha1.AuthorizationPolicy,
 // before a Service that they serve.
 func (r targetsOfRefs) without(pods []*pod) (n int) {
 	for _, p := range pods {
-		_, behind := r.waypoints.ofPod(p)
+		behind := r.waypoints.bindsPod(p)
 		for key := range r.serving.ofPod[p] {
 			if s := r.services.byKey(key); s != nil && !behind {
-				_, behind = r.waypoints.ofService(s)
+				behind = r.waypoints.bindsService(s)
 			}
 		}
 		if !behind && !r.waypoints.IsPod(p.Pod) {
@@ -76,7 +76,7 @@ func (r targetsOfRefs) resolve(p *Policy, object *v1alpha1.AuthorizationPolicy) 
 				p.say(TargetNotFound, field, "there is no Service "+object.Namespace+"/"+ref.Name)
 				continue
 			}
-			if _, bound := r.waypoints.ofService(s); !bound {
+			if !r.waypoints.bindsService(s) {
 				p.say(RequiresWaypoint, field, "no waypoint serves Service "+object.Namespace+"/"+ref.Name+": "+effect)
 			}
 			r.ofService(s, wanted)

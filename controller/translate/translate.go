@@ -138,7 +138,7 @@ func Translate(in Input) (Result, error) {
 	services := indexServices(in.Services, pods, in.Config)
 	serving := resolveEndpoints(in.Slices, services, pods)
 	waypoints := indexWaypoints(in, pods)
-	routes := indexRoutes(in.Routes, services, func(s *service) bool { _, bound := waypoints.ofService(s); return bound })
+	routes := indexRoutes(in.Routes, services, waypoints.bindsService)
 
 	requests := indexRequests(in)
 	policies := out.policies(in, pods, services, serving, waypoints, requests)
@@ -162,11 +162,7 @@ func Translate(in Input) (Result, error) {
 		out.workload(workloadOfEndpoint(e, nodes, in.Config))
 	}
 	for _, s := range services.all {
-		var named []string
-		if waypoint, ok := waypoints.ofService(s); ok {
-			named = requests.forService(s.Service, waypoint)
-		}
-		out.bindService(s, waypoints, routes.of(s), named, authentications)
+		out.bindService(s, waypoints, routes.of(s), requests, authentications)
 		out.service(s)
 	}
 	out.requests(requests, waypoints)

@@ -40,17 +40,58 @@ const (
 
 // Bindings remember how far they are.
 type Bindings interface {
-	// Stage of what labels bind.
-	Stage(Binder) Stage
-	// Leaving is how something is bound still that no label binds any more.
-	Leaving(kind, namespace, name string) (Binder, Stage, bool)
+	// Standing is what stands before something that labels bind to a waypoint now, or
+	// to none if its name is empty.
+	Standing(t Target, waypoint types.NamespacedName) Standing
 }
 
-// standing is a waypoint that stands before something, or is about to.
-type standing struct {
-	waypoint types.NamespacedName
-	stage    Stage
-	leaving  bool
+// Target is a Service or a pod, as it is bound to a waypoint.
+type Target struct{ Kind, Namespace, Name string }
+
+// Standing is a waypoint that stands before something, or is about to.
+type Standing struct {
+	Waypoint types.NamespacedName
+	// Stage is zero if none does.
+	Stage Stage
+	// From, if there is one, is the waypoint that it takes over from. Nobody but the two
+	// is let in meanwhile; until it is led, clients go through that one.
+	From types.NamespacedName
+	// Leaving: no label binds it any more.
+	Leaving bool
+}
+
+// takesOver tells whether another waypoint stands before it as well.
+func (s Standing) takesOver() bool { return s.From.Name != "" }
+
+// guarded tells whether nobody is let in who comes past its waypoints.
+func (s Standing) guarded() bool { return s.Stage == Enforced || s.takesOver() }
+
+// all waypoints that know of it, and whose word is taken.
+func (s Standing) all() []types.NamespacedName {
+	switch {
+	case s.Stage == 0:
+		return nil
+	case s.takesOver():
+		return []types.NamespacedName{s.Waypoint, s.From}
+	}
+	return []types.NamespacedName{s.Waypoint}
+}
+
+// leads is the waypoint that clients are sent through, if they are.
+func (s Standing) leads() (waypoint types.NamespacedName, ok bool) {
+	if s.Stage == Announced {
+		return s.From, s.takesOver()
+	}
+	return s.Waypoint, s.Stage > Announced
+}
+
+// announced is the waypoint whose word is taken although it is not, or need not be,
+// the one that clients come through.
+func (s Standing) announced() (waypoint types.NamespacedName, ok bool) {
+	if s.Stage == Led && s.takesOver() {
+		return s.From, true
+	}
+	return s.Waypoint, s.Stage == Announced || s.Stage == Led
 }
 
 // waypoints are the Gateways of our class, and who is bound to them.
@@ -62,13 +103,13 @@ type waypoints struct {
 	ready map[types.NamespacedName]bool
 	// of are the answers so far, for Services and pods: they may change meanwhile, and all
 	// of a result is made of the same ones.
-	of map[metav1.Object]standing
+	of map[metav1.Object]Standing
 }
 
 func indexWaypoints(in Input, pods *podIndex) *waypoints {
 	w := &waypoints{
 		Waypoints: binding.Index(in.Gateways, in.Namespaces), config: in.Config, bindings: in.Bindings,
-		ready: make(map[types.NamespacedName]bool), of: make(map[metav1.Object]standing),
+		ready: make(map[types.NamespacedName]bool), of: make(map[metav1.Object]Standing),
 	}
 	for _, p := range pods.all {
 		if w.IsPod(p.Pod) && p.ready() {
@@ -78,46 +119,45 @@ func indexWaypoints(in Input, pods *podIndex) *waypoints {
 	return w
 }
 
-// beforeService is what stands before a Service; its stage is zero if nothing does.
-func (w *waypoints) beforeService(s *service) standing {
+// beforeService is what stands before a Service.
+func (w *waypoints) beforeService(s *service) Standing {
 	return w.before("Service", s.Service, func() (types.NamespacedName, bool) { return w.OfService(s.Service) })
 }
 
 // beforePod is what stands before a pod that is addressed itself.
-func (w *waypoints) beforePod(p *pod) standing {
+func (w *waypoints) beforePod(p *pod) Standing {
 	return w.before("Pod", p.Pod, func() (types.NamespacedName, bool) { return w.OfPod(p.Pod) })
 }
 
-func (w *waypoints) before(kind string, o metav1.Object, labelled func() (types.NamespacedName, bool)) standing {
+func (w *waypoints) before(kind string, o metav1.Object, labelled func() (types.NamespacedName, bool)) Standing {
 	if found, ok := w.of[o]; ok {
 		return found
 	}
-	var found standing
-	if name, ok := labelled(); ok {
-		found = standing{waypoint: name, stage: Enforced}
-		if w.bindings != nil {
-			found.stage = w.bindings.Stage(Binder{kind, o.GetNamespace(), o.GetName(), name})
+	name, ok := labelled()
+	if !ok {
+		name = types.NamespacedName{}
+	}
+	var found Standing
+	switch {
+	case w.bindings != nil:
+		found = w.bindings.Standing(Target{kind, o.GetNamespace(), o.GetName()}, name)
+		if found.Leaving && w.Gateway(found.Waypoint) == nil { // nobody to lead anywhere
+			if found = (Standing{}); ok {
+				found = Standing{Waypoint: name, Stage: Announced}
+			}
 		}
-	} else if w.bindings != nil {
-		if b, stage, ok := w.bindings.Leaving(kind, o.GetNamespace(), o.GetName()); ok && w.Gateway(b.Waypoint) != nil {
-			found = standing{waypoint: b.Waypoint, stage: stage, leaving: true}
-		}
+	case ok:
+		found = Standing{Waypoint: name, Stage: Enforced}
 	}
 	w.of[o] = found
 	return found
 }
 
-// ofService is the waypoint that a Service is bound to, however far that is.
-func (w *waypoints) ofService(s *service) (types.NamespacedName, bool) {
-	found := w.beforeService(s)
-	return found.waypoint, found.stage > 0
-}
+// bindsService tells whether a waypoint stands before a Service, or is about to.
+func (w *waypoints) bindsService(s *service) bool { return w.beforeService(s).Stage > 0 }
 
-// ofPod is the waypoint that a pod is bound to when it is addressed itself.
-func (w *waypoints) ofPod(p *pod) (types.NamespacedName, bool) {
-	found := w.beforePod(p)
-	return found.waypoint, found.stage > 0
-}
+// bindsPod tells whether one stands before a pod that is addressed itself, or is about to.
+func (w *waypoints) bindsPod(p *pod) bool { return w.beforePod(p).Stage > 0 }
 
 // serviceKey of the Service by which a waypoint is found.
 func (w *waypoints) serviceKey(name types.NamespacedName) string {
@@ -153,9 +193,10 @@ type Bound struct {
 	Waypoint  types.NamespacedName
 	// Target is the name of its Binding.
 	Target string
-	// Stage is how far this publication takes it; zero of what is not bound.
-	Stage Stage
-	// Leaving: no label binds it any more.
+	// Stage is how far this publication takes it; zero of what is not bound. From and
+	// Leaving are as in Standing.
+	Stage   Stage
+	From    types.NamespacedName
 	Leaving bool
 	// Ready: the waypoint has a pod that is.
 	Ready bool
@@ -169,61 +210,63 @@ type Bound struct {
 }
 
 // bindService has clients of a Service go through its waypoint.
-func (o *output) bindService(s *service, w *waypoints, routes []*mesh.Route, policies []string, authentications *authentications) {
+func (o *output) bindService(s *service, w *waypoints, routes []*mesh.Route, requests *requests, authentications *authentications) {
 	before := w.beforeService(s)
-	if before.stage == 0 {
+	if before.Stage == 0 {
 		return
 	}
 	var extensions []*workload.Extension
 	s.message.Waypoint, extensions = w.say(before, s.Service)
 	s.message.Extensions = append(s.message.Extensions, extensions...)
-	name := before.waypoint
-	o.bind("Service", s, before, w, s.uncaptured, s.key, &mesh.Binding{
-		Target: &mesh.Binding_Service{Service: s.key}, Waypoint: name.String(), Routes: routes, Policies: policies,
-		Authentications: authentications.forService(s, name), ClaimHeaders: authentications.claimHeaders(s, routes),
+	o.bind("Service", s, before, w, s.uncaptured, s.key, func(name types.NamespacedName) *mesh.Binding {
+		return &mesh.Binding{
+			Target: &mesh.Binding_Service{Service: s.key}, Waypoint: name.String(), Routes: routes, Policies: requests.forService(s.Service, name),
+			Authentications: authentications.forService(s, name), ClaimHeaders: authentications.claimHeaders(s, routes),
+		}
 	})
 }
 
 // bindPod has clients of a pod go through its waypoint.
 func (o *output) bindPod(p *pod, message *workload.Workload, w *waypoints, authentications *authentications) {
 	before := w.beforePod(p)
-	if before.stage == 0 {
+	if before.Stage == 0 {
 		return
 	}
 	var extensions []*workload.Extension
 	message.Waypoint, extensions = w.say(before, p.Pod)
 	message.Extensions = append(message.Extensions, extensions...)
-	name := before.waypoint
 	uncaptured := 0
 	if message.TunnelProtocol != workload.TunnelProtocol_HBONE {
 		uncaptured = 1
 	}
-	o.bind("Pod", p, before, w, uncaptured, message.Uid, &mesh.Binding{
-		Target: &mesh.Binding_Workload{Workload: message.Uid}, Waypoint: name.String(), Authentications: authentications.forPod(p, name),
+	o.bind("Pod", p, before, w, uncaptured, message.Uid, func(name types.NamespacedName) *mesh.Binding {
+		return &mesh.Binding{
+			Target: &mesh.Binding_Workload{Workload: message.Uid}, Waypoint: name.String(), Authentications: authentications.forPod(p, name),
+		}
 	})
 }
 
 // say is what nodes get to know of a waypoint: to go through it once that is their part,
 // and to take its word as long as that is not everybody's.
-func (w *waypoints) say(before standing, o metav1.Object) (to *workload.GatewayAddress, extensions []*workload.Extension) {
-	if before.stage >= Led {
-		to = w.address(before.waypoint)
+func (w *waypoints) say(before Standing, o metav1.Object) (to *workload.GatewayAddress, extensions []*workload.Extension) {
+	if waypoint, ok := before.leads(); ok {
+		to = w.address(waypoint)
 		if o.GetAnnotations()[binding.FallbackAnnotation] == binding.FallbackDirect {
 			extensions = append(extensions, extension(fallbackExtension, &mesh.WaypointFallback{}))
 		}
 	}
-	if before.stage < Enforced {
-		extensions = append(extensions, extension(announcedExtension, &mesh.WaypointAnnounced{Service: w.serviceKey(before.waypoint)}))
+	if waypoint, ok := before.announced(); ok {
+		extensions = append(extensions, extension(announcedExtension, &mesh.WaypointAnnounced{Service: w.serviceKey(waypoint)}))
 	}
 	return to, extensions
 }
 
-// bind publishes a Binding to a waypoint that is there and consents; without one
+// bind publishes a Binding to each waypoint that is there and consents; without one
 // the waypoint refuses.
-func (o *output) bind(kind string, object metav1.Object, before standing, w *waypoints, uncaptured int, target string, message *mesh.Binding) {
-	name := before.waypoint
+func (o *output) bind(kind string, object metav1.Object, before Standing, w *waypoints, uncaptured int, target string, message func(waypoint types.NamespacedName) *mesh.Binding) {
+	name := before.Waypoint
 	bound := &Bound{
-		Target: target, Stage: before.stage, Leaving: before.leaving, Ready: w.ready[name],
+		Target: target, Stage: before.Stage, From: before.From, Leaving: before.Leaving, Ready: w.ready[name],
 		Kind: kind, Namespace: object.GetNamespace(), Name: object.GetName(), UID: object.GetUID(), Waypoint: name,
 		Direct: object.GetAnnotations()[binding.FallbackAnnotation] == binding.FallbackDirect, Uncaptured: uncaptured,
 	}
@@ -235,10 +278,17 @@ func (o *output) bind(kind string, object metav1.Object, before standing, w *way
 		bound.Reason = binding.NotAllowed
 		bound.Problem = fmt.Sprintf("Gateway %s does not allow namespace %s in its listener's allowedRoutes: connections are refused", name, object.GetNamespace())
 	default:
-		o.add(target, message, resource.Relations{Aliases: []string{WaypointAlias(name)}})
+		o.add(target, message(name), resource.Relations{Aliases: []string{WaypointAlias(name)}})
+	}
+	if before.takesOver() && w.Gateway(before.From) != nil && w.Consents(before.From, object.GetNamespace()) {
+		o.add(target+bindingOf+before.From.String(), message(before.From), resource.Relations{Aliases: []string{WaypointAlias(before.From)}})
 	}
 	o.bound = append(o.bound, bound)
 }
+
+// bindingOf goes before a waypoint's name in the name of its Binding, if another one is
+// taking over from it.
+const bindingOf = "@"
 
 // passes notes which waypoints stand before a pod, and at each Service that it serves
 // whether anybody guards it.
@@ -247,8 +297,8 @@ func (o *output) passes(p *pod, message *workload.Workload, w *waypoints, servic
 		return
 	}
 	var own, through []string
-	if before := w.beforePod(p); before.stage >= Led {
-		own = append(own, before.waypoint.String())
+	if waypoint, ok := w.beforePod(p).leads(); ok {
+		own = append(own, waypoint.String())
 	}
 	for key := range message.Services {
 		s := services.byKey(key)
@@ -258,8 +308,8 @@ func (o *output) passes(p *pod, message *workload.Workload, w *waypoints, servic
 		if message.TunnelProtocol != workload.TunnelProtocol_HBONE {
 			s.uncaptured++
 		}
-		if before := w.beforeService(s); before.stage >= Led && !slices.Contains(own, before.waypoint.String()) {
-			through = append(through, before.waypoint.String())
+		if waypoint, ok := w.beforeService(s).leads(); ok && !slices.Contains(own, waypoint.String()) {
+			through = append(through, waypoint.String())
 		}
 	}
 	slices.Sort(through)
@@ -280,8 +330,8 @@ func (o *output) guard(p *pod, w *waypoints, t *targets, services *serviceIndex,
 	if p.Spec.HostNetwork {
 		return
 	}
-	if before := w.beforePod(p); before.stage == Enforced && p.Annotations[binding.FallbackAnnotation] != binding.FallbackDirect {
-		t.attachGenerated(p, o.onlyThrough(p.Namespace, []types.NamespacedName{before.waypoint}, nil))
+	if before := w.beforePod(p); before.guarded() && p.Annotations[binding.FallbackAnnotation] != binding.FallbackDirect {
+		t.attachGenerated(p, o.onlyThrough(p.Namespace, before.all(), nil))
 	}
 	ports := make(map[uint32][]types.NamespacedName) // who is let in
 	enforced := make(map[uint32]bool)
@@ -290,17 +340,19 @@ func (o *output) guard(p *pod, w *waypoints, t *targets, services *serviceIndex,
 		before := w.beforeService(s)
 		for _, port := range serving[s.key].GetPorts() {
 			switch {
-			case before.stage == 0:
+			case before.Stage == 0:
 				continue
 			case s.Annotations[binding.FallbackAnnotation] == binding.FallbackDirect:
 				open[port.TargetPort] = true
 				continue
-			case before.stage == Enforced:
+			case before.guarded():
 				enforced[port.TargetPort] = true
 			}
 			// One that is enforced closes the port for the others, however far they are.
-			if !slices.Contains(ports[port.TargetPort], before.waypoint) {
-				ports[port.TargetPort] = append(ports[port.TargetPort], before.waypoint)
+			for _, waypoint := range before.all() {
+				if !slices.Contains(ports[port.TargetPort], waypoint) {
+					ports[port.TargetPort] = append(ports[port.TargetPort], waypoint)
+				}
 			}
 		}
 	}
@@ -312,12 +364,12 @@ func (o *output) guard(p *pod, w *waypoints, t *targets, services *serviceIndex,
 			delete(ports, port)
 			continue
 		}
-		slices.SortFunc(names, func(a, b types.NamespacedName) int { return strings.Compare(a.String(), b.String()) })
+		sortNames(names)
 		key := fmt.Sprint(names)
 		byWaypoints[key], of[key] = append(byWaypoints[key], port), names
 	}
 	for _, s := range services.all {
-		if _, ok := w.ofService(s); ok {
+		if w.bindsService(s) {
 			continue
 		}
 		for _, port := range serving[s.key].GetPorts() {
@@ -350,6 +402,7 @@ func (o *output) conflict(s *service, port uint32, waypoint types.NamespacedName
 // these ports, all if none are given, and returns its name.
 func (o *output) onlyThrough(namespace string, waypoints []types.NamespacedName, ports []uint32) string {
 	name := waypointOnly + joinPorts(ports)
+	sortNames(waypoints)
 	match := &security.Match{DestinationPorts: ports}
 	for _, w := range waypoints {
 		name += "_by_" + w.Namespace + "." + w.Name
@@ -373,11 +426,9 @@ func (t *targets) attachGenerated(p *pod, key string) {
 	slices.Sort(a.authorizations)
 }
 
-// Binder is a Service or a pod as it is bound to a waypoint.
-type Binder struct {
-	Kind, Namespace, Name string
-	Waypoint              types.NamespacedName
+func sortNames(names []types.NamespacedName) {
+	slices.SortFunc(names, func(a, b types.NamespacedName) int { return strings.Compare(a.String(), b.String()) })
 }
 
-// Binder of the binding.
-func (b *Bound) Binder() Binder { return Binder{b.Kind, b.Namespace, b.Name, b.Waypoint} }
+// Of is what is bound.
+func (b *Bound) Of() Target { return Target{b.Kind, b.Namespace, b.Name} }

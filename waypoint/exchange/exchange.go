@@ -20,8 +20,8 @@
 //
 // Invariants: every request is judged by the snapshot of its moment, for what is bound
 // and for the endpoint that is chosen, before a byte of it is sent; a request is sent
-// again only if nothing of its body is lost and either the endpoint is known not to have
-// acted on it or the route wants it so; only 101 switches protocols, and only where the
+// again only if nothing of its body is lost, and either the endpoint is known not to have
+// acted on it, its method is idempotent, or the route wants it so for what was answered; only 101 switches protocols, and only where the
 // client asked for it; a body that was cut short never looks complete to either side;
 // each request ends in one line of the log.
 package exchange
@@ -371,7 +371,7 @@ func (x *exchange) attempt(ctx context.Context) {
 			if x.endpoint != nil {
 				avoid = append(avoid, x.endpoint.UID)
 			}
-		case errors.Is(err, errStale) && x.revocation() == nil && x.request.rewind() && x.attempts <= maxStale:
+		case errors.Is(err, errStale) && x.harmless(err) && x.revocation() == nil && x.request.rewind() && x.attempts <= maxStale:
 		default:
 			if revoked := x.revocation(); revoked != nil {
 				err = revoked
@@ -398,14 +398,35 @@ func (x *exchange) retriable(status int) bool {
 	return false
 }
 
-// mayRepeat tells whether an error is of a kind that another attempt may be made
-// after: the endpoint was not reached, or said nothing.
+// mayRepeat tells whether an error is of a kind that another attempt may be made after:
+// the endpoint was not reached, or it does no harm if it has acted on the request.
 func (x *exchange) mayRepeat(err error) bool {
 	switch conns.ReasonOf(err) {
-	case conns.PolicyDenied, conns.PolicyMissing, NotAsked, ProviderDenied, clientGone, upstream.NoEndpoint, upstream.NotCaptured:
+	case conns.PolicyDenied, conns.PolicyMissing, NotAsked, ProviderDenied, clientGone, upstream.NoEndpoint:
 		return false
+	case upstreamGone, upstreamProtocol, timedOut:
+		if !x.harmless(err) {
+			return false
+		}
 	}
 	return x.plan.Retries > 0 && x.revocation() == nil
+}
+
+// harmless tells whether a request may come to endpoints twice: the first has not acted on
+// it, or the method is idempotent (RFC 9110 section 9.2.2: a proxy must not repeat others).
+func (x *exchange) harmless(err error) bool {
+	return errors.Is(err, errUntouched) || x.request.idempotent()
+}
+
+// errUntouched says that the endpoint has not acted on the request, and never will.
+var errUntouched = errors.New("the endpoint has not acted on it")
+
+func (r *Request) idempotent() bool {
+	switch r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace, http.MethodPut, http.MethodDelete:
+		return true
+	}
+	return false
 }
 
 // again waits for the next attempt, if there may be one.

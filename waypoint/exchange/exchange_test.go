@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -629,6 +630,161 @@ func TestTimeoutsAndRetries(t *testing.T) {
 	}
 }
 
+// What an endpoint may have acted on comes to none again, unless that does no harm, or the
+// route wants it so for what was answered.
+func TestWhatIsSentAgain(t *testing.T) {
+	gone := func(c net.Conn, _ *http.Request) { c.Close() }
+	late := func(c net.Conn, _ *http.Request) { time.Sleep(400 * time.Millisecond) }
+	junk := func(c net.Conn, _ *http.Request) { io.WriteString(c, "junk\r\n\r\n"); c.Close() }
+	says := func(c net.Conn, _ *http.Request) {
+		io.WriteString(c, "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+	}
+	for _, c := range []struct {
+		name, method string
+		first        func(net.Conn, *http.Request)
+		retries      int
+		want, asked  int
+	}{
+		{"gone", "GET", gone, 1, 200, 2}, {"gone", "PUT", gone, 1, 200, 2}, {"gone", "POST", gone, 1, 503, 1}, {"gone", "PATCH", gone, 1, 503, 1}, {"gone", "GET", gone, 0, 503, 1},
+		{"late", "DELETE", late, 1, 200, 2}, {"late", "POST", late, 1, 504, 1},
+		{"junk", "HEAD", junk, 1, 200, 2}, {"junk", "POST", junk, 1, 502, 1},
+		{"503", "POST", says, 1, 200, 2}, {"503", "POST", says, 0, 503, 1},
+	} {
+		t.Run(fmt.Sprint(c.name, " ", c.method, " ", c.retries), func(t *testing.T) {
+			r := start(t, api.AppProtocol_HTTP11)
+			var asked atomic.Int32
+			r.endpoint.Serve(r.endpoint.ID, func(conn net.Conn) {
+				for lines := bufio.NewReader(conn); ; {
+					q, err := http.ReadRequest(lines)
+					if err != nil {
+						return
+					}
+					io.Copy(io.Discard, q.Body)
+					if asked.Add(1) == 1 {
+						c.first(conn, q)
+						continue
+					}
+					io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+				}
+			})
+			r.plan = func(t *target.Target, q *exchange.Request) exchange.Plan {
+				return exchange.Plan{Service: t.Service, Port: t.Port, Retries: c.retries, RetryOn: []int{503}, AttemptTimeout: 200 * time.Millisecond}
+			}
+			q, err := http.NewRequest(c.method, "http://cart/", strings.NewReader("once"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			response, err := r.http1(t).Do(q)
+			body(t, response, err)
+			if response.StatusCode != c.want || int(asked.Load()) != c.asked {
+				t.Errorf("answered %d after %d times, want %d after %d", response.StatusCode, asked.Load(), c.want, c.asked)
+			}
+		})
+	}
+}
+
+// A connection that the endpoint has closed meanwhile is noticed before anything is sent on
+// it that could not be sent again; one that it closes when asked is not.
+func TestKeptConnectionsThatAreOver(t *testing.T) {
+	for _, c := range []struct {
+		name, method string
+		again        bool // the endpoint reads the second request before it closes
+		want         int
+	}{{"before", "POST", false, 200}, {"before", "GET", false, 200}, {"when asked", "GET", true, 200}, {"when asked", "POST", true, 503}} {
+		t.Run(c.name+" "+c.method, func(t *testing.T) {
+			r := start(t, api.AppProtocol_HTTP11)
+			var connections atomic.Int32
+			closed := make(chan struct{})
+			r.endpoint.Serve(r.endpoint.ID, func(conn net.Conn) {
+				first := connections.Add(1) == 1
+				for lines := bufio.NewReader(conn); ; {
+					q, err := http.ReadRequest(lines)
+					if err != nil {
+						return
+					}
+					io.Copy(io.Discard, q.Body)
+					io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+					if first {
+						if c.again {
+							http.ReadRequest(lines)
+						}
+						conn.Close()
+						close(closed)
+						return
+					}
+				}
+			})
+			client := r.http1(t)
+			response, err := client.Get("http://cart/")
+			body(t, response, err)
+			if !c.again {
+				<-closed
+				time.Sleep(100 * time.Millisecond) // on its way to the waypoint
+			}
+			q, err := http.NewRequest(c.method, "http://cart/", strings.NewReader("once"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			response, err = client.Do(q)
+			body(t, response, err)
+			if response.StatusCode != c.want {
+				t.Errorf("answered %d, want %d", response.StatusCode, c.want)
+			}
+		})
+	}
+}
+
+// What an endpoint that speaks HTTP/2 says it has not acted on is sent again, whatever it is.
+func TestWhatAnEndpointRefused(t *testing.T) {
+	for name, refuse := range map[string]func(*http2.Framer, uint32){
+		"REFUSED_STREAM": func(f *http2.Framer, stream uint32) { f.WriteRSTStream(stream, http2.ErrCodeRefusedStream) },
+		"GOAWAY":         func(f *http2.Framer, stream uint32) { f.WriteGoAway(stream-2, http2.ErrCodeNo, nil) },
+		"INTERNAL_ERROR": func(f *http2.Framer, stream uint32) { f.WriteRSTStream(stream, http2.ErrCodeInternal) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := start(t, api.AppProtocol_HTTP2)
+			var asked atomic.Int32
+			r.endpoint.Serve(r.endpoint.ID, func(conn net.Conn) {
+				io.ReadFull(conn, make([]byte, len(http2.ClientPreface)))
+				f := http2.NewFramer(conn, conn)
+				f.WriteSettings()
+				for {
+					frame, err := f.ReadFrame()
+					if err != nil {
+						return
+					}
+					switch frame := frame.(type) {
+					case *http2.SettingsFrame:
+						if !frame.IsAck() {
+							f.WriteSettingsAck()
+						}
+					case *http2.HeadersFrame:
+						if asked.Add(1) == 2 {
+							refuse(f, frame.StreamID)
+							continue
+						}
+						f.WriteHeaders(http2.HeadersFrameParam{StreamID: frame.StreamID, BlockFragment: []byte{0x88}, EndHeaders: true, EndStream: true}) // :status 200
+					}
+				}
+			})
+			r.plan = func(t *target.Target, q *exchange.Request) exchange.Plan {
+				return exchange.Plan{Service: t.Service, Port: t.Port, Retries: 1}
+			}
+			client := r.http1(t)
+			response, err := client.Post("http://cart/", "text/plain", strings.NewReader("first"))
+			if body(t, response, err); response.StatusCode != 200 {
+				t.Fatalf("the first is answered with %d", response.StatusCode)
+			}
+			response, err = client.Post("http://cart/", "text/plain", strings.NewReader("second"))
+			body(t, response, err)
+			want := map[bool][2]int{true: {503, 2}, false: {200, 3}}[name == "INTERNAL_ERROR"]
+			if got := [2]int{response.StatusCode, int(asked.Load())}; got != want {
+				t.Errorf("answered, after how many times: %v, want %v", got, want)
+			}
+		})
+	}
+}
+
 func TestRoutesChangeWhatGoesOn(t *testing.T) {
 	each(t, func(t *testing.T, r *rig, c *http.Client) {
 		r.serve(func(w http.ResponseWriter, q *http.Request) {
@@ -734,12 +890,16 @@ func TestStreamsAreJudgedAgain(t *testing.T) {
 	})
 }
 
-// Once the waypoint ends, a client that is between two requests loses nothing, and one
-// that is within one gets its response and is told to go.
-// Before a binding goes, clients are told to leave, and what is under way ends in order.
+// Before a binding goes, to another waypoint or to none, clients are told to leave, and what is under way ends in order.
 func TestClientsLeaveWhenTheyAreNotSentHereAnyMore(t *testing.T) {
+	for name, to := range map[string]string{"to none": "", "to another": "other"} {
+		t.Run(name, func(t *testing.T) { clientsLeave(t, to) })
+	}
+}
+
+func clientsLeave(t *testing.T, to string) {
 	each(t, func(t *testing.T, r *rig, c *http.Client) {
-		r.Lead(r.service, true)
+		r.Lead(r.service, "way", "")
 		release := make(chan struct{})
 		r.serve(func(w http.ResponseWriter, q *http.Request) {
 			if q.URL.Path == "/wait" {
@@ -766,7 +926,7 @@ func TestClientsLeaveWhenTheyAreNotSentHereAnyMore(t *testing.T) {
 		response, err := http.ReadResponse(bufio.NewReader(idle), nil)
 		body(t, response, err)
 
-		r.Lead(r.service, false)
+		r.Lead(r.service, to, "way")
 		idle.SetReadDeadline(time.Now().Add(2 * time.Second))
 		if _, err := idle.Read(make([]byte, 1)); err != io.EOF {
 			t.Errorf("the idle connection ends with %v, want EOF", err)
@@ -775,14 +935,23 @@ func TestClientsLeaveWhenTheyAreNotSentHereAnyMore(t *testing.T) {
 		if err := <-answered; err != nil {
 			t.Errorf("the request under way: %v", err)
 		}
-		// Who comes late, not having heard of it, is served: the binding is still there.
-		response, err = c.Get("http://cart/")
+		// Who comes late, not having heard of it, is served, since the binding is still there,
+		// and told to leave as well.
+		idle = r.client.Dial(vip)
+		fmt.Fprint(idle, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+		response, err = http.ReadResponse(bufio.NewReader(idle), nil)
 		if got := body(t, response, err); got != "done" {
 			t.Errorf("got %q", got)
+		}
+		idle.SetReadDeadline(time.Now().Add(4 * time.Second))
+		if _, err := idle.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("the late connection ends with %v, want EOF", err)
 		}
 	})
 }
 
+// Once the waypoint ends, a client that is between two requests loses nothing, and one
+// that is within one gets its response and is told to go.
 func TestDrain(t *testing.T) {
 	r := start(t, api.AppProtocol_HTTP11)
 	r.DrainTimeout = 5 * time.Second

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"os"
 	"sync"
 	"time"
 
@@ -22,7 +21,6 @@ type server1 struct {
 	reader *http1.Reader
 	stop   func() bool // of what cuts it with the client's connection
 	used   bool        // a response came on it
-	idled  time.Time
 }
 
 // errStale says that a connection was over that was kept, and nothing came on it.
@@ -34,16 +32,12 @@ func (s *server1) close() {
 	s.reader.Free()
 }
 
-const (
-	// keptPerEndpoint is how many connections without a request are kept.
-	keptPerEndpoint = 8
-	// freshFor is how long a connection is taken for alive without a look.
-	freshFor = time.Second
-)
+// keptPerEndpoint is how many connections without a request are kept.
+const keptPerEndpoint = 8
 
 // keep has a connection used by a later request.
 func (c *client) keep(s *server1) {
-	s.used, s.idled = true, time.Now()
+	s.used = true
 	c.mu.Lock()
 	ok := !c.closed && len(c.idle[s.conn.Target]) < keptPerEndpoint
 	if ok {
@@ -75,18 +69,7 @@ func (c *client) take(w *workload.Workload, at netip.AddrPort) *server1 {
 }
 
 // alive tells whether an idle connection is: nothing may have come on it.
-func (s *server1) alive() bool {
-	if s.reader.Buffered() > 0 {
-		return false
-	}
-	if time.Since(s.idled) < freshFor {
-		return true
-	}
-	s.conn.SetReadDeadline(time.Now())
-	err := s.reader.Wait()
-	s.conn.SetReadDeadline(time.Time{})
-	return errors.Is(err, os.ErrDeadlineExceeded)
-}
+func (s *server1) alive() bool { return s.reader.Buffered() == 0 && s.conn.Quiet() }
 
 // send1 makes one attempt by HTTP/1.1.
 func (x *exchange) send1(ctx context.Context, want upstream.Want) (*response, error) {

@@ -106,6 +106,9 @@ func (x *exchange) send2(ctx context.Context, want upstream.Want) (*response, er
 		if errors.Is(err, errClient) {
 			return nil, conns.Fail(clientGone, err)
 		}
+		if untouched(err) {
+			err = errors.Join(errUntouched, err)
+		}
 		if !opened && !s.h2.CanTakeNewRequest() {
 			err = errors.Join(errStale, err)
 		}
@@ -121,6 +124,15 @@ func (x *exchange) send2(ctx context.Context, want upstream.Want) (*response, er
 		cancel()
 	})
 	return r, nil
+}
+
+// untouched tells whether the endpoint has said that it has not acted on a request (RFC 9113
+// sections 6.8 and 8.7), or it was not sent. The library has no names for all of that.
+func untouched(err error) bool {
+	if reset, ok := errors.AsType[http2.StreamError](err); ok {
+		return reset.Code == http2.ErrCodeRefusedStream
+	}
+	return strings.Contains(err.Error(), "graceful shutdown GOAWAY") || strings.Contains(err.Error(), "client conn not usable")
 }
 
 // http is the request as the library wants it.

@@ -14,7 +14,7 @@ import (
 
 // cors says who may read responses across origins.
 type cors struct {
-	origins                  []string
+	origins                  []allowedOrigin
 	methods, headers, expose []string
 	credentials              bool
 	maxAge                   int64 // seconds
@@ -34,11 +34,12 @@ func compileCORS(in *mesh.CORS) (*cors, error) {
 		}
 	}
 	for i, origin := range in.GetAllowOrigins() {
-		scheme, host, ok := strings.Cut(origin, "://")
-		if origin != "*" && (!ok || scheme == "" || host == "" || strings.Contains(strings.TrimPrefix(host, "*"), "*")) {
+		scheme, host, port, ok := splitOrigin(strings.ToLower(origin))
+		suffix, wild := strings.CutPrefix(host, "*")
+		if origin != "*" && (!ok || strings.Contains(suffix, "*")) {
 			return nil, fmt.Errorf("allow_origins[%d]: %q, want * or scheme://host with * at the host's beginning", i, origin)
 		}
-		c.origins = append(c.origins, strings.ToLower(origin))
+		c.origins = append(c.origins, allowedOrigin{all: origin == "*", scheme: scheme, host: suffix, port: port, wild: wild})
 	}
 	for field, list := range map[string][]string{"allow_methods": c.methods, "allow_headers": c.headers, "expose_headers": c.expose} {
 		for i, name := range list {
@@ -48,6 +49,25 @@ func compileCORS(in *mesh.CORS) (*cors, error) {
 		}
 	}
 	return c, nil
+}
+
+// allowedOrigin is one that is, or many: all of them, or with wild all whose host ends so.
+type allowedOrigin struct {
+	all                bool
+	scheme, host, port string
+	wild               bool
+}
+
+// splitOrigin reads scheme://host:port; a port that is not there is the scheme's own.
+func splitOrigin(origin string) (scheme, host, port string, ok bool) {
+	scheme, host, ok = strings.Cut(origin, "://")
+	if i := strings.LastIndexByte(host, ':'); i > strings.LastIndexByte(host, ']') {
+		host, port = host[:i], host[i+1:]
+	}
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[scheme]
+	}
+	return scheme, host, port, ok && scheme != "" && host != ""
 }
 
 // origin of a request, if it has exactly one.
@@ -69,15 +89,23 @@ func one(seen *request.Request, name string) func(func(string) bool) {
 }
 
 func (c *cors) allows(origin string) bool {
-	origin = strings.ToLower(origin)
-	return origin != "" && slices.ContainsFunc(c.origins, func(allowed string) bool {
-		if allowed == "*" || allowed == origin {
+	scheme, host, port, ok := splitOrigin(strings.ToLower(origin))
+	return origin != "" && slices.ContainsFunc(c.origins, func(a allowedOrigin) bool {
+		switch {
+		case a.all:
 			return true
+		case !ok || scheme != a.scheme || port != a.port:
+			return false
+		case a.wild:
+			return len(host) > len(a.host) && strings.HasSuffix(host, a.host)
 		}
-		scheme, suffix, wild := strings.Cut(allowed, "://*")
-		rest, ok := strings.CutPrefix(origin, scheme+"://")
-		return wild && ok && len(rest) > len(suffix) && strings.HasSuffix(rest, suffix)
+		return host == a.host
 	})
+}
+
+// any tells whether every origin is allowed.
+func (c *cors) any() bool {
+	return slices.ContainsFunc(c.origins, func(a allowedOrigin) bool { return a.all })
 }
 
 // preflight answers one: with nothing of CORS, if the origin is not allowed.
@@ -104,7 +132,9 @@ func (c *cors) preflight(seen *request.Request) *Answer {
 	if list := c.list(c.headers, headers); list != "" {
 		a.Fields = append(a.Fields, http1.Field{Name: "access-control-allow-headers", Value: list})
 	}
-	return &Answer{Status: a.Status, Fields: append(a.Fields, http1.Field{Name: "access-control-max-age", Value: strconv.FormatInt(c.maxAge, 10)})}
+	a.Fields = append(a.Fields, http1.Field{Name: "access-control-max-age", Value: strconv.FormatInt(c.maxAge, 10)})
+	a.Fields = append(a.Fields, c.exposed()...)
+	return a
 }
 
 // list writes names; * is taken literally by browsers that send credentials, so that it
@@ -120,7 +150,7 @@ func (c *cors) list(names []string, asked string) string {
 }
 
 func (c *cors) who(o string) []http1.Field {
-	if !c.credentials && slices.Contains(c.origins, "*") {
+	if !c.credentials && c.any() {
 		return []http1.Field{{Name: "access-control-allow-origin", Value: "*"}}
 	}
 	fields := []http1.Field{{Name: "access-control-allow-origin", Value: o}, {Name: "vary", Value: "origin"}}
@@ -145,9 +175,17 @@ func (c *cors) actual(seen *request.Request, fields []http1.Field) []http1.Field
 	if !c.allows(o) {
 		return out
 	}
-	out = append(out, c.who(o)...)
-	if list := strings.Join(c.expose, ", "); list != "" && !(c.credentials && list == "*") {
-		out = append(out, http1.Field{Name: "access-control-expose-headers", Value: list})
+	return append(append(out, c.who(o)...), c.exposed()...)
+}
+
+// exposed are the fields that scripts may read; * would be taken literally with credentials.
+func (c *cors) exposed() []http1.Field {
+	names := c.expose
+	if c.credentials {
+		names = slices.DeleteFunc(slices.Clone(names), func(name string) bool { return name == "*" })
 	}
-	return out
+	if len(names) == 0 {
+		return nil
+	}
+	return []http1.Field{{Name: "access-control-expose-headers", Value: strings.Join(names, ", ")}}
 }

@@ -123,7 +123,7 @@ func TestCORS(t *testing.T) {
 		origin          string
 		preflight, rest string
 	}{
-		{some, "https://shop.example", "access-control-allow-origin=https://shop.example vary=origin access-control-allow-credentials=true access-control-allow-methods=PUT access-control-allow-headers=x-a, x-b access-control-max-age=60",
+		{some, "https://shop.example", "access-control-allow-origin=https://shop.example vary=origin access-control-allow-credentials=true access-control-allow-methods=PUT access-control-allow-headers=x-a, x-b access-control-max-age=60 access-control-expose-headers=x-c",
 			"etag=x access-control-allow-origin=https://shop.example vary=origin access-control-allow-credentials=true access-control-expose-headers=x-c"},
 		{some, "https://evil.example", "", "etag=x"}, {some, "http://shop.example", "", "etag=x"}, {some, "https://bank.example", "", "etag=x"}, {some, "https://.bank.example.evil", "", "etag=x"},
 		{some, "null", "", "etag=x"},
@@ -142,6 +142,17 @@ func TestCORS(t *testing.T) {
 		}
 		if got := list(c.chain.Response(seen, []http1.Field{{Name: "etag", Value: "x"}, {Name: "access-control-allow-origin", Value: "the endpoint's"}})); got != c.rest {
 			t.Errorf("%s: %s", c.origin, got)
+		}
+	}
+	// Ports: one that is not written is the scheme's own, on either side.
+	ports := chain(&mesh.CORS{AllowOrigins: []string{"https://a.example:443", "http://*.example:8080", "https://*", "http://[2001:db8::1]"}})
+	for origin, want := range map[string]bool{
+		"https://a.example": true, "https://a.example:443": true, "https://other:443": true, "https://a.example:8443": false, "http://a.example": false,
+		"http://b.a.example:8080": true, "http://b.example": false, "https://x": true, "http://[2001:db8::1]": true, "http://[2001:db8::1]:80": true, "http://[2001:db8::1]:81": false,
+	} {
+		fields := ports.Response(read(t, "GET", "/", http1.Field{Name: "origin", Value: origin}), nil)
+		if got := strings.Contains(list(fields), "allow-origin="+origin); got != want {
+			t.Errorf("%s: allowed is %v, want %v", origin, got, want)
 		}
 	}
 	// What is no preflight goes on.

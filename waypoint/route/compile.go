@@ -22,8 +22,8 @@ const (
 	maxRegex = 4096
 	// defaultBackoff is what the field's proxies wait at first.
 	defaultBackoff = 25 * time.Millisecond
-	// maxRetries of one request: more keep an endpoint down that is down.
-	maxRetries = 10
+	// maxRetries of one request: the controller refuses more. The budget bounds those of all.
+	maxRetries = 25
 )
 
 // Compile reads the routes of a binding. What is wrong with them is in the Router's

@@ -40,6 +40,11 @@ import (
 	"github.com/ambit-mesh/ambit/waypoint/upstream"
 )
 
+// ledWithin is how long a waypoint may hear later than a client's node that clients are
+// led to it. Who comes when they are not any more is to leave in order too, which may
+// take as long again before the waypoint is not known any more.
+const ledWithin = 2 * time.Second
+
 // Policies decides by RequestPolicies.
 type Policies interface {
 	// Connection judges one without requests, for what is bound and, once it is
@@ -213,18 +218,26 @@ func (s *Server) grant(draining, ctx context.Context, session *Session, to *targ
 	// clients are not sent here any more, and those who are here are to leave in order.
 	draining, leave := context.WithCancel(draining)
 	defer leave()
-	var led atomic.Bool // its node may know of that before the waypoint does
+	var led atomic.Bool // its node may know of that before the waypoint does, or after it
 	session.judge = func(now *workload.Snapshot) error {
-		to, err := target.Resolve(now, s.cfg.Self(), session.Destination)
+		self := s.cfg.Self()
+		to, err := target.Resolve(now, self, session.Destination)
 		switch {
 		case err != nil:
-		case to.Led():
+		case to.Led(self):
 			led.Store(true)
 		case led.Load():
 			leave()
 		}
 		return err
 	}
+	late := time.AfterFunc(ledWithin, func() {
+		to, err := target.Resolve(s.cfg.Snapshot(), s.cfg.Self(), session.Destination)
+		if err == nil && to.Changes() && !led.Load() {
+			leave()
+		}
+	})
+	defer late.Stop()
 	forget := s.register(session)
 	defer forget()
 	s.cfg.HTTP.Serve(draining, ctx, conn, session, speaks == http2)

@@ -105,12 +105,23 @@ func resolveWorkload(s *workload.Snapshot, w *workload.Workload, dst netip.AddrP
 	return nil, conns.Fail(NotBound, fmt.Errorf("port %d of %s is not bound to this waypoint", dst.Port(), w.UID))
 }
 
-// Led tells whether clients are to come through the waypoint, still.
-func (t *Target) Led() bool {
+// Led tells whether clients are to come through the waypoint whose pod self is, still.
+func (t *Target) Led(self *workload.Workload) bool {
+	to, _ := t.waypoints()
+	return to != nil && to.StandsThere(self)
+}
+
+// Changes tells whether clients need not come through all of its waypoints, yet or any more.
+func (t *Target) Changes() bool {
+	_, announced := t.waypoints()
+	return announced != nil
+}
+
+func (t *Target) waypoints() (to, announced *workload.Gateway) {
 	if t.Service != nil {
-		return t.Service.Waypoint != nil
+		return t.Service.Waypoint, t.Service.WaypointAnnounced
 	}
-	return t.Endpoint.Waypoint != nil
+	return t.Endpoint.Waypoint, t.Endpoint.WaypointAnnounced
 }
 
 // EndpointPort is the port by which an endpoint is found: the service's, or its own.

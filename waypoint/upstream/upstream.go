@@ -25,7 +25,10 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/internal/balance"
 	"github.com/ambit-mesh/ambit/internal/conns"
@@ -100,7 +103,7 @@ type Want struct {
 	// Reuse, if set, is asked for an endpoint that was chosen and admitted: if it
 	// returns true, Open returns neither a connection nor an error.
 	Reuse func(w *workload.Workload, target netip.AddrPort) bool
-	// Avoid are the UIDs of endpoints that were tried before.
+	// Avoid are the UIDs of endpoints that were tried before: others go first.
 	Avoid []string
 }
 
@@ -130,6 +133,27 @@ func (c *Conn) Close() error {
 	return err
 }
 
+// Quiet tells whether nothing has come on the connection that was not read, its end included.
+func (c *Conn) Quiet() bool {
+	switch s := c.Stream.(type) {
+	case interface{ Pending() bool }:
+		return !s.Pending()
+	case syscall.Conn:
+		raw, err := s.SyscallConn()
+		if err != nil {
+			return false
+		}
+		quiet := false
+		err = raw.Read(func(fd uintptr) bool {
+			_, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+			quiet = errors.Is(err, unix.EAGAIN)
+			return true // as it is now
+		})
+		return err == nil && quiet
+	}
+	return false
+}
+
 // OnDistrust has cut called once the far end of the connection's tunnel, if it is in
 // one, is trusted no longer, and before the connection ends of it.
 func (c *Conn) OnDistrust(cut func(error)) {
@@ -157,6 +181,10 @@ func (c *Conn) Reset() error {
 // Open connects to an endpoint. Its error is always a *conns.Failure.
 func (o *Opener) Open(ctx context.Context, want Want) (*Conn, error) {
 	choice, lease, err := o.choose(want)
+	if len(want.Avoid) > 0 && conns.ReasonOf(err) == NoEndpoint {
+		want.Avoid = nil
+		choice, lease, err = o.choose(want)
+	}
 	if err == nil && lease == nil {
 		return nil, nil // what the caller has will do
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/ambit-mesh/ambit/api/mesh"
 	api "github.com/ambit-mesh/ambit/api/workload"
@@ -91,6 +92,7 @@ func (m *Mesh) Self() *workload.Workload {
 	return &workload.Workload{
 		UID: workload.PodUID("Kubernetes", "shop", "way-1"), Name: "way-1", Namespace: "shop", Addresses: []netip.Addr{Address},
 		Protocol: workload.HBONE, NativeTunnel: true, Identity: identity("way"), Healthy: true,
+		Services: map[string][]workload.Port{"shop/way.shop.svc.cluster.local": {{Service: tunnelPort, Target: tunnelPort}}},
 	}
 }
 
@@ -161,15 +163,24 @@ func (m *Mesh) Service(name, vip string, app api.AppProtocol, pods ...*Pod) *wor
 	return published
 }
 
-// Lead has clients of a service sent through the waypoint, or not any more.
-func (m *Mesh) Lead(s *workload.Service, led bool) {
+// Lead has clients of a service sent through a waypoint, "way" for this one, none if its
+// name is empty; the word of the announced one is taken as well.
+func (m *Mesh) Lead(s *workload.Service, to, announced string) {
 	m.t.Helper()
+	hostname := func(name string) string { return name + ".shop.svc.cluster.local" }
 	published := proto.Clone(m.services[s.Key]).(*api.Service)
-	if led {
+	if to != "" {
 		published.Waypoint = &api.GatewayAddress{
-			Destination:   &api.GatewayAddress_Hostname{Hostname: &api.NamespacedHostname{Namespace: "shop", Hostname: "way.shop.svc.cluster.local"}},
+			Destination:   &api.GatewayAddress_Hostname{Hostname: &api.NamespacedHostname{Namespace: "shop", Hostname: hostname(to)}},
 			HboneMtlsPort: 15008,
 		}
+	}
+	if announced != "" {
+		config, err := anypb.New(&mesh.WaypointAnnounced{Service: workload.ServiceKey("shop", hostname(announced))})
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		published.Extensions = append(published.Extensions, &api.Extension{Name: workload.WaypointAnnouncedExtension, Config: config})
 	}
 	m.Publish(published)
 }
