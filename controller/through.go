@@ -48,8 +48,10 @@ func (t *through) tellLocked() {
 		byPod[uid] = status.Waypoint{Through: strings.Join(names, ",")}
 	}
 	for _, b := range t.bound {
-		if w, ok := byPod[b.UID]; ok && b.Kind == "Pod" && !b.Leaving {
-			w.Binding, w.Ready = gateway.How(b, t.inForce(b)), t.ready(b)
+		if w := byPod[b.UID]; b.Kind == "Pod" {
+			if w.Binding = gateway.How(b, t.inForce(b)); !b.Leaving {
+				w.Ready = t.ready(b)
+			}
 			byPod[b.UID] = w
 		}
 	}

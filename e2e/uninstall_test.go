@@ -103,3 +103,38 @@ func TestUninstallUnderLoadFailsNoNewConnection(t *testing.T) {
 		}
 	}
 }
+
+// What is bound to waypoints is unbound first: whose pods are let go before those that they
+// ask would be refused there, for they come past the waypoint.
+func TestUninstallOfWaypointsFailsNoNewConnection(t *testing.T) {
+	p := waypointed(t, "e2e-farewell-waypoint", "server")
+	t.Cleanup(func() {
+		if err := install(); err != nil {
+			t.Errorf("install again: %v", err)
+		}
+	})
+	p.in("delete", "authorizationpolicies.ambit.mesh", "nobody") // which, without a waypoint, denies the port
+	p.in("wait", "--for=condition=ambit.mesh/Bound", "service/server", "--timeout=60s")
+	address := p.ip("server")
+	loads := []*loading{
+		p.load("-pause", "2ms", "-connections", "fresh", "http://server:8080/work"),
+		p.load("-pause", "2ms", "-connections", "fresh", "http://"+address+":8080/work"),
+	}
+	kept := p.load("-pause", "2ms", "-connections", "kept", "http://server:8080/work")
+	out, err := p.bed.Run(t.Context(), "ambit", "uninstall", "--yes")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(out, "lead clients past waypoints") {
+		t.Errorf("it does not say what it does:\n%s", out)
+	}
+	for _, l := range loads {
+		l.flawless("while Ambit is removed", l.end("while Ambit is removed"))
+	}
+	kept.end("kept connections, while Ambit is removed") // those of ztunnel end with it
+	for _, object := range []string{"deployment/waypoint", "service/waypoint", "configmap/ambit-ca-root"} {
+		if out := p.in("get", object, "--ignore-not-found"); out != "" {
+			t.Errorf("left: %s", out)
+		}
+	}
+}

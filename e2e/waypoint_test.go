@@ -496,7 +496,6 @@ func TestBindingFailsNoRequest(t *testing.T) {
 			}
 			return nil
 		})
-		time.Sleep(6 * time.Second) // until the waypoint does not know it any more
 	}
 	unbound()
 	fresh := p.load("-pause", "2ms", "-connections", "fresh", "http://server:8080/work")

@@ -95,7 +95,7 @@ type WorkloadStatus struct {
 	// +optional
 	Protocol Protocol `json:"protocol,omitempty"`
 	// Binding is how far it is that the pod is reached through its own waypoint:
-	// InForce, Pending, Direct, NotCaptured, WaypointNotFound or NotAllowed, as the
+	// InForce, Pending, Direct, NotCaptured, WaypointNotFound, NotAllowed or Leaving, as the
 	// reasons of the condition ambit.mesh/Bound of Services. Empty if it has none.
 	// +optional
 	Binding string `json:"binding,omitempty"`

@@ -2,6 +2,7 @@
 // are left.
 //
 //	say       what the cluster has of Ambit, before anything is removed
+//	unbind    clients go straight to what is bound to waypoints, in order, by the controller
 //	release   all pods are given back to plain networking, in order, by ztunnel
 //	ztunnel   the DaemonSet goes first: while it runs it would repair what is removed
 //	nodes     a DaemonSet cleans each node: chain entry, then pins, then binary
@@ -21,14 +22,13 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/ambit-mesh/ambit/api/v1alpha1"
 	"github.com/ambit-mesh/ambit/cli/kube"
 	"github.com/ambit-mesh/ambit/cli/term"
 	"github.com/ambit-mesh/ambit/cli/workloads"
 	"github.com/ambit-mesh/ambit/deploy"
+	"github.com/ambit-mesh/ambit/internal/binding"
 )
 
 const namespace = "ambit-system"
@@ -69,6 +69,7 @@ func Run(ctx context.Context, cluster *kube.Cluster, options Options, t *term.Te
 		title string
 		run   func(context.Context, func(string)) error
 	}{
+		{"lead clients past waypoints", r.unbind},
 		{"give pods back to plain networking", r.releasePods},
 		{"stop ztunnel", r.stopZtunnel},
 		{"clean every node", r.cleanNodes},
@@ -111,14 +112,11 @@ func (r removal) remove(ctx context.Context, tell func(string), parts ...deploy.
 // away: no new connection fails. Where it cannot, because the mesh does not work,
 // the removal goes on: pods are let go when their node is cleaned.
 func (r removal) releasePods(ctx context.Context, tell func(string)) error {
-	body := []byte(`{"metadata":{"labels":{"ambit.mesh/removing":"true"}}}`)
-	_, err := r.cluster.Typed.CoreV1().Namespaces().Patch(ctx, namespace, types.MergePatchType, body, metav1.PatchOptions{})
-	if apierrors.IsNotFound(err) {
+	if err := r.label(ctx, binding.RemovingAll); apierrors.IsNotFound(err) {
 		tell("no ztunnel is there to do it: it is done when nodes are cleaned")
 		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("label namespace %s: %w", namespace, err)
+	} else if err != nil {
+		return err
 	}
 	wait, cancel := context.WithTimeout(ctx, min(r.options.Wait, releaseWait))
 	defer cancel()

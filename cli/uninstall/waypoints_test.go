@@ -1,8 +1,10 @@
 package uninstall
 
 import (
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -15,6 +17,7 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 	gateway "sigs.k8s.io/gateway-api/apis/v1"
 
+	"github.com/ambit-mesh/ambit/api/v1alpha1"
 	"github.com/ambit-mesh/ambit/cli/kube"
 	"github.com/ambit-mesh/ambit/internal/binding"
 )
@@ -86,6 +89,65 @@ func TestWaypointsAreRemovedAndGatewaysStay(t *testing.T) {
 	}
 	if len(applied) != 2 || applied[0] != "cart status" || len(told) != 1 || told[0] != "waypoint shop/waypoint" {
 		t.Errorf("applied %v, told %v", applied, told)
+	}
+}
+
+// Pods are not let go before clients go straight to them; but what nobody unbinds does not
+// keep the rest from going.
+func TestWhatIsBoundIsUnboundFirst(t *testing.T) {
+	world := func() (removal, *fake.Clientset, *[]string) {
+		bound := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "cart"}}
+		bound.Status.Conditions = []metav1.Condition{{Type: binding.Condition, Status: metav1.ConditionTrue, Reason: binding.InForce}}
+		contested := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "front"}}
+		contested.Status.Conditions = []metav1.Condition{{Type: binding.Condition, Status: metav1.ConditionFalse, Reason: binding.PortConflict}}
+		typed := fake.NewClientset(bound, contested, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}})
+		dynamic := dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{
+			v1alpha1.GroupVersion.WithResource("workloads"): "WorkloadList",
+		})
+		var labels []string
+		typed.PrependReactor("patch", "namespaces", func(a clienttesting.Action) (bool, runtime.Object, error) {
+			labels = append(labels, string(a.(clienttesting.PatchAction).GetPatch()))
+			return false, nil, nil
+		})
+		return removal{cluster: &kube.Cluster{Typed: typed, Dynamic: dynamic}, options: Options{Wait: 10 * time.Second}}, typed, &labels
+	}
+	const want = `{"metadata":{"labels":{"ambit.mesh/removing":"waypoints"}}}`
+
+	r, typed, labels := world()
+	asked := 0
+	typed.PrependReactor("list", "services", func(clienttesting.Action) (bool, runtime.Object, error) {
+		if asked++; asked > 2 {
+			return true, &corev1.ServiceList{}, nil // the controller is done
+		}
+		return false, nil, nil
+	})
+	var told []string
+	if err := r.unbind(t.Context(), func(text string) { told = append(told, text) }); err != nil {
+		t.Fatal(err)
+	}
+	if asked != 3 || !slices.Equal(*labels, []string{want}) || !slices.Equal(told, []string{"1 Services and pods still bound", "0 Services and pods still bound"}) {
+		t.Errorf("asked %d times, labelled %v, told %v", asked, *labels, told)
+	}
+	// Once more, as after a failure: nothing is to be done.
+	if err := r.unbind(t.Context(), func(string) {}); err != nil || len(*labels) != 1 {
+		t.Errorf("once more: %v, labelled %v", err, *labels)
+	}
+
+	r, _, labels = world()
+	r.options.Wait = 10 * time.Millisecond
+	told = nil
+	if err := r.unbind(t.Context(), func(text string) { told = append(told, text) }); err != nil {
+		t.Fatal(err)
+	}
+	if len(*labels) != 1 || !strings.Contains(told[len(told)-1], "still bound: until its pods are let go, clients without a waypoint are refused there") {
+		t.Errorf("labelled %v, told %v", *labels, told)
+	}
+	r, typed, _ = world()
+	if err := typed.CoreV1().Namespaces().Delete(t.Context(), namespace, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.unbind(t.Context(), func(text string) { told = append(told, text) }); err != nil || told[len(told)-1] != "no controller is there to do it" {
+		t.Errorf("without a namespace: %v, told %v", err, told)
 	}
 }
 

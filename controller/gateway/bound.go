@@ -20,6 +20,8 @@ import (
 // How tells how far a binding is: one of package binding's reasons.
 func How(b *translate.Bound, inForce bool) string {
 	switch {
+	case b.Leaving:
+		return binding.Leaving
 	case b.Problem != "":
 		return b.Reason
 	case b.Direct:
@@ -56,6 +58,11 @@ func describeBound(s *corev1.Service, b *translate.Bound, inForce bool, now meta
 			c.Message = fmt.Sprintf("clients are sent through waypoint %s; waypoint %s, and nobody else, is let in besides %s", b.Waypoint, b.From, until)
 		default:
 			c.Message = fmt.Sprintf("clients are sent through waypoint %s; others are let in %s", b.Waypoint, until)
+		}
+	case binding.Leaving:
+		c.Message = fmt.Sprintf("it is not bound any more: clients are sent through waypoint %s, and others are let in, until every node has acknowledged that", b.Waypoint)
+		if b.Stage == translate.Announced {
+			c.Message = fmt.Sprintf("it is not bound any more: clients go straight to it, and those who came through waypoint %s before have some seconds to end", b.Waypoint)
 		}
 	case binding.NotCaptured:
 		c.Message = fmt.Sprintf("clients are sent through waypoint %s, but whoever addresses its endpoints gets past it: %d of them are not captured", b.Waypoint, b.Uncaptured)
@@ -102,7 +109,7 @@ func since(c metav1.Condition, s *corev1.Service) metav1.Condition {
 func (r *Reconciler) services(ctx context.Context, services []*corev1.Service, bound []*translate.Bound, now metav1.Time) error {
 	byUID := make(map[types.UID]*translate.Bound, len(bound))
 	for _, b := range bound {
-		if b.Kind == "Service" && !b.Leaving {
+		if b.Kind == "Service" {
 			byUID[b.UID] = b
 		}
 	}
@@ -116,7 +123,7 @@ func (r *Reconciler) services(ctx context.Context, services []*corev1.Service, b
 		}
 		if b := byUID[s.UID]; b != nil {
 			conditions = append(conditions, describeBound(s, b, r.cfg.InForce(b), now))
-			if b.Stage > 0 {
+			if b.Stage > 0 && !b.Leaving {
 				if c, known := describeReady(s, b, r.cfg.Ready(b), now); known {
 					conditions = append(conditions, c)
 				}

@@ -42,6 +42,14 @@ func TestWhatBecameOfABinding(t *testing.T) {
 		{nil, true, metav1.ConditionTrue, binding.InForce, "waypoint shop/waypoint, and nobody else"},
 		{nil, false, metav1.ConditionFalse, binding.Pending, "until every node"},
 		{func(b *translate.Bound) { b.Stage = translate.Announced }, false, metav1.ConditionFalse, binding.Pending, "go straight to it until waypoint shop/waypoint is ready"},
+		{func(b *translate.Bound) { b.Leaving = true }, true, metav1.ConditionFalse, binding.Leaving, "others are let in"},
+		{func(b *translate.Bound) { b.Leaving, b.Stage = true, translate.Announced }, true, metav1.ConditionFalse, binding.Leaving, "go straight to it, and those"},
+		{func(b *translate.Bound) {
+			b.Stage, b.From = translate.Announced, types.NamespacedName{Namespace: "shop", Name: "old"}
+		}, false, metav1.ConditionFalse, binding.Pending, "through waypoint shop/old until waypoint shop/waypoint is ready"},
+		{func(b *translate.Bound) {
+			b.Stage, b.From = translate.Led, types.NamespacedName{Namespace: "shop", Name: "old"}
+		}, false, metav1.ConditionFalse, binding.Pending, "waypoint shop/old, and nobody else, is let in besides"},
 		{func(b *translate.Bound) { b.Uncaptured = 2 }, true, metav1.ConditionFalse, binding.NotCaptured, "2 of them are not captured"},
 		{func(b *translate.Bound) { b.Direct = true }, true, metav1.ConditionTrue, binding.Direct, "others are let in"},
 		{func(b *translate.Bound) { b.Reason, b.Problem = binding.NotFound, "there is no Gateway" }, true, metav1.ConditionFalse, binding.NotFound, "there is no Gateway"},
@@ -88,7 +96,7 @@ func TestServicesSayWhatBecameOfTheirBinding(t *testing.T) {
 	ready, _ := describeReady(serviceNamed("right"), boundTo("right", nil), binding.Ready, earlier)
 	pending := describeBound(serviceNamed("changed"), boundTo("changed", nil), false, earlier)
 	services := []*corev1.Service{
-		serviceNamed("right", right, ready), serviceNamed("changed", pending), serviceNamed("fresh"), serviceNamed("unbound", right, ready), serviceNamed("never"),
+		serviceNamed("right", right, ready), serviceNamed("changed", pending), serviceNamed("fresh"), serviceNamed("unbound", right, ready), serviceNamed("leaving", right, ready), serviceNamed("never"),
 	}
 	client := fake.NewClientset()
 	written := map[string][]metav1.Condition{}
@@ -102,11 +110,11 @@ func TestServicesSayWhatBecameOfTheirBinding(t *testing.T) {
 		return true, &s, nil
 	})
 	r := New(Config{Client: client, InForce: func(*translate.Bound) bool { return true }, Ready: func(*translate.Bound) string { return binding.Ready }})
-	bound := []*translate.Bound{boundTo("right", nil), boundTo("changed", nil), boundTo("fresh", nil), {Kind: "Pod", Namespace: "shop", Name: "never", UID: "never"}, boundTo("unbound", func(b *translate.Bound) { b.Leaving = true })}
+	bound := []*translate.Bound{boundTo("right", nil), boundTo("changed", nil), boundTo("fresh", nil), {Kind: "Pod", Namespace: "shop", Name: "never", UID: "never"}, boundTo("leaving", func(b *translate.Bound) { b.Leaving = true })}
 	if err := r.services(t.Context(), services, bound, now); err != nil {
 		t.Fatal(err)
 	}
-	if len(written) != 3 || len(written["unbound"]) != 0 {
+	if c := written["leaving"]; len(written) != 4 || len(written["unbound"]) != 0 || len(c) != 1 || c[0].Reason != binding.Leaving {
 		t.Fatalf("written: %+v", written)
 	}
 	for _, name := range []string{"changed", "fresh"} {

@@ -272,6 +272,32 @@ func TestOnlyTheWaypointGetsToWhatIsBehindIt(t *testing.T) {
 
 var another = types.NamespacedName{Namespace: "shop", Name: "another"}
 
+// While the mesh is removed no label binds anything: what is bound goes step by step.
+func TestNothingIsBoundWhileTheMeshIsRemoved(t *testing.T) {
+	for value, bound := range map[string]bool{"waypoints": false, "true": false, "false": true, "": true} {
+		in := readInput(t, "waypoints")
+		in.Config.SystemNamespace = "ambit-system"
+		in.Namespaces = append(in.Namespaces, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ambit-system", Labels: map[string]string{binding.RemovingLabel: value}}})
+		in.Bindings = staged{Stage: Led, leaving: map[Target]types.NamespacedName{{"Service", "shop", "cart"}: {Namespace: "shop", Name: "waypoint"}}}
+		result, err := Translate(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var stay, leave int
+		for _, b := range result.Bound {
+			switch {
+			case b.Leaving:
+				leave++
+			case b.Stage > 0:
+				stay++
+			}
+		}
+		if bound != (stay > 1) || bound == (leave == 1) {
+			t.Errorf("%q: %d are bound, %d leave", value, stay, leave)
+		}
+	}
+}
+
 // staged has whatever labels bind stand so, before their waypoint; and what they do not bind
 // any more leave it.
 type staged struct {

@@ -101,6 +101,8 @@ type waypoints struct {
 	bindings Bindings
 	// ready are those that have a pod which is.
 	ready map[types.NamespacedName]bool
+	// removing: the mesh is on its way out, and no label binds anything.
+	removing bool
 	// of are the answers so far, for Services and pods: they may change meanwhile, and all
 	// of a result is made of the same ones.
 	of map[metav1.Object]Standing
@@ -110,6 +112,11 @@ func indexWaypoints(in Input, pods *podIndex) *waypoints {
 	w := &waypoints{
 		Waypoints: binding.Index(in.Gateways, in.Namespaces), config: in.Config, bindings: in.Bindings,
 		ready: make(map[types.NamespacedName]bool), of: make(map[metav1.Object]Standing),
+	}
+	for _, n := range in.Namespaces {
+		if value := n.Labels[binding.RemovingLabel]; n.Name == in.Config.SystemNamespace && (value == binding.RemovingWaypoints || value == binding.RemovingAll) {
+			w.removing = true
+		}
 	}
 	for _, p := range pods.all {
 		if w.IsPod(p.Pod) && p.ready() {
@@ -134,7 +141,7 @@ func (w *waypoints) before(kind string, o metav1.Object, labelled func() (types.
 		return found
 	}
 	name, ok := labelled()
-	if !ok {
+	if ok = ok && !w.removing; !ok {
 		name = types.NamespacedName{}
 	}
 	var found Standing

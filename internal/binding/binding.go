@@ -44,6 +44,12 @@ const (
 	FallbackAnnotation = "ambit.mesh/waypoint-fallback"
 	FallbackDirect     = "direct"
 
+	// RemovingLabel, on the system namespace, has bindings go, or with the value
+	// RemovingAll the mesh with them: ambit uninstall sets one after the other.
+	RemovingLabel     = "ambit.mesh/removing"
+	RemovingWaypoints = "waypoints"
+	RemovingAll       = "true"
+
 	// Condition, on a waypoint's Gateway and on each bound Service, tells how far that is.
 	Condition = "ambit.mesh/Bound"
 	// ReadyCondition, on each bound Service, tells whether its waypoint can do its part.
@@ -61,6 +67,9 @@ const (
 	// Pending: the waypoint is not ready, or some node has not heard of it: clients may
 	// still go straight.
 	Pending = "Pending"
+	// Leaving: no label binds it any more, and some node or the waypoint has not heard of
+	// that, or older connections have not had their time to end.
+	Leaving = "Leaving"
 	// NotCaptured: who addresses a pod that is not captured gets past the waypoint.
 	NotCaptured = "NotCaptured"
 	// NotFound, NotAllowed and PortConflict: nobody gets through. The waypoint is not

@@ -35,7 +35,8 @@ func dnsCapture(annotation string) (capture, understood bool) {
 const SystemNamespace = "ambit-system"
 
 // RemovingLabel on SystemNamespace, with the value "true", says that the mesh is
-// being removed: all pods are given back, in order, while ztunnel still runs.
+// being removed: all pods are given back, in order, while ztunnel still runs. (With
+// another value the controller has what is bound to waypoints unbound, before that.)
 const RemovingLabel = "ambit.mesh/removing"
 
 // Mode is whether a pod is to be captured.
