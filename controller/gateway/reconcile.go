@@ -73,7 +73,7 @@ type Reconciler struct {
 	published bool               // there was one; guarded by mu
 
 	// owned by RunLeader
-	applied map[string]string // what was applied last, by object
+	applied map[string]string // what was applied last, by Gateway and object
 	repair  time.Time         // when all is applied again
 }
 
@@ -257,7 +257,8 @@ func (r *Reconciler) apply(ctx context.Context, g *gwapi.Gateway, roots string) 
 		if err != nil {
 			return err
 		}
-		key := resource + " " + object.GetNamespace() + "/" + object.GetName()
+		// For this very Gateway: what was applied for one before it may be gone with its namespace.
+		key := string(g.UID) + " " + resource + " " + object.GetNamespace() + "/" + object.GetName()
 		if r.applied[key] == string(content) {
 			return nil
 		}
