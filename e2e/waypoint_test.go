@@ -591,3 +591,59 @@ func TestMovingToAnotherWaypointFailsNoRequest(t *testing.T) {
 		l.end("at the end")
 	}
 }
+
+// A Service that is not bound, and uses a port of pods behind one that is, is refused, and
+// that is told where people look; unless the owner of what is bound does without: then it
+// goes past a waypoint that has no pod as well.
+func TestAContestedPortAndWhoDoesWithout(t *testing.T) {
+	t.Parallel()
+	p := waypointed(t, "e2e-waypoint-contested", "server")
+	p.in("delete", "authorizationpolicies.ambit.mesh", "nobody") // which, without a waypoint, denies the port
+	says := func(service, reason string) {
+		t.Helper()
+		p.eventually("Service "+service+" says "+reason, func() error {
+			if out := p.in("get", "service", service, "-o", `jsonpath={.status.conditions[?(@.type=="ambit.mesh/Bound")].reason}`); out != reason {
+				return fmt.Errorf("it says %q", out)
+			}
+			return nil
+		})
+	}
+	answers := func(url string, want bool) {
+		t.Helper()
+		p.eventually(fmt.Sprintf("GET %s is answered: %t", url, want), func() error {
+			out, err := p.tool("client", "get", "-timeout", "2s", url)
+			if (err == nil) != want {
+				return fmt.Errorf("it is: %s %v", out, err)
+			}
+			return nil
+		})
+	}
+	says("server", "InForce")
+	p.apply(strings.Replace(service("other", "server", "{name: http, port: 8080}", "{name: echo, port: 7001}"), "{name: other}", "{name: other, labels: {ambit.mesh/use-waypoint: none}}", 1))
+	says("other", "PortConflict")
+	answers("http://other:8080/whoami", false)
+	answers("http://server:8080/whoami", true)
+	p.checkSays("AMB020", "Service "+p.name+"/other", "uses port 8080 of pods behind waypoint", "label service other")
+	if out := p.in("get", "gateway", "waypoint", "-o", `jsonpath={.status.conditions[?(@.type=="ambit.mesh/Bound")]}`); !strings.Contains(out, "Refused") || !strings.Contains(out, "Service "+p.name+"/other") {
+		t.Errorf("the Gateway does not say so: %s", out)
+	}
+	if out := p.ambit("waypoint", "status", "-n", p.name); !strings.Contains(out, "PortConflict") {
+		t.Errorf("its status does not say so:\n%s", out)
+	}
+
+	p.in("annotate", "service", "server", "ambit.mesh/waypoint-fallback=direct")
+	says("server", "Direct")
+	says("other", "")
+	answers("http://other:8080/whoami", true)
+	p.in("scale", "deployment/waypoint", "--replicas=0")
+	p.in("wait", "--for=condition=ambit.mesh/Ready=False", "service/server", "--timeout=90s")
+	answers("http://server:8080/whoami", true)
+	if out := p.ambit("waypoint", "status", "-n", p.name); !strings.Contains(out, "Direct") {
+		t.Errorf("its status does not say that it is reached without:\n%s", out)
+	}
+	p.in("annotate", "service", "server", "ambit.mesh/waypoint-fallback-")
+	answers("http://server:8080/whoami", false)
+	answers("http://other:8080/whoami", false)
+	p.in("scale", "deployment/waypoint", "--replicas=1")
+	answers("http://server:8080/whoami", true)
+}

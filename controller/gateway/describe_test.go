@@ -1,12 +1,15 @@
 package gateway
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	gwapi "sigs.k8s.io/gateway-api/apis/v1"
 )
 
@@ -97,6 +100,47 @@ func TestReplicasAreOthersUnlessTheGatewaySaysThem(t *testing.T) {
 	said, err := objectsOf(waypoint(func(g *gwapi.Gateway) { g.Annotations = map[string]string{"ambit.mesh/replicas": "3"} }), "roots", Settings{Image: "i"})
 	if err != nil || *said.deployment.Spec.Replicas != 3 {
 		t.Errorf("replicas %v (%v)", said.deployment.Spec.Replicas, err)
+	}
+}
+
+// Pods spread over nodes and zones, a drain takes one after the other, a rollout none before
+// another is ready; and what an autoscaler reckons with is there.
+func TestPodsStandWhileOthersGo(t *testing.T) {
+	w, err := objectsOf(waypoint(nil), "roots", Settings{Image: "i"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod := w.deployment.Spec.Template
+	selects := func(what string, s *metav1.LabelSelector) {
+		t.Helper()
+		selector, err := metav1.LabelSelectorAsSelector(s)
+		if err != nil || selector.Empty() || !selector.Matches(labels.Set(pod.Labels)) {
+			t.Errorf("%s selects by %v, %v, not the pods of %v", what, s, err, pod.Labels)
+		}
+	}
+	var over []string
+	for _, c := range pod.Spec.TopologySpreadConstraints {
+		over = append(over, c.TopologyKey)
+		selects("spread over "+c.TopologyKey, c.LabelSelector)
+		// A cluster of one node has waypoints as well; and old pods do not push new ones together.
+		if c.MaxSkew != 1 || c.WhenUnsatisfiable != corev1.ScheduleAnyway || !slices.Equal(c.MatchLabelKeys, []string{"pod-template-hash"}) {
+			t.Errorf("spread %+v", c)
+		}
+	}
+	if !slices.Equal(over, []string{"kubernetes.io/hostname", "topology.kubernetes.io/zone"}) {
+		t.Errorf("spread over %v", over)
+	}
+	selects("the Deployment", w.deployment.Spec.Selector)
+	selects("the PodDisruptionBudget", w.budget.Spec.Selector)
+	if w.budget.Spec.MaxUnavailable.IntValue() != 1 || w.budget.Spec.MinAvailable != nil {
+		t.Errorf("budget %+v", w.budget.Spec)
+	}
+	if update := w.deployment.Spec.Strategy.RollingUpdate; update.MaxUnavailable.IntValue() != 0 || update.MaxSurge.IntValue() != 1 {
+		t.Errorf("rollout %+v", update)
+	}
+	requests := pod.Spec.Containers[0].Resources.Requests
+	if requests.Cpu().IsZero() || requests.Memory().IsZero() {
+		t.Errorf("requests %v: an autoscaler has nothing to reckon with", requests)
 	}
 }
 

@@ -202,6 +202,7 @@ func (c *caller) connect(t *testing.T, server *Pod, authority, body string) (sta
 	}).WithContext(ctx)
 	response, err := transport.RoundTrip(r)
 	if err != nil {
+		t.Logf("not answered: %v", err)
 		return 0, ""
 	}
 	defer response.Body.Close()
