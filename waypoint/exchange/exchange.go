@@ -362,6 +362,10 @@ func (x *exchange) attempt(ctx context.Context) {
 				response.close()
 				continue
 			}
+			if cause := context.Cause(ctx); errors.Is(cause, errTimeout) { // while it waited to ask again
+				response.close()
+				err = cause
+			}
 		}
 		switch {
 		case err == nil:

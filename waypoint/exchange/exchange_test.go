@@ -606,14 +606,18 @@ func TestTimeoutsAndRetries(t *testing.T) {
 		switch {
 		case q.URL.Path == "/slow":
 			<-q.Context().Done()
-		case q.URL.Path == "/second" && n == 1:
+		case q.URL.Path == "/second" && n == 1 || q.URL.Path == "/again":
 			w.WriteHeader(503)
 		default:
 			io.Copy(w, q.Body)
 		}
 	})
 	r.plan = func(t *target.Target, q *exchange.Request) exchange.Plan {
-		return exchange.Plan{Service: t.Service, Port: t.Port, Timeout: 300 * time.Millisecond, Retries: 2, RetryOn: []int{503}}
+		p := exchange.Plan{Service: t.Service, Port: t.Port, Timeout: 300 * time.Millisecond, Retries: 2, RetryOn: []int{503}}
+		if q.Path == "/again" {
+			p.Backoff = time.Second
+		}
+		return p
 	}
 	response, err := r.http1(t).Get("http://cart/slow")
 	if body(t, response, err); response.StatusCode != 504 {
@@ -623,7 +627,11 @@ func TestTimeoutsAndRetries(t *testing.T) {
 	if got := body(t, response, err); response.StatusCode != 200 || got != "whole" {
 		t.Errorf("answered %d, %q", response.StatusCode, got)
 	}
-	for _, line := range r.Lines("request", 2) {
+	response, err = r.http1(t).Get("http://cart/again")
+	if body(t, response, err); response.StatusCode != 504 {
+		t.Errorf("the time has passed before the next attempt: answered %d, want 504", response.StatusCode)
+	}
+	for _, line := range r.Lines("request", 3) {
 		if line["path"] == "/second" && line["attempts"] != 2.0 {
 			t.Errorf("the log says %v", line)
 		}
