@@ -7,6 +7,7 @@
 //	shop ticker    WebSocket :8090/live
 //	shop shopper   holds one long-lived connection to each, opens new ones all
 //	               the time, and tells on :8081/stats how they fare
+//	shop echo      answers requests and calls with themselves, for tests of routes
 //	shop peer      asks and attacks others, as e2e/faults orders
 //	shop issuer    the keys of tokens :8080/keys, also by TLS :8443
 //	shop judge     external authorization :9000
@@ -40,6 +41,7 @@ var roles = map[string]role{
 	"shopper": shop,
 	"wires":   serveWires,
 	"peer":    servePeer,
+	"echo":    serveEcho,
 	"issuer":  serveIssuer,
 	"judge":   serveJudge,
 }
@@ -61,6 +63,7 @@ var tools = map[string]tool{
 	"load":          load,
 	"hold":          hold,
 	"rate":          openAtRate,
+	"ask-all":       askAll,
 	"requests":      requests,
 }
 
