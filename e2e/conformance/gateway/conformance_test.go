@@ -140,6 +140,7 @@ func write(t *testing.T, run *suite.ConformanceTestSuite, results map[string]str
 		if err != nil {
 			t.Fatal(err)
 		}
+		slices.SortFunc(found.ProfileReports, func(a, b confv1.ProfileReport) int { return strings.Compare(a.Name, b.Name) })
 		text, err := yaml.Marshal(found)
 		if err != nil {
 			t.Fatal(err)
