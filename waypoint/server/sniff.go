@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/ambit-mesh/ambit/internal/hbone"
@@ -42,8 +43,16 @@ func speaks(t *target.Target, namespace string) protocol {
 		// A client may speak either version all the same.
 		return unsaidHTTP
 	}
+	if slices.Contains(serverFirst, t.EndpointPort()) {
+		return plain
+	}
 	return unsaid
 }
+
+// serverFirst are ports that IANA gives to protocols in which the server speaks first, and
+// on which those are met: FTP, SSH, SMTP, POP3, IMAP, submission, MySQL. Who speaks HTTP
+// there says so; who does not is judged without requests, which lets in no more.
+var serverFirst = []uint16{21, 22, 25, 110, 143, 587, 3306}
 
 // sniffTimeout is how long a client that says nothing is waited for: many times
 // what one needs that speaks first, and little to one that waits for its server.
