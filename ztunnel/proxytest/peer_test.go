@@ -55,8 +55,8 @@ func TestForwardedIsNotBelieved(t *testing.T) {
 		c.Write([]byte(c.RemoteAddr().(*net.TCPAddr).IP.String()))
 		c.Close()
 	})
-	if _, body := caller.connect(t, server, addrOf(server, AppPort), ""); body != caller.addr.String() {
-		t.Errorf("the application sees %s", body)
+	if status, body := caller.connect(t, server, addrOf(server, AppPort), ""); status != 200 || body != caller.addr.String() {
+		t.Errorf("answered %d, the application sees %q", status, body)
 	}
 }
 
