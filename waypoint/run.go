@@ -39,6 +39,8 @@ const (
 const (
 	// tunnelPort is where clients' tunnels come in.
 	tunnelPort = 15008
+	// metricsPort is metricsAddress's.
+	metricsPort = 15020
 	// certificateTTL is what certificates are asked for.
 	certificateTTL = 24 * time.Hour
 )
@@ -171,6 +173,7 @@ func (w *waypoint) composeTraffic(listener *net.TCPListener) error {
 	w.server = server.New(server.Config{
 		Listener: listener, TLS: w.certs.ServerConfig(w.identity), Trust: w.certs, Quotas: accept.NewQuotas(w.settings.Limits),
 		Snapshot: w.store.Snapshot, Self: w.self, Policies: w.policies, Upstream: w.upstream, HTTP: w.engine, Conns: w.conns, Logger: w.logger,
+		Metrics:      metricsPort,
 		DrainTimeout: max(time.Second, w.settings.Grace-killMargin-farewell),
 	})
 	return nil

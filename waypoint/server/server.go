@@ -27,6 +27,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -64,7 +65,7 @@ type Opener interface {
 	Open(ctx context.Context, want upstream.Want) (*upstream.Conn, error)
 }
 
-// Config of a Server. All fields are required but SniffTimeout.
+// Config of a Server. All fields are required but Metrics and SniffTimeout.
 type Config struct {
 	Listener *net.TCPListener
 	// TLS is what tunnels are accepted with, by GetCertificate.
@@ -81,6 +82,9 @@ type Config struct {
 	Logger   *slog.Logger
 	// DrainTimeout is how long connections may live on after Run's context ended.
 	DrainTimeout time.Duration
+	// Metrics is the port at which the waypoint's pod tells of itself to whoever asks, and
+	// so to clients of the mesh: of its own ports they reach no other. 0 for none.
+	Metrics uint16
 	// SniffTimeout is how long a client may be silent on a port that does not say
 	// what it speaks, until it is taken for one that waits for its server; the usual
 	// if zero.
@@ -171,6 +175,10 @@ func (s *Server) serve(draining, alive, cut context.Context, t accept.Tunnel, in
 		return
 	}
 	defer s.cfg.Quotas.Leave(t.Remote.Addr(), t.Peer)
+	if s.cfg.Metrics != 0 && dst.Port() == s.cfg.Metrics && slices.Contains(s.cfg.Self().Addresses, dst.Addr()) {
+		s.serveMetrics(cut, alive, attempt, in, refuse)
+		return
+	}
 	to, err := target.Resolve(snapshot, s.cfg.Self(), dst)
 	if err != nil {
 		refuse(err)

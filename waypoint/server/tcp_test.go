@@ -226,6 +226,43 @@ func TestNothingPasses(t *testing.T) {
 	}
 }
 
+// Of the waypoint's own ports the one of its metrics is reached, and no other.
+func TestMetricsAreReached(t *testing.T) {
+	m := waypointtest.New(t)
+	listener, err := net.Listen("tcp", m.Self().Addresses[0].String()+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	go func() {
+		for {
+			c, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			fmt.Fprint(c, "ambit_up 1\n")
+			c.Close()
+		}
+	}()
+	metrics := listener.Addr().(*net.TCPAddr)
+	m.Start(func(c *server.Config) {
+		c.Policies, c.HTTP, c.Metrics = policies(everybody), requests{t}, uint16(metrics.Port)
+	})
+	client := m.Pod("web", "10.9.0.2")
+	stream, err := client.Open(metrics.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if said, err := io.ReadAll(stream); string(said) != "ambit_up 1\n" || err != nil {
+		t.Errorf("got %q, %v", said, err)
+	}
+	for _, to := range []string{fmt.Sprintf("%s:%d", metrics.IP, metrics.Port-1), fmt.Sprintf("127.0.0.1:%d", metrics.Port), fmt.Sprintf("10.9.77.7:%d", metrics.Port)} {
+		if _, err := client.Open(to); err == nil {
+			t.Errorf("%s is reached", to)
+		}
+	}
+}
+
 // Connections go where a TCPRoute says; one that cannot be carried out refuses them.
 func TestTCPRoutes(t *testing.T) {
 	m, client, endpoint, s := start(t, api.AppProtocol_TCP, everybody)
