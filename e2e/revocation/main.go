@@ -30,6 +30,16 @@ import (
 
 const namespace = "revocation"
 
+const deny = `apiVersion: ambit.mesh/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: revoked}
+spec:
+  selector: {matchLabels: {app: server}}
+  action: DENY
+  rules:
+  - from: [{source: {principals: [cluster.local/ns/` + namespace + `/sa/client]}}]
+`
+
 func main() {
 	trials := flag.Int("trials", 200, "number of trials")
 	out := flag.String("out", ".tmp/faults", "folder of revocation.json")
@@ -51,7 +61,8 @@ func run(ctx context.Context, trials int, out, version string) (err error) {
 	if _, err := bed.Run(ctx, "ambit", "install"); err != nil {
 		return err
 	}
-	server, err := deploy(ctx, bed)
+	addresses, err := bed.DeployPair(ctx, namespace, "client", "server")
+	server := addresses["server"]
 	defer func() {
 		_, gone := bed.Kubectl(context.WithoutCancel(ctx), "delete", "namespace", namespace, "--ignore-not-found", "--wait=false")
 		err = errors.Join(err, gone)

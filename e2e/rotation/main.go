@@ -52,7 +52,7 @@ func run(ctx context.Context, rate int, out, version string) (err error) {
 	if _, err := bed.Run(ctx, "ambit", "install"); err != nil {
 		return err
 	}
-	addresses, err := deploy(ctx, bed)
+	addresses, err := bed.DeployPair(ctx, namespace, "one", "two")
 	defer func() {
 		_, gone := bed.Kubectl(context.WithoutCancel(ctx), "delete", "namespace", namespace, "--ignore-not-found", "--wait=false")
 		err = errors.Join(err, gone)
