@@ -145,7 +145,7 @@ int hold_egress(struct __sk_buff *skb)
 	sk = skb->sk;
 	if (sk)
 		sk = bpf_sk_fullsock(sk);
-	/* What the kernel answers is of a listener, or before Linux 6.14 of a socket of its own; it bears no mark. */
+	/* What the kernel answers is of a listener, or before Linux 6.14 of a socket of its own. */
 	if ((!sk || sk->state == BPF_TCP_LISTEN || sk->state == BPF_TCP_CLOSE) && is_stray_reset(skb))
 		return keep(VERDICT_HOLD_DROPPED_RESET);
 	if (skb->mark != MARK)

@@ -5,6 +5,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -62,6 +63,35 @@ func TestARolloutUnderLoadFailsNoRequest(t *testing.T) {
 	if fresh.Failures > 0 || fresh.Exchanges <= before.Fresh["http"].Exchanges {
 		t.Errorf("new requests during the rollout: before %+v, after %+v", before.Fresh["http"], fresh)
 	}
+}
+
+// ztunnel is replaced on every node while applications ask all the time, and the
+// database is connected: the next process takes over from the one that runs, which
+// carries what it has until Kubernetes' patience ends.
+func TestAnUpgradeOfZtunnelFailsNothing(t *testing.T) {
+	p := newPlace(t, "e2e-upgrade")
+	p.shop()
+	p.enrol(p.pods()...)
+	// So that its long-lived connections go through the mesh.
+	p.in("rollout", "restart", "deployment/shopper")
+	p.in("rollout", "status", "deployment/shopper", "--timeout=90s")
+	p.captured(p.pods()...)
+	var before shopStats
+	p.eventually("the shopper uses every service", func() (err error) { before, err = p.shopStats(); return err })
+	old := p.ztunnels("")
+	p.kubectl("-n", "ambit-system", "rollout", "restart", "daemonset/ztunnel")
+	// Not rollout status, which waits for the end of the former ones.
+	p.eventually("every ztunnel is replaced", func() error {
+		now := p.ztunnels("")
+		if len(now) != len(old) || slices.ContainsFunc(now, func(name string) bool { return slices.Contains(old, name) }) {
+			return fmt.Errorf("%q, after %q", now, old)
+		}
+		_, err := p.bed.Kubectl(p.Context(), append([]string{"-n", "ambit-system", "wait", "--for=condition=Ready", "--timeout=10s", "pod"}, now...)...)
+		return err
+	})
+	time.Sleep(3 * time.Second) // the former ones are told to end, and carry on
+	p.captured(p.pods()...)
+	p.unharmed(before)
 }
 
 // ztunnel's process ends, gently or not: what it protects is not passed in

@@ -223,7 +223,21 @@ func (p *place) ip(pod string, family ...int) string {
 // ztunnel returns the name of the ztunnel pod of a node.
 func (p *place) ztunnel(node string) string {
 	p.Helper()
-	return strings.TrimSpace(p.kubectl("-n", "ambit-system", "get", "pods", "-l", "app=ztunnel", "--field-selector", "spec.nodeName="+node, "-o", "jsonpath={.items[0].metadata.name}"))
+	all := p.ztunnels(node)
+	if len(all) != 1 {
+		p.Fatalf("ztunnels of %s: %q, want one", node, all)
+	}
+	return all[0]
+}
+
+// ztunnels are the pods of a node, of all if it is empty, that are not told to end.
+func (p *place) ztunnels(node string) []string {
+	p.Helper()
+	args := []string{"-n", "ambit-system", "get", "pods", "-l", "app=ztunnel", "-o", "go-template={{range .items}}{{if not .metadata.deletionTimestamp}}{{.metadata.name}} {{end}}{{end}}"}
+	if node != "" {
+		args = append(args, "--field-selector", "spec.nodeName="+node)
+	}
+	return strings.Fields(p.kubectl(args...))
 }
 
 // meshReady waits until the controller and every ztunnel are.

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ambit-mesh/ambit/internal/accept"
@@ -72,6 +73,9 @@ type dataplane struct {
 	shares                 *quota.Shares
 	logger                 *slog.Logger
 	tunnelled              tunnelled
+
+	// ceded: another process tells the kernel what holds for the pods.
+	ceded atomic.Bool
 
 	// Guarded by mu.
 	mu       sync.Mutex

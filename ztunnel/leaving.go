@@ -116,7 +116,7 @@ func (c *capture) judge(rules egress.Rules) (wait time.Duration) {
 
 // tell has the kernel go by the rules. What a pod may do that nobody has told of yet is what it might do before.
 func (c *capture) tell(snapshot *workload.Snapshot, rules egress.Rules) (wait time.Duration) {
-	if _, known := snapshot.WorkloadByUID(c.uid); !known && !c.dataplane.synced() {
+	if _, known := snapshot.WorkloadByUID(c.uid); !known && !c.dataplane.synced() || c.dataplane.ceded.Load() {
 		return 0 // until the snapshot changes
 	}
 	l := &c.leaving

@@ -36,6 +36,7 @@ import (
 	"github.com/ambit-mesh/ambit/ztunnel/policy"
 	"github.com/ambit-mesh/ambit/ztunnel/redirect"
 	"github.com/ambit-mesh/ambit/ztunnel/relay"
+	"github.com/ambit-mesh/ambit/ztunnel/succession"
 )
 
 // Addresses of the component's own servers. The first is for the pod alone.
@@ -71,6 +72,7 @@ type ztunnel struct {
 	policy    *policy.Enforcer
 	dataplane *dataplane
 	pods      *pods.Pods
+	heir      *succession.Heir
 	cni       *cniinstall.Installer
 	observed  *observedPods
 	reporter  *reporter
@@ -191,6 +193,7 @@ func (z *ztunnel) composePods() error {
 		Namespaces: podNamespaces{dir: s.NetNSDir}, NetNSDir: s.NetNSDir,
 		SavedPath: s.capturedPods(), EnrolmentPath: s.enrolment(), Logger: z.logger,
 	})
+	z.heir = succession.New(s.succession(), z.logger)
 	z.cni = cniinstall.New(cniinstall.Config{
 		Plugin: s.CNIPlugin, BinDir: s.CNIBinDir, ConfDir: s.CNIConfig,
 		// Paths of the node, where the plugin runs: the same as in this container.
@@ -212,63 +215,189 @@ func (z *ztunnel) composeReport() error {
 	return z.register()
 }
 
-// run starts what compose made, waits for the end, and drains.
+// run starts what compose made, waits for the end or for the next process, and
+// drains.
 func (z *ztunnel) run(running, force context.Context) error {
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(running))
 	defer cancel(nil)
-	var group sync.WaitGroup
-	part := func(name string, run func(context.Context) error) {
-		group.Go(func() {
-			if err := run(ctx); err != nil && ctx.Err() == nil {
-				cancel(fmt.Errorf("%s: %w", name, err))
+	// What looks after the node ends earlier, once the next process does.
+	managing, cede := context.WithCancel(ctx)
+	defer cede()
+	carriers, managers := &parts{end: cancel}, &parts{end: cancel}
+
+	before, err := succession.Find(z.settings.succession())
+	if err != nil {
+		return err
+	}
+	z.gates(ctx, &carriers.group)
+	// First: until it is known as ztunnel's, this process's network may be one that
+	// is refused. Beside another ztunnel it is known as a pod's that is let connect.
+	redirects := before == nil && z.node.try()
+	z.carry(ctx, carriers)
+	if before != nil {
+		if err := z.takeOver(running, before); err != nil {
+			cancel(err)
+			carriers.group.Wait()
+			return errors.Join(err, z.relay.Close())
+		}
+		redirects = z.node.try()
+	}
+	z.manage(managing, managers, redirects)
+	carriers.run(ctx, "succession", z.heir.Wait)
+	if before != nil {
+		managers.group.Go(func() {
+			select {
+			case <-z.pods.Ready():
+				before.Captured()
+			case <-managing.Done():
 			}
 		})
 	}
-	z.gates(ctx, &group)
-	// First: until it is known as ztunnel's, this process's network may be one that is refused.
-	redirects := z.node.try()
-	part("admin", func(ctx context.Context) error { return z.admin.Run(ctx, adminAddress) })
-	part("metrics", func(ctx context.Context) error { return z.metrics.Run(ctx, metricsAddress) })
-	part("readiness", func(ctx context.Context) error { return z.readiness.Run(ctx, readinessAddress) })
-	part("roots", func(ctx context.Context) error { return z.roots.watch(ctx, z.client, z.settings.PodNamespace) })
-	part("feed", z.feed.Run)
-	part("certificates", z.certs.Run)
-	part("locker", z.locker.Run)
-	part("policy", z.policy.Run)
-	part("chain entry", z.cni.Run)
+
+	select {
+	case <-running.Done():
+		z.linger(ctx, force)
+	case <-ctx.Done():
+	case <-z.heir.Asked():
+	}
+	cede()
+	managers.group.Wait()
+	if ctx.Err() == nil && closed(z.heir.Asked()) {
+		if err := z.bequeath(ctx, running, force); err != nil {
+			cancel(err)
+		}
+	} else {
+		drained, stop := context.WithTimeout(force, cutBefore)
+		defer stop()
+		z.pods.Drain(drained)
+	}
+	cause := context.Cause(ctx)
+	cancel(nil)
+	carriers.group.Wait()
+	return errors.Join(cause, z.relay.Close(), z.node.close())
+}
+
+// parts run until their context ends; one that fails ends the process.
+type parts struct {
+	end   context.CancelCauseFunc
+	group sync.WaitGroup
+}
+
+func (p *parts) run(ctx context.Context, name string, run func(context.Context) error) {
+	p.group.Go(func() {
+		if err := run(ctx); err != nil && ctx.Err() == nil {
+			p.end(fmt.Errorf("%s: %w", name, err))
+		}
+	})
+}
+
+// carry starts what live connections need.
+func (z *ztunnel) carry(ctx context.Context, p *parts) {
+	p.run(ctx, "admin", func(ctx context.Context) error { return z.admin.Run(ctx, adminAddress) })
+	p.run(ctx, "metrics", func(ctx context.Context) error { return z.metrics.Run(ctx, metricsAddress) })
+	p.run(ctx, "readiness", func(ctx context.Context) error { return z.readiness.Run(ctx, readinessAddress) })
+	p.run(ctx, "roots", func(ctx context.Context) error { return z.roots.watch(ctx, z.client, z.settings.PodNamespace) })
+	p.run(ctx, "feed", z.feed.Run)
+	p.run(ctx, "certificates", z.certs.Run)
+	p.run(ctx, "locker", z.locker.Run)
+	p.run(ctx, "policy", z.policy.Run)
+	p.run(ctx, "egress", z.dataplane.followEgress)
+	z.followBundle(ctx, &p.group)
+	p.group.Go(func() { onConnect(ctx, z.feed.Connected, z.controllerIsBack) })
+}
+
+// manage starts what looks after the node.
+func (z *ztunnel) manage(ctx context.Context, p *parts, redirects bool) {
+	p.run(ctx, "chain entry", z.cni.Run)
 	// Before the pods, which ask what an earlier process left.
 	if !redirects {
-		group.Go(func() { z.node.run(ctx, z.pods.Retry) })
+		p.group.Go(func() { z.node.run(ctx, z.pods.Retry) })
 	}
-	part("pods", z.pods.Run)
-	part("guards", z.dataplane.followStrictness)
-	part("tunnels alone", z.dataplane.followTunnelled)
-	part("egress", z.dataplane.followEgress)
-	part("names", func(ctx context.Context) error { return z.dataplane.names.run(ctx, z.dataplane.captured) })
-	part("CNI socket", func(ctx context.Context) error { return z.pods.ServeCNI(ctx, z.settings.cniSocket()) })
-	part("report", z.reporter.run)
-	z.followBundle(ctx, &group)
-	group.Go(func() {
+	p.run(ctx, "pods", z.pods.Run)
+	p.run(ctx, "guards", z.dataplane.followStrictness)
+	p.run(ctx, "tunnels alone", z.dataplane.followTunnelled)
+	p.run(ctx, "names", func(ctx context.Context) error { return z.dataplane.names.run(ctx, z.dataplane.captured) })
+	p.run(ctx, "CNI socket", func(ctx context.Context) error { return z.pods.ServeCNI(ctx, z.settings.cniSocket()) })
+	p.run(ctx, "report", z.reporter.run)
+	p.group.Go(func() {
 		select {
 		case <-z.pods.Ready():
 			z.certs.RetainKept() // all that the node's pods need is wanted by now
 		case <-ctx.Done():
 		}
 	})
-	group.Go(func() { onConnect(ctx, z.feed.Connected, z.controllerIsBack) })
+}
 
+// takeOver takes the node over from the ztunnel that looks after it, as soon as
+// this one could serve, or that one is gone.
+func (z *ztunnel) takeOver(running context.Context, before *succession.Predecessor) error {
+	z.logger.Info("another ztunnel looks after the node: takes over once this one is configured")
 	select {
+	case <-z.feed.Synced():
+	case <-before.Gone():
 	case <-running.Done():
-		z.linger(ctx, force)
-	case <-ctx.Done():
+		return running.Err()
 	}
-	cause := context.Cause(ctx)
-	cancel(nil)
-	group.Wait()
-	drained, stop := context.WithTimeout(force, cutBefore)
+	if err := before.TakeOver(running); err != nil {
+		// It hangs. What it had captured is taken from it, whether it likes it or not.
+		z.logger.Warn("the ztunnel before does not answer", "error", err)
+	}
+	z.dataplane.names.read()
+	return nil
+}
+
+// bequeath leaves the node to the next process, and carries the connections that
+// are left until the last has ended, or Kubernetes' patience. Should the next
+// process end before this one is told to, somebody has to look after the node
+// again: a new process, which an error asks the kubelet for.
+func (z *ztunnel) bequeath(ctx, running, force context.Context) error {
+	z.logger.Info("the next ztunnel takes over: carries what is left", "connections", len(z.conns.Live()))
+	z.dataplane.ceded.Store(true)
+	if opened, _ := z.node.get(); opened != nil {
+		opened.Cede()
+	}
+	z.heir.Cede()
+	drained, stop := context.WithCancel(force)
 	defer stop()
-	z.pods.Drain(drained)
-	return errors.Join(cause, z.relay.Close(), z.node.close())
+	// While it is not told to end, its connections have all the time that they want.
+	ending := context.AfterFunc(running, func() {
+		time.AfterFunc(max(0, z.settings.Grace-killMargin), stop)
+	})
+	defer ending()
+	select {
+	case <-z.heir.Captured():
+	case <-z.heir.Lost():
+		if running.Err() == nil {
+			return errors.New("the next ztunnel ended before it had captured the node's pods")
+		}
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-drained.Done():
+	}
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		z.pods.Drain(drained)
+	}()
+	carrying, ended, lost := over, running.Done(), z.heir.Lost()
+	for carrying != nil || ended != nil {
+		select {
+		case <-carrying:
+			z.logger.Info("nothing is left to carry")
+			carrying = nil // a process that ended before it is told to would be started again
+		case <-ended:
+			ended, lost = nil, nil
+		case <-lost:
+			stop()
+			<-over
+			return errors.New("the next ztunnel ended: somebody has to look after the node again")
+		case <-ctx.Done():
+			stop()
+			<-over
+			return context.Cause(ctx)
+		}
+	}
+	return nil
 }
 
 func closed(c <-chan struct{}) bool {
@@ -365,15 +494,18 @@ const (
 	// cutBefore is how long, at the very end, nothing new is accepted: time for
 	// short exchanges to end, and no more than a handshake's first repetitions.
 	cutBefore = 3 * time.Second
+	// lingerAtMost bounds that without a next process: as long as short exchanges
+	// need. Who takes ztunnel off a node does not wait for the long ones.
+	lingerAtMost = 22 * time.Second
 	// lingerPoll is how often it is looked whether connections are left.
 	lingerPoll = 100 * time.Millisecond
 )
 
 // linger goes on as before while connections live and Kubernetes' patience
-// lasts: a new connection is better served by a process that ends soon than
-// kept waiting for the next.
+// lasts, unless the next process takes over: a new connection is better served by
+// a process that ends soon than kept waiting for the next.
 func (z *ztunnel) linger(ctx, force context.Context) {
-	patience := max(0, z.settings.Grace-killMargin-cutBefore)
+	patience := min(lingerAtMost, max(0, z.settings.Grace-killMargin-cutBefore))
 	z.logger.Info("told to end: carries on while connections live", "connections", len(z.conns.Live()), "at_most", patience)
 	deadline := time.NewTimer(patience)
 	defer deadline.Stop()
@@ -384,6 +516,8 @@ func (z *ztunnel) linger(ctx, force context.Context) {
 		case <-force.Done():
 			return
 		case <-ctx.Done():
+			return
+		case <-z.heir.Asked():
 			return
 		case <-time.After(lingerPoll):
 		}

@@ -53,15 +53,24 @@ type rememberedNames struct {
 // applications have to ask again.
 func readNames(path string, logger *slog.Logger) *rememberedNames {
 	r := &rememberedNames{path: path, logger: logger}
-	content, err := namesKind.Read(path)
+	r.read()
+	return r
+}
+
+// read finds it anew: the last process may have run on meanwhile.
+func (r *rememberedNames) read() {
+	var found map[string][]savedName
+	content, err := namesKind.Read(r.path)
 	if err == nil {
-		err = json.Unmarshal(content, &r.found)
+		err = json.Unmarshal(content, &found)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		r.found = nil
-		logger.Error("names that the last process learnt not known: applications have to ask for them again", "path", path, "error", err)
+		found = nil
+		r.logger.Error("names that the last process learnt not known: applications have to ask for them again", "path", r.path, "error", err)
 	}
-	return r
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.found = found
 }
 
 // take returns the names of a pod, once.

@@ -70,6 +70,7 @@ func (f folders) enrolment() string    { return filepath.Join(f.StateDir, "enrol
 func (f folders) keys() string         { return filepath.Join(f.RunDir, "certs") }
 func (f folders) names() string        { return filepath.Join(f.StateDir, "names.json") }
 func (f folders) cniSocket() string    { return filepath.Join(f.RunDir, "cni.sock") }
+func (f folders) succession() string   { return filepath.Join(f.RunDir, "succession.sock") }
 
 // environment reads variables and collects what is wrong with them.
 type environment struct {

@@ -96,21 +96,41 @@ func (c *Cluster) DeploymentAvailable(namespace, name string) func(context.Conte
 	}
 }
 
-// DaemonSetReady asks whether the latest revision is ready on every node.
+// DaemonSetReady asks whether the latest revision is ready on every node. A pod of
+// an earlier one that is told to end does not count against it: it may take its
+// time.
 func (c *Cluster) DaemonSetReady(namespace, name string) func(context.Context) (Progress, error) {
 	return func(ctx context.Context) (Progress, error) {
 		d, err := c.Typed.AppsV1().DaemonSets(namespace).Get(ctx, name, metav1.GetOptions{})
 		if err != nil {
 			return Progress{}, err
 		}
-		return c.withPods(ctx, namespace, d.Spec.Selector, daemonSetDone(d), fmt.Sprintf("%d of %d nodes ready", d.Status.NumberReady, d.Status.DesiredNumberScheduled)), nil
+		pods, err := c.Typed.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: metav1.FormatLabelSelector(d.Spec.Selector)})
+		if err != nil {
+			return Progress{}, err
+		}
+		ready := len(readyNodes(d, pods.Items))
+		want := int(d.Status.DesiredNumberScheduled)
+		done := d.Status.ObservedGeneration >= d.Generation && want > 0 && ready == want
+		return c.withPods(ctx, namespace, d.Spec.Selector, done, fmt.Sprintf("%d of %d nodes ready", ready, want)), nil
 	}
 }
 
-func daemonSetDone(d *appsv1.DaemonSet) bool {
-	s := d.Status
-	return s.ObservedGeneration >= d.Generation && s.DesiredNumberScheduled > 0 &&
-		s.UpdatedNumberScheduled == s.DesiredNumberScheduled && s.NumberReady == s.DesiredNumberScheduled
+// readyNodes are those with a ready pod of the latest revision.
+func readyNodes(d *appsv1.DaemonSet, pods []corev1.Pod) map[string]bool {
+	nodes := map[string]bool{}
+	for _, pod := range pods {
+		latest := pod.Labels["pod-template-generation"] == d.Annotations[appsv1.DeprecatedTemplateGeneration]
+		if !latest || pod.DeletionTimestamp != nil || !metav1.IsControlledBy(&pod, d) {
+			continue
+		}
+		for _, condition := range pod.Status.Conditions {
+			if condition.Type == corev1.PodReady && condition.Status == corev1.ConditionTrue {
+				nodes[pod.Spec.NodeName] = true
+			}
+		}
+	}
+	return nodes
 }
 
 // Gone asks whether no pod of a label is left.

@@ -257,14 +257,14 @@ func (p *Pods) Ready() <-chan struct{} { return p.ready }
 // after Run has returned.
 func (p *Pods) Drain(ctx context.Context) {
 	var group sync.WaitGroup
-	defer group.Wait()
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	for _, w := range p.workers {
 		for _, running := range w.captures() {
 			group.Go(func() { running.Drain(ctx) })
 		}
 	}
+	p.mu.Unlock()
+	group.Wait()
 }
 
 // firstPass closes ready when no enrolled pod waits for its first attempt.

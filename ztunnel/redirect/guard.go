@@ -126,7 +126,7 @@ func (c *Capture) Strict() (bool, error) {
 func (c *Capture) guardNow() error {
 	c.guard.mu.Lock()
 	defer c.guard.mu.Unlock()
-	if c.guard.ended {
+	if c.guard.ended || c.redirect.ceded.Load() {
 		return nil
 	}
 	err := c.guardLocked()

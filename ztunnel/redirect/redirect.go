@@ -129,6 +129,7 @@ type Redirect struct {
 	hostCookie uint64
 	host       *podns.NetNS // the node's
 	closing    chan struct{}
+	ceded      atomic.Bool // another process looks after the node
 	pins       pins
 	node       *bpf.Node
 	programs   map[string]numbered // node's, by name
@@ -335,6 +336,10 @@ func (r *Redirect) withdrawRemainsLocked(left *remains) error {
 
 // Verdicts counts the kernel's decisions on this node by name, as bpf.Node does.
 func (r *Redirect) Verdicts() (map[string]uint64, error) { return r.node.Verdicts() }
+
+// Cede leaves the node to another process, which takes over pod by pod: nothing is looked after, attached or restored any more.
+// What comes to the listeners goes on coming until it does. Captures may still be dialled from, and closed, not released.
+func (r *Redirect) Cede() { r.ceded.Store(true) }
 
 // Close ends the process's part: its listeners close, what is pinned stays and refuses. Captures must not be used
 // afterwards.

@@ -356,3 +356,60 @@ func TestUnusablePins(t *testing.T) {
 		t.Errorf("%v, want %s", err, PinsUnusable)
 	}
 }
+
+// While one process carries connections of a strict pod, the next takes the pod over: what is open lives, what is new comes to the
+// next, and nothing is tried in vain. Nor does the first put back what was its own.
+func TestHandover(t *testing.T) {
+	network := netnstest.New(t, "a", "b")
+	first, far := openNode(t, network.Node("a")), openNode(t, network.Node("b"))
+	pod, other := network.Node("a").Pod("pod"), network.Node("b").Pod("other")
+	near, server := pod.Start(), other.Start()
+	near.Listen("[::]:8080")
+	server.Listen("[::]:8080")
+	far.captureStrict(t, other)
+	u := first.captureStrict(t, pod)
+	dial := func() (all []*netnstest.AppConn) {
+		t.Helper()
+		for _, ip := range []netip.Addr{other.IPv4, other.IPv6} {
+			all = append(all, mustDial(t, near, netip.AddrPortFrom(ip, appPort)))
+		}
+		for _, ip := range []netip.Addr{pod.IPv4, pod.IPv6} {
+			all = append(all, mustDial(t, server, netip.AddrPortFrom(ip, appPort)))
+		}
+		return all
+	}
+	open := dial()
+	u.take()
+
+	next := &testNode{Node: first.Node, config: first.config}
+	first.Cede()
+	next.reopen(t)
+	t.Cleanup(func() { next.Close() })
+	v := next.captureStrict(t, pod)
+	for range 3 {
+		fresh := dial()
+		if arrived := v.take(); len(arrived) != len(fresh) {
+			t.Errorf("%d connections came to the next process, want %d", len(arrived), len(fresh))
+		}
+		if late := u.take(); len(late) > 0 {
+			t.Errorf("the first process still gets connections: %v", late)
+		}
+		time.Sleep(guardCheck) // somebody looks after what is attached
+	}
+	for _, c := range open {
+		if err := c.Echo("still here"); err != nil {
+			t.Errorf("%s: %v", c.Sight, err)
+		}
+	}
+	if took := next.Problems(); slices.ContainsFunc(took, func(p *Problem) bool { return p.Code == HookRemoved || p.Code == GuardMissing }) {
+		t.Errorf("the two processes work against each other: %v", took)
+	}
+	u.cut()
+	if err := first.Close(); err != nil {
+		t.Error(err)
+	}
+	dial()
+	if err := open[0].Echo("still here?"); err == nil {
+		t.Error("a connection lives whose process has ended: it was never carried")
+	}
+}

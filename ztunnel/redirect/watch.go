@@ -32,6 +32,9 @@ func (r *Redirect) watch() {
 			return
 		case <-ticker.C:
 		}
+		if r.ceded.Load() {
+			return
+		}
 		r.lookForKubelet()
 		r.lookAfterHooks()
 		r.lookAfterPins()
@@ -104,7 +107,7 @@ func (c *Capture) watchDevices() error {
 		for lastFailed := false; ; {
 			n, err := socket.Read(some)
 			lost := errors.Is(err, unix.ENOBUFS) // some of it: any of it
-			if err != nil && !lost {
+			if err != nil && !lost || c.redirect.ceded.Load() {
 				return
 			}
 			devices, route := changes(some[:max(n, 0)])
