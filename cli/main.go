@@ -189,7 +189,7 @@ func newWorkloads(g *target) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVarP(&query.Namespace, "namespace", "n", "", "of one namespace (default: of all)")
-	cmd.Flags().StringVarP(&query.Output, "output", "o", "", "wide, json, yaml or name")
+	cmd.Flags().StringVarP(&query.Output, "output", "o", "", "wide, older (connections older than the capture), json, yaml or name")
 	return cmd
 }
 

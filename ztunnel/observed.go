@@ -13,6 +13,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/ztunnel/pods"
+	"github.com/ambit-mesh/ambit/ztunnel/redirect"
 )
 
 // observedPods puts together what the parts of the node observe of its pods.
@@ -25,11 +26,13 @@ type observedPods struct {
 	snapshot    func() *workload.Snapshot
 	trustDomain string
 	clusterID   string
-	sources     []func() []string // of problems
+	sources     []func() []string                 // of problems
+	older       func() map[string][]redirect.Flow // connections from before the capture, by the workload's uid
 
 	// Guarded by mu.
 	mu       sync.Mutex
-	versions map[string]string // by the workload's uid, as of the last Refresh
+	versions map[string]string                   // by the workload's uid, as of the last Refresh
+	flows    map[string]*report.OlderConnections // likewise
 }
 
 func (o *observedPods) Whole() <-chan struct{}   { return o.pods.Synced() }
@@ -56,18 +59,33 @@ func (o *observedPods) Refresh() {
 		uid := workload.PodUID(o.clusterID, status.Namespace, status.Name)
 		versions[uid] = configVersion(snapshot, uid)
 	}
+	flows := make(map[string]*report.OlderConnections)
+	for uid, all := range o.older() {
+		if len(all) == 0 {
+			continue
+		}
+		older := &report.OlderConnections{Count: uint32(len(all))}
+		for _, f := range all[:min(len(all), shownOlder)] {
+			older.First = append(older.First, f.Local.String()+" -> "+f.Remote.String())
+		}
+		flows[uid] = older
+	}
 	o.mu.Lock()
-	o.versions = versions
+	o.versions, o.flows = versions, flows
 	o.mu.Unlock()
 }
+
+// shownOlder connections are told of one by one: enough to see who they are with.
+const shownOlder = 16
 
 // States of all pods of the node.
 func (o *observedPods) States() []*report.WorkloadState {
 	o.mu.Lock()
-	versions := o.versions
+	versions, flows := o.versions, o.flows
 	o.mu.Unlock()
 	var states []*report.WorkloadState
 	for _, status := range o.pods.Statuses() {
+		uid := workload.PodUID(o.clusterID, status.Namespace, status.Name)
 		state := &report.WorkloadState{
 			Namespace:     status.Namespace,
 			Name:          status.Name,
@@ -75,7 +93,8 @@ func (o *observedPods) States() []*report.WorkloadState {
 			State:         captureState(status.State),
 			Reason:        status.Reason,
 			Since:         timestamppb.New(status.Since),
-			ConfigVersion: versions[workload.PodUID(o.clusterID, status.Namespace, status.Name)],
+			ConfigVersion: versions[uid],
+			Older:         flows[uid],
 		}
 		if id, err := spiffe.New(o.trustDomain, status.Namespace, status.ServiceAccount); err == nil {
 			state.Identity = id.String()

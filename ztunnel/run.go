@@ -207,7 +207,7 @@ func (z *ztunnel) composePods() error {
 func (z *ztunnel) composeReport() error {
 	z.observed = &observedPods{
 		pods: z.pods, expires: z.certs.Expires, serial: z.certs.Serial, roots: z.certs.Roots, snapshot: z.store.Snapshot,
-		trustDomain: z.settings.TrustDomain, clusterID: z.settings.ClusterID,
+		trustDomain: z.settings.TrustDomain, clusterID: z.settings.ClusterID, older: z.dataplane.older,
 		sources: []func() []string{z.node.problems, z.dataplane.problems, z.cni.Problems, z.pods.Problems, z.roots.problems, z.locker.Problems, z.feed.Problems, z.resolverProblems},
 	}
 	z.reporter.observed, z.reporter.release = z.observed, z.pods.Release

@@ -8,6 +8,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/ztunnel/pods"
+	"github.com/ambit-mesh/ambit/ztunnel/redirect"
 )
 
 // startsStrict tells whether a pod is guarded from its first moment. One whose applications have not started loses nothing by
@@ -120,6 +121,15 @@ func (c *capture) setStrict(strict bool) bool {
 	}
 	c.logger.Info("guard of a pod turned", "strict", strict)
 	return true
+}
+
+// older are the connections from before their capture, by the workload's uid.
+func (d *dataplane) older() map[string][]redirect.Flow {
+	all := map[string][]redirect.Flow{}
+	for _, c := range d.captured() {
+		all[c.uid] = c.redirect.Precapture()
+	}
+	return all
 }
 
 // dumpedGuard is what leaves a captured pod besides what ztunnel carries.

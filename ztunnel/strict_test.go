@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"sync"
 	"testing"
 	"time"
@@ -76,6 +77,9 @@ func TestGuardFollowsThePolicy(t *testing.T) {
 		}
 	}
 	becomes(false)
+	if older := b.older()[workload.PodUID("Kubernetes", "shop", "web")]; len(older) != 1 || older[0].Remote != netip.AddrPortFrom(cart.IPv4, 8080) {
+		t.Errorf("older connections: %v", older)
+	}
 	b.require(cart, mesh.MutualTLS_STRICT)
 	b.require(web, mesh.MutualTLS_STRICT)
 	becomes(true)

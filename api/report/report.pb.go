@@ -431,8 +431,11 @@ type WorkloadState struct {
 	Removed bool `protobuf:"varint,10,opt,name=removed,proto3" json:"removed,omitempty"`
 	// Serial number of the certificate in use, in hex; empty without one.
 	CertificateSerial string `protobuf:"bytes,11,opt,name=certificate_serial,json=certificateSerial,proto3" json:"certificate_serial,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// Connections that are older than the capture, around ztunnel and in plaintext: those
+	// that end when the workload turns strict.
+	Older         *OlderConnections `protobuf:"bytes,12,opt,name=older,proto3" json:"older,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WorkloadState) Reset() {
@@ -542,6 +545,66 @@ func (x *WorkloadState) GetCertificateSerial() string {
 	return ""
 }
 
+func (x *WorkloadState) GetOlder() *OlderConnections {
+	if x != nil {
+		return x.Older
+	}
+	return nil
+}
+
+type OlderConnections struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Count uint32                 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`
+	// The first of them, as LOCAL -> REMOTE, each an address with its port.
+	First         []string `protobuf:"bytes,2,rep,name=first,proto3" json:"first,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OlderConnections) Reset() {
+	*x = OlderConnections{}
+	mi := &file_report_report_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OlderConnections) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OlderConnections) ProtoMessage() {}
+
+func (x *OlderConnections) ProtoReflect() protoreflect.Message {
+	mi := &file_report_report_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OlderConnections.ProtoReflect.Descriptor instead.
+func (*OlderConnections) Descriptor() ([]byte, []int) {
+	return file_report_report_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *OlderConnections) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *OlderConnections) GetFirst() []string {
+	if x != nil {
+		return x.First
+	}
+	return nil
+}
+
 type ControllerReply struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Kind:
@@ -554,7 +617,7 @@ type ControllerReply struct {
 
 func (x *ControllerReply) Reset() {
 	*x = ControllerReply{}
-	mi := &file_report_report_proto_msgTypes[6]
+	mi := &file_report_report_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -566,7 +629,7 @@ func (x *ControllerReply) String() string {
 func (*ControllerReply) ProtoMessage() {}
 
 func (x *ControllerReply) ProtoReflect() protoreflect.Message {
-	mi := &file_report_report_proto_msgTypes[6]
+	mi := &file_report_report_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -579,7 +642,7 @@ func (x *ControllerReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControllerReply.ProtoReflect.Descriptor instead.
 func (*ControllerReply) Descriptor() ([]byte, []int) {
-	return file_report_report_proto_rawDescGZIP(), []int{6}
+	return file_report_report_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ControllerReply) GetKind() isControllerReply_Kind {
@@ -622,7 +685,7 @@ type Release struct {
 
 func (x *Release) Reset() {
 	*x = Release{}
-	mi := &file_report_report_proto_msgTypes[7]
+	mi := &file_report_report_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -634,7 +697,7 @@ func (x *Release) String() string {
 func (*Release) ProtoMessage() {}
 
 func (x *Release) ProtoReflect() protoreflect.Message {
-	mi := &file_report_report_proto_msgTypes[7]
+	mi := &file_report_report_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -647,7 +710,7 @@ func (x *Release) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Release.ProtoReflect.Descriptor instead.
 func (*Release) Descriptor() ([]byte, []int) {
-	return file_report_report_proto_rawDescGZIP(), []int{7}
+	return file_report_report_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Release) GetUid() string {
@@ -686,7 +749,7 @@ const file_report_report_proto_rawDesc = "" +
 	"\fcertificates\x18\x02 \x01(\v2\x1a.ambit.report.CertificatesR\fcertificates\x12,\n" +
 	"\x03now\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x03now\"$\n" +
 	"\fCertificates\x12\x14\n" +
-	"\x05roots\x18\x01 \x03(\tR\x05roots\"\xa8\x03\n" +
+	"\x05roots\x18\x01 \x03(\tR\x05roots\"\xde\x03\n" +
 	"\rWorkloadState\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
@@ -699,7 +762,11 @@ const file_report_report_proto_rawDesc = "" +
 	"\x0econfig_version\x18\t \x01(\tR\rconfigVersion\x12\x18\n" +
 	"\aremoved\x18\n" +
 	" \x01(\bR\aremoved\x12-\n" +
-	"\x12certificate_serial\x18\v \x01(\tR\x11certificateSerial\"L\n" +
+	"\x12certificate_serial\x18\v \x01(\tR\x11certificateSerial\x124\n" +
+	"\x05older\x18\f \x01(\v2\x1e.ambit.report.OlderConnectionsR\x05older\">\n" +
+	"\x10OlderConnections\x12\x14\n" +
+	"\x05count\x18\x01 \x01(\rR\x05count\x12\x14\n" +
+	"\x05first\x18\x02 \x03(\tR\x05first\"L\n" +
 	"\x0fControllerReply\x121\n" +
 	"\arelease\x18\x01 \x01(\v2\x15.ambit.report.ReleaseH\x00R\areleaseB\x06\n" +
 	"\x04kind\"d\n" +
@@ -730,7 +797,7 @@ func file_report_report_proto_rawDescGZIP() []byte {
 }
 
 var file_report_report_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_report_report_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_report_report_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_report_report_proto_goTypes = []any{
 	(CaptureState)(0),             // 0: ambit.report.CaptureState
 	(*NodeReport)(nil),            // 1: ambit.report.NodeReport
@@ -739,9 +806,10 @@ var file_report_report_proto_goTypes = []any{
 	(*Heartbeat)(nil),             // 4: ambit.report.Heartbeat
 	(*Certificates)(nil),          // 5: ambit.report.Certificates
 	(*WorkloadState)(nil),         // 6: ambit.report.WorkloadState
-	(*ControllerReply)(nil),       // 7: ambit.report.ControllerReply
-	(*Release)(nil),               // 8: ambit.report.Release
-	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
+	(*OlderConnections)(nil),      // 7: ambit.report.OlderConnections
+	(*ControllerReply)(nil),       // 8: ambit.report.ControllerReply
+	(*Release)(nil),               // 9: ambit.report.Release
+	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
 }
 var file_report_report_proto_depIdxs = []int32{
 	2,  // 0: ambit.report.NodeReport.hello:type_name -> ambit.report.Hello
@@ -749,19 +817,20 @@ var file_report_report_proto_depIdxs = []int32{
 	3,  // 2: ambit.report.NodeReport.snapshot_sent:type_name -> ambit.report.SnapshotSent
 	4,  // 3: ambit.report.NodeReport.heartbeat:type_name -> ambit.report.Heartbeat
 	5,  // 4: ambit.report.Heartbeat.certificates:type_name -> ambit.report.Certificates
-	9,  // 5: ambit.report.Heartbeat.now:type_name -> google.protobuf.Timestamp
+	10, // 5: ambit.report.Heartbeat.now:type_name -> google.protobuf.Timestamp
 	0,  // 6: ambit.report.WorkloadState.state:type_name -> ambit.report.CaptureState
-	9,  // 7: ambit.report.WorkloadState.since:type_name -> google.protobuf.Timestamp
-	9,  // 8: ambit.report.WorkloadState.certificate_expires:type_name -> google.protobuf.Timestamp
-	8,  // 9: ambit.report.ControllerReply.release:type_name -> ambit.report.Release
-	9,  // 10: ambit.report.Release.withdrawing_since:type_name -> google.protobuf.Timestamp
-	1,  // 11: ambit.report.ReportService.Report:input_type -> ambit.report.NodeReport
-	7,  // 12: ambit.report.ReportService.Report:output_type -> ambit.report.ControllerReply
-	12, // [12:13] is the sub-list for method output_type
-	11, // [11:12] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	10, // 7: ambit.report.WorkloadState.since:type_name -> google.protobuf.Timestamp
+	10, // 8: ambit.report.WorkloadState.certificate_expires:type_name -> google.protobuf.Timestamp
+	7,  // 9: ambit.report.WorkloadState.older:type_name -> ambit.report.OlderConnections
+	9,  // 10: ambit.report.ControllerReply.release:type_name -> ambit.report.Release
+	10, // 11: ambit.report.Release.withdrawing_since:type_name -> google.protobuf.Timestamp
+	1,  // 12: ambit.report.ReportService.Report:input_type -> ambit.report.NodeReport
+	8,  // 13: ambit.report.ReportService.Report:output_type -> ambit.report.ControllerReply
+	13, // [13:14] is the sub-list for method output_type
+	12, // [12:13] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_report_report_proto_init() }
@@ -775,7 +844,7 @@ func file_report_report_proto_init() {
 		(*NodeReport_SnapshotSent)(nil),
 		(*NodeReport_Heartbeat)(nil),
 	}
-	file_report_report_proto_msgTypes[6].OneofWrappers = []any{
+	file_report_report_proto_msgTypes[7].OneofWrappers = []any{
 		(*ControllerReply_Release)(nil),
 	}
 	type x struct{}
@@ -784,7 +853,7 @@ func file_report_report_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_report_report_proto_rawDesc), len(file_report_report_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   8,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

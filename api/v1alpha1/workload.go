@@ -44,6 +44,7 @@ const (
 // +kubebuilder:printcolumn:name="WAYPOINT",type=string,JSONPath=`.spec.waypoint`
 // +kubebuilder:printcolumn:name="PROTOCOL",type=string,JSONPath=`.status.protocol`
 // +kubebuilder:printcolumn:name="STATE",type=string,JSONPath=`.status.summary`
+// +kubebuilder:printcolumn:name="OLDER",type=integer,JSONPath=`.status.olderConnections`,priority=1
 // +kubebuilder:printcolumn:name="IDENTITY",type=string,JSONPath=`.spec.identity`,priority=1
 // +kubebuilder:printcolumn:name="CERT-EXPIRES",type=string,JSONPath=`.status.certificateExpires`,priority=1
 // +kubebuilder:printcolumn:name="CERT-SERIAL",type=string,JSONPath=`.status.certificateSerial`,priority=1
@@ -111,6 +112,15 @@ type WorkloadStatus struct {
 	// `ambit ca revoke` takes it.
 	// +optional
 	CertificateSerial string `json:"certificateSerial,omitempty"`
+	// OlderConnections is the number of the pod's connections that are older than its
+	// capture. They are around the mesh, in plaintext, and end when the pod turns
+	// STRICT and its grace is over.
+	// +optional
+	OlderConnections int32 `json:"olderConnections,omitempty"`
+	// FirstOlderConnections are the first of them, 16 at most, as LOCAL -> REMOTE.
+	// +optional
+	// +kubebuilder:validation:MaxItems=16
+	FirstOlderConnections []string `json:"firstOlderConnections,omitempty"`
 	// ConfigVersion is the version of the configuration that the node works with.
 	// +optional
 	ConfigVersion string `json:"configVersion,omitempty"`

@@ -71,6 +71,7 @@ var questions = []question{
 	{"AMB019", "every route of a Service is carried out", askRoutes},
 	{"AMB020", "what is bound to a waypoint is in force, and no port of it contested", askBindings},
 	{"AMB021", "the clocks of nodes and controller agree", askClocks},
+	{"AMB022", "no connection is older than the capture of its pod", askOlder},
 }
 
 // Run asks everything. Without an answer to the first question there is no

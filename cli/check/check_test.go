@@ -22,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/kubernetes/fake"
 
+	"github.com/ambit-mesh/ambit/api/v1alpha1"
 	"github.com/ambit-mesh/ambit/cli/kube"
 )
 
@@ -255,5 +256,21 @@ func TestOneErrorFailsTheCheck(t *testing.T) {
 	}
 	if err := Verdict([]Finding{{Level: Pass}, {Level: Error}}); !errors.Is(err, ErrFailed) {
 		t.Errorf("an error passes: %v", err)
+	}
+}
+
+func TestOlderConnectionsAreCountedByNamespace(t *testing.T) {
+	workload := func(namespace string, n int32) (w v1alpha1.Workload) {
+		w.Namespace, w.Status.OlderConnections = namespace, n
+		return w
+	}
+	if findings := older([]v1alpha1.Workload{workload("shop", 0)}); len(findings) != 0 {
+		t.Errorf("without any: %+v", findings)
+	}
+	findings := older([]v1alpha1.Workload{workload("shop", 3), workload("bank", 1), workload("shop", 0), workload("shop", 4)})
+	if len(findings) != 2 || findings[1].Object != "Namespace shop" || findings[1].Level != Warning ||
+		!strings.Contains(findings[1].Reason, "connections of 2 of its pods") || !strings.Contains(findings[1].Reason, ": 7.") ||
+		!strings.Contains(findings[1].Next, "ambit workloads -n shop -o older") {
+		t.Errorf("%+v", findings)
 	}
 }

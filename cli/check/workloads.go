@@ -3,6 +3,8 @@ package check
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -147,6 +149,35 @@ func askWorkloads(ctx context.Context, cluster *kube.Cluster) ([]Finding, error)
 		})
 	}
 	return findings, nil
+}
+
+// askOlder tells how many connections would end if a namespace turned STRICT.
+func askOlder(ctx context.Context, cluster *kube.Cluster) ([]Finding, error) {
+	list, err := workloads.List(ctx, cluster, "", time.Now())
+	if err != nil {
+		return nil, err
+	}
+	return older(list), nil
+}
+
+func older(list []v1alpha1.Workload) (findings []Finding) {
+	type counts struct{ connections, pods int }
+	byNamespace := map[string]counts{}
+	for _, w := range list {
+		if n := int(w.Status.OlderConnections); n > 0 {
+			c := byNamespace[w.Namespace]
+			byNamespace[w.Namespace] = counts{c.connections + n, c.pods + 1}
+		}
+	}
+	for _, namespace := range slices.Sorted(maps.Keys(byNamespace)) {
+		c := byNamespace[namespace]
+		findings = append(findings, Finding{
+			Level: Warning, Object: "Namespace " + namespace,
+			Reason: fmt.Sprintf("connections of %d of its pods are older than their capture, and so around the mesh, in plaintext: %d. They would be cut if the namespace turned STRICT, after the grace", c.pods, c.connections),
+			Next:   fmt.Sprintf("ambit workloads -n %s -o older lists them; restart the pods at one of their ends to have them in the mesh", namespace),
+		})
+	}
+	return findings
 }
 
 // askBareName finds out whose object `kubectl get workloads` shows.

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -28,7 +29,8 @@ import (
 type Query struct {
 	// Namespace; empty means all.
 	Namespace string
-	// Output is empty (a table), wide, json, yaml or name.
+	// Output is empty (a table), wide, older (connections that are older than the
+	// capture), json, yaml or name.
 	Output string
 }
 
@@ -66,6 +68,8 @@ func Print(ctx context.Context, cluster *kube.Cluster, query Query, out io.Write
 	switch query.Output {
 	case "", "wide":
 		return table(out, list, query.Output == "wide", now)
+	case "older":
+		return older(out, list)
 	case "json", "yaml":
 		return structured(out, list, query.Output)
 	case "name":
@@ -74,7 +78,7 @@ func Print(ctx context.Context, cluster *kube.Cluster, query Query, out io.Write
 		}
 		return nil
 	}
-	return fmt.Errorf("--output %q: want wide, json, yaml or name", query.Output)
+	return fmt.Errorf("--output %q: want wide, older, json, yaml or name", query.Output)
 }
 
 func structured(out io.Writer, list []v1alpha1.Workload, format string) error {
@@ -93,13 +97,30 @@ func structured(out io.Writer, list []v1alpha1.Workload, format string) error {
 
 func table(out io.Writer, list []v1alpha1.Workload, wide bool, now time.Time) error {
 	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
-	header := []string{"NAMESPACE", "NAME", "ADDRESS", "NODE", "WAYPOINT", "PROTOCOL", "STATE", "AGE"}
+	header := []string{"NAMESPACE", "NAME", "ADDRESS", "NODE", "WAYPOINT", "PROTOCOL", "STATE", "OLDER", "AGE"}
 	if wide {
 		header = append(header, "IDENTITY", "CERT-EXPIRES", "CERT-SERIAL", "CONFIG")
 	}
 	fmt.Fprintln(w, strings.Join(header, "\t"))
 	for _, item := range list {
 		fmt.Fprintln(w, strings.Join(row(item, wide, now), "\t"))
+	}
+	return w.Flush()
+}
+
+// older lists the connections that end when their pods turn STRICT, as far as they
+// are told one by one.
+func older(out io.Writer, list []v1alpha1.Workload) error {
+	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
+	fmt.Fprintln(w, "NAMESPACE\tNAME\tLOCAL\tREMOTE")
+	for _, item := range list {
+		for _, text := range item.Status.FirstOlderConnections {
+			local, remote, _ := strings.Cut(text, " -> ")
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", item.Namespace, item.Name, local, remote)
+		}
+		if more := int(item.Status.OlderConnections) - len(item.Status.FirstOlderConnections); more > 0 {
+			fmt.Fprintf(w, "%s\t%s\tand %d more\tguards in the dump of ztunnel on %s\n", item.Namespace, item.Name, more, item.Spec.Node)
+		}
 	}
 	return w.Flush()
 }
@@ -111,7 +132,7 @@ func row(w v1alpha1.Workload, wide bool, now time.Time) []string {
 	}
 	cells := []string{
 		w.Namespace, w.Name, address, dash(w.Spec.Node), dash(w.Spec.Waypoint), dash(string(w.Status.Protocol)),
-		dash(w.Status.Summary), duration.HumanDuration(now.Sub(w.CreationTimestamp.Time)),
+		dash(w.Status.Summary), strconv.Itoa(int(w.Status.OlderConnections)), duration.HumanDuration(now.Sub(w.CreationTimestamp.Time)),
 	}
 	if wide {
 		expires := "-"

@@ -51,3 +51,20 @@ func TestTheTable(t *testing.T) {
 		}
 	}
 }
+
+func TestOlderConnectionsAreListed(t *testing.T) {
+	w := workload(v1alpha1.StateCaptured)
+	w.Status.OlderConnections, w.Status.FirstOlderConnections = 3, []string{"10.0.0.7:4711 -> 10.0.0.8:5432"}
+	var out strings.Builder
+	if err := older(&out, []v1alpha1.Workload{w, workload(v1alpha1.StateCaptured)}); err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+	if len(lines) != 3 || !strings.Contains(lines[1], "10.0.0.8:5432") || !strings.Contains(lines[2], "and 2 more") || !strings.Contains(lines[2], "n1") {
+		t.Errorf("%s", out.String())
+	}
+	out.Reset()
+	if err := table(&out, []v1alpha1.Workload{w}, false, time.Now()); err != nil || !strings.Contains(out.String(), "OLDER") {
+		t.Errorf("%v: %s", err, out.String())
+	}
+}

@@ -3,7 +3,10 @@ package report
 import (
 	"errors"
 	"fmt"
+	"math"
+	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -34,6 +37,8 @@ type Observation struct {
 	CertificateExpires time.Time // zero without a certificate
 	CertificateSerial  string    // empty without one, and if it is no number
 	ConfigVersion      string
+	Older              int      // connections that are older than the capture
+	FirstOlder         []string // of them, as LOCAL -> REMOTE
 }
 
 // Observed returns what a pod's node last said of it.
@@ -82,6 +87,7 @@ func (r *Registry) observe(s *session, w *reportapi.WorkloadState) error {
 	if serial, err := revocation.Serial(w.GetCertificateSerial()); err == nil {
 		o.CertificateSerial = serial
 	}
+	o.Older, o.FirstOlder = olderOf(w.GetOlder())
 	if err := r.store(s, o, w.GetRemoved()); err != nil {
 		return err
 	}
@@ -89,6 +95,22 @@ func (r *Registry) observe(s *session, w *reportapi.WorkloadState) error {
 		r.onObserved(o.Pod)
 	}
 	return nil
+}
+
+// maxOlder is how many connections of a pod are named: as many as its Workload may.
+const maxOlder = 16
+
+// olderOf keeps what names connections, and a number that a pod can have.
+func olderOf(said *reportapi.OlderConnections) (count int, first []string) {
+	for _, text := range said.GetFirst() {
+		local, remote, ok := strings.Cut(text, " -> ")
+		from, err := netip.ParseAddrPort(local)
+		to, other := netip.ParseAddrPort(remote)
+		if ok && err == nil && other == nil && len(first) < maxOlder {
+			first = append(first, from.String()+" -> "+to.String())
+		}
+	}
+	return int(min(said.GetCount(), math.MaxInt32)), first
 }
 
 func (r *Registry) store(s *session, o Observation, removed bool) error {

@@ -100,9 +100,11 @@ func (k known) status() v1alpha1.WorkloadStatus {
 		if !k.observation.CertificateExpires.IsZero() {
 			status.CertificateExpires, status.CertificateSerial = seconds(k.observation.CertificateExpires), k.observation.CertificateSerial
 		}
+		status.OlderConnections, status.FirstOlderConnections = int32(k.observation.Older), k.observation.FirstOlder
 	case k.previous != nil:
 		status.ConfigVersion, status.CertificateExpires = k.previous.ConfigVersion, k.previous.CertificateExpires
 		status.CertificateSerial = k.previous.CertificateSerial
+		status.OlderConnections, status.FirstOlderConnections = k.previous.OlderConnections, k.previous.FirstOlderConnections
 	}
 	status.Summary = summary(status)
 	return status

@@ -196,9 +196,10 @@ func TestCertificateAndConfiguration(t *testing.T) {
 	k := enrolled(func(k *known) {
 		k.observation = said(reportapi.CaptureState_CAPTURED, "")
 		k.observation.CertificateExpires, k.observation.CertificateSerial, k.observation.ConfigVersion = expires, "1f", "v1"
+		k.observation.Older, k.observation.FirstOlder = 2, []string{"10.0.0.7:1 -> 10.0.0.8:2"}
 	})
 	got := k.status()
-	if !got.CertificateExpires.Time.Equal(expires.Truncate(time.Second)) || got.ConfigVersion != "v1" || got.CertificateSerial != "1f" {
+	if !got.CertificateExpires.Time.Equal(expires.Truncate(time.Second)) || got.ConfigVersion != "v1" || got.CertificateSerial != "1f" || got.OlderConnections != 2 || len(got.FirstOlderConnections) != 1 {
 		t.Errorf("%v, %q", got.CertificateExpires, got.ConfigVersion)
 	}
 	// A silent node's last word stays.

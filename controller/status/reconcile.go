@@ -107,13 +107,14 @@ func (r *Reconciler) keep(ctx context.Context, k known, present *v1alpha1.Worklo
 }
 
 // paced returns how long a change has to wait: only one of nothing but the
-// configuration's version does.
+// configuration's version, or of which old connections there still are, does.
 func (r *Reconciler) paced(present *v1alpha1.Workload, desired v1alpha1.WorkloadStatus) time.Duration {
 	same := present.Status
 	if same.ConfigVersion == "" {
 		return 0
 	}
 	same.ConfigVersion = desired.ConfigVersion
+	same.OlderConnections, same.FirstOlderConnections = desired.OlderConnections, desired.FirstOlderConnections
 	if !equality.Semantic.DeepEqual(same, desired) {
 		return 0
 	}
