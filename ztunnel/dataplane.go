@@ -188,6 +188,11 @@ func (d *dataplane) problems() []string {
 		coded := withCode(d.unheld, string(redirect.HoldMissing))
 		all = append(all, coded.code+": "+coded.text)
 	}
+	// What is not readable holds connections up, or refuses them: whoever runs the node shall know.
+	if rejected := d.store.Snapshot().Rejected(); len(rejected) > 0 {
+		all = append(all, fmt.Sprintf("ConfigurationUnreadable: %d resources cannot be read, and the strictest is taken for them; the first is %v. "+
+			"Have controller and ztunnel be of one version.", len(rejected), rejected[0]))
+	}
 	d.tunnelled.mu.Lock()
 	defer d.tunnelled.mu.Unlock()
 	if d.tunnelled.problem != "" {

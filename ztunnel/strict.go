@@ -18,8 +18,8 @@ func (d *dataplane) startsStrict(target pods.Target) bool {
 		return false
 	}
 	snapshot := d.store.Snapshot()
-	if w, ok := snapshot.WorkloadByUID(workload.PodUID(d.clusterID, target.Namespace, target.Name)); ok {
-		return w.MutualTLS == workload.StrictMutualTLS
+	if strict, known := snapshot.Strict(workload.PodUID(d.clusterID, target.Namespace, target.Name), target.Namespace); known {
+		return strict
 	}
 	return !d.synced() || snapshot.Namespace(target.Namespace).MutualTLS == workload.StrictMutualTLS
 }
@@ -31,7 +31,7 @@ func (d *dataplane) followStrictness(ctx context.Context) error {
 		snapshot := d.store.Snapshot()
 		var retry <-chan time.Time
 		for _, c := range d.captured() {
-			if w, ok := snapshot.WorkloadByUID(c.uid); ok && !c.setStrict(w.MutualTLS == workload.StrictMutualTLS) {
+			if strict, known := snapshot.Strict(c.uid, c.id.Namespace); known && !c.setStrict(strict) {
 				retry = time.After(strictRetry)
 			}
 		}

@@ -85,8 +85,30 @@ type EgressPort struct {
 	First, Last uint16
 }
 
-// Namespace is what is said of a namespace; the zero value if nothing is.
-func (s *Snapshot) Namespace(name string) Namespace { return s.namespaces[name].value }
+// Namespace is what is said of a namespace; the zero value if nothing is, and the
+// strictest if that cannot be read: a former state may be wider.
+func (s *Snapshot) Namespace(name string) Namespace {
+	if s.rejects(NamespaceType, name) {
+		return Namespace{MutualTLS: StrictMutualTLS, EgressDenied: true}
+	}
+	return s.namespaces[name].value
+}
+
+// Strict tells whether a workload is, and whether that is known. While what was
+// said of it last cannot be read it is what the strictest of its namespace may be,
+// unless it was strict before.
+func (s *Snapshot) Strict(uid, namespace string) (strict, known bool) {
+	w, ok := s.WorkloadByUID(uid)
+	strict = ok && w.MutualTLS == StrictMutualTLS
+	if s.Unreadable(uid) {
+		return strict || s.Namespace(namespace).MutualTLS == StrictMutualTLS, true
+	}
+	return strict, ok
+}
+
+// Unreadable tells that what was said last of a workload could not be read: what is
+// known of it is of before.
+func (s *Snapshot) Unreadable(uid string) bool { return s.rejects(AddressType, uid) }
 
 // EgressPolicy finds a policy by its key, namespace/name.
 func (s *Snapshot) EgressPolicy(key string) (*EgressPolicy, bool) {

@@ -127,6 +127,15 @@ func (u Upstream) Chosen() bool { return u.Service != nil || u.Waypoint != nil }
 
 // Decide finds the way for r. Its error is always a *Refusal.
 func Decide(r Request, snapshot *workload.Snapshot, pick balance.Picker) (Upstream, error) {
+	up, err := decide(r, snapshot, pick)
+	// That it took plaintext is of before.
+	if err == nil && up.Kind == Plaintext && up.Workload != nil && snapshot.Unreadable(up.Workload.UID) {
+		return Upstream{}, refuse(Unreadable, "what was said last of %s could not be read, and it took no tunnels before", up.Workload.UID)
+	}
+	return up, err
+}
+
+func decide(r Request, snapshot *workload.Snapshot, pick balance.Picker) (Upstream, error) {
 	dst := netip.AddrPortFrom(r.Destination.Addr().Unmap(), r.Destination.Port())
 	if r.Source == nil {
 		return Upstream{}, refuse(UnknownSource, "nothing is known about the pod that connects to %s", dst)
