@@ -24,12 +24,12 @@ func ofCluster() []Fault {
 		{
 			Name: "ztunnel-upgrade",
 			What: "ztunnel of every node is replaced by a newer one.",
-			How:  "kubectl rollout restart, with the DaemonSet's own grace; in force until the rollout is complete.",
+			How:  "kubectl rollout restart; in force until the newer ones are ready on every node. The former ones carry what was open, for longer than is measured.",
 			Inject: func(ctx context.Context, l *Lab) error {
 				return l.system(ctx, "rollout", "restart", "daemonset/"+ztunnel)
 			},
 			Until: func(ctx context.Context, l *Lab) error {
-				return l.system(ctx, "rollout", "status", "daemonset/"+ztunnel, "--timeout=180s")
+				return testbed.Eventually(ctx, settle, l.ztunnelsReady)
 			},
 		},
 		{

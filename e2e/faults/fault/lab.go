@@ -16,7 +16,9 @@ package fault
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -162,17 +164,56 @@ func (l *Lab) Forgive(ctx context.Context) error {
 	return l.Settle(ctx)
 }
 
-// Settle returns when all of Ambit is up again.
+// Settle returns when all of Ambit is up again, and nothing else of it is.
 func (l *Lab) Settle(ctx context.Context) error {
-	for _, what := range []string{"deployment/" + controller, "daemonset/" + ztunnel} {
-		err := testbed.Eventually(ctx, settle, func(ctx context.Context) error {
-			return l.system(ctx, "rollout", "status", what, "--timeout=20s")
-		})
-		if err != nil {
-			return fmt.Errorf("wait for %s: %w", what, err)
+	err := testbed.Eventually(ctx, settle, func(ctx context.Context) error {
+		return l.system(ctx, "rollout", "status", "deployment/"+controller, "--timeout=20s")
+	})
+	if err != nil {
+		return fmt.Errorf("wait for the controller: %w", err)
+	}
+	if err := testbed.Eventually(ctx, settle, l.ztunnelsReady); err != nil {
+		return fmt.Errorf("wait for ztunnel: %w", err)
+	}
+	return l.endFormer(ctx)
+}
+
+// ztunnelsReady asks whether the latest ztunnel is ready on every node, whatever becomes of former ones.
+func (l *Lab) ztunnelsReady(ctx context.Context) error {
+	want, err := l.Bed.Kubectl(ctx, "-n", System, "get", "daemonset", ztunnel, "-o",
+		`go-template={{if eq .metadata.generation .status.observedGeneration}}{{.status.desiredNumberScheduled}} {{index .metadata.annotations "deprecated.daemonset.template.generation"}}{{end}}`)
+	if err != nil {
+		return err
+	}
+	nodes, latest, ok := strings.Cut(strings.TrimSpace(want), " ")
+	if !ok {
+		return errors.New("the DaemonSet has changed just now")
+	}
+	pods, err := l.Bed.Kubectl(ctx, "-n", System, "get", "pods", "-l", "app="+ztunnel, "-o",
+		`go-template={{range .items}}{{if not .metadata.deletionTimestamp}}{{index .metadata.labels "pod-template-generation"}}{{range .status.conditions}}{{if eq .type "Ready"}} {{.status}}{{end}}{{end}}{{"\n"}}{{end}}{{end}}`)
+	if err != nil {
+		return err
+	}
+	ready := 0
+	for line := range strings.Lines(pods) {
+		if strings.TrimSpace(line) == latest+" True" {
+			ready++
 		}
 	}
+	if strconv.Itoa(ready) != nodes {
+		return fmt.Errorf("ztunnel is ready on %d nodes of %s", ready, nodes)
+	}
 	return nil
+}
+
+// endFormer ends ztunnels that were told to end and carry connections still: the next fault is not about them.
+func (l *Lab) endFormer(ctx context.Context) error {
+	pods, err := l.Bed.Kubectl(ctx, "-n", System, "get", "pods", "-l", "app="+ztunnel, "-o",
+		"go-template={{range .items}}{{if .metadata.deletionTimestamp}}{{.metadata.name}} {{end}}{{end}}")
+	if err != nil || strings.TrimSpace(pods) == "" {
+		return err
+	}
+	return l.system(ctx, append([]string{"delete", "pod", "--grace-period=0", "--force", "--ignore-not-found"}, strings.Fields(pods)...)...)
 }
 
 // podOf is the UID of a pod.
