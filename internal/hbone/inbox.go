@@ -40,8 +40,9 @@ type inbox struct {
 
 	// guarded by mu; without a sink there is a reader
 	sink     Sink
-	giving   bool // the reading goroutine is in sink.Take
+	giving   bool // a goroutine, the reading one or that of drain, is in sink.Take
 	draining bool // a goroutine gives the queue to the sink
+	waiting  bool // and is in sink.Write
 	told     bool // of the end
 }
 
@@ -122,6 +123,8 @@ func (in *inbox) drainLocked() {
 	}
 }
 
+// drain gives the sink what it takes at once, and has it wait for the rest. After a
+// failure nothing is waited for.
 func (in *inbox) drain() {
 	for {
 		in.mu.Lock()
@@ -132,15 +135,30 @@ func (in *inbox) drain() {
 			return
 		}
 		taken, told := in.queue, in.told
-		in.queue = nil
+		in.queue, in.giving = nil, true
 		in.mu.Unlock()
-		bytes, n := make(net.Buffers, len(taken)), 0
-		for i, c := range taken {
-			bytes[i] = c.b[c.r:c.w]
-			n += len(bytes[i])
+		var left net.Buffers
+		n := 0
+		for _, c := range taken {
+			b := c.b[c.r:c.w]
+			n += len(b)
+			if !told && len(left) == 0 {
+				b = b[in.sink.Take(b):]
+			}
+			if len(b) > 0 {
+				left = append(left, b)
+			}
 		}
-		if !told {
-			in.sink.Write(bytes)
+		in.mu.Lock()
+		in.giving = false
+		in.waiting = len(left) > 0 && !told && !in.failedLocked()
+		waits := in.waiting
+		in.mu.Unlock()
+		if waits {
+			in.sink.Write(left)
+			in.mu.Lock()
+			in.waiting = false
+			in.mu.Unlock()
 		}
 		for _, c := range taken {
 			c.free()
@@ -149,12 +167,17 @@ func (in *inbox) drain() {
 	}
 }
 
+// failedLocked tells of an end that is not one in order.
+func (in *inbox) failedLocked() bool { return in.err != nil && !errors.Is(in.err, io.EOF) }
+
 // tell tells the sink of the end, once, when it has come and nothing is left
-// before it. No lock may be held.
+// before it that it would take. No lock may be held.
 func (in *inbox) tell() {
 	in.mu.Lock()
 	due := in.sink != nil && in.err != nil && !in.told && !in.giving
-	if errors.Is(in.err, io.EOF) {
+	if in.failedLocked() {
+		due = due && (in.waiting || !in.draining || len(in.queue) == 0)
+	} else {
 		due = due && !in.draining && len(in.queue) == 0
 	}
 	if due {
@@ -168,8 +191,8 @@ func (in *inbox) tell() {
 }
 
 // finish sets what the reader gets after the queue; the first word counts. A
-// failure goes to a sink at once, so that it waits for nothing; the end in order
-// is the caller's to tell.
+// failure goes to a sink as soon as that has had what it takes without waiting; the
+// end in order is the caller's to tell.
 func (in *inbox) finish(err error) {
 	in.mu.Lock()
 	defer in.mu.Unlock()

@@ -26,6 +26,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/ambit-mesh/ambit/internal/hbone"
 )
 
 // Conn is one end of a connection: a *net.TCPConn, or a [hbone.Stream]. Two
@@ -188,12 +190,25 @@ func (d *direction) run() {
 	if err == nil {
 		blame, err = s.endHalf(d.src, d.dst)
 	}
-	if err != nil {
+	if err != nil && !s.isYetToDeliver(err) {
 		s.fail(blame.blame, err)
 	}
 	if s.left.Add(-1) == 0 {
 		s.finish()
 	}
+}
+
+// isYetToDeliver tells whether a write to a stream failed because the peer has
+// reset it, and what it sent before is still on its way to the other side: that
+// direction comes to the reset in its turn.
+func (s *session) isYetToDeliver(err error) bool {
+	reset, ok := errors.AsType[*hbone.ResetError](err)
+	if !ok || !reset.Remote {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.receiving && !s.ended
 }
 
 // over says that a direction is over, from where nothing may take long.

@@ -81,6 +81,33 @@ func TestResetIsCarriedBothWays(t *testing.T) {
 
 // No read or write of ours sees this reset: the client's half had ended, and the
 // server is silent.
+// What a peer sent before its reset arrives, also if the other side is just about to write: the kernel hands out what it has first, too.
+func TestWhatCameBeforeAResetIsDelivered(t *testing.T) {
+	for range 500 {
+		for _, kinds := range [][2]kind{{stream, socket}, {socket, stream}} {
+			r := start(t, kinds[0], kinds[1])
+			resets, other, want := r.client, r.server, ClientReset
+			if kinds[1] == stream {
+				resets, other, want = r.server, r.client, ServerReset
+			}
+			written := make(chan struct{})
+			go func() {
+				defer close(written)
+				for range 3 {
+					other.Write([]byte("y")) // it may fail
+				}
+			}()
+			r.write(resets, "last words")
+			Reset(resets)
+			r.read(other, "last words")
+			<-written
+			if res := r.result(); res.Reason != want {
+				t.Fatalf("%+v, want %s", res, want)
+			}
+		}
+	}
+}
+
 func TestResetAfterFINIsFound(t *testing.T) {
 	for _, k := range []kind{socket, stream} {
 		testResetAfterFIN(t, k)
