@@ -149,12 +149,16 @@ func (a *asker) ask(q question) (reply, error) {
 	}
 }
 
-// many asks a number of times at once, and returns the replies.
+// many asks a number of times, some at once, and returns the replies.
 func (a *asker) many(n int, q question) []reply {
+	const atOnce = 16
 	replies := make([]reply, n)
+	turn := make(chan struct{}, atOnce)
 	var all sync.WaitGroup
 	for i := range replies {
 		all.Go(func() {
+			turn <- struct{}{}
+			defer func() { <-turn }()
 			r, err := a.ask(q)
 			if err != nil {
 				r.Error = err.Error()
