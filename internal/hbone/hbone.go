@@ -71,13 +71,14 @@ type Stream interface {
 // that End may come while Write waits if the stream failed.
 type Sink interface {
 	// Take takes as many bytes of p as it can without waiting: no other stream of
-	// the tunnel gets anything until it returns.
+	// the tunnel may get anything until it returns.
 	Take(p []byte) int
 	// Write takes what Take did not. It may wait; meanwhile nothing else comes.
 	Write(p net.Buffers)
-	// End comes after the last byte, with io.EOF, or as soon as the stream failed,
-	// as Read would; what was not given by then never is. It does not come once
-	// the stream was closed or reset by this side.
+	// End comes after the last byte, with io.EOF. When the stream failed it comes
+	// after what Take takes, and during a Write that waits; what was not given by
+	// then never is. It does not come once the stream was closed or reset by this
+	// side.
 	End(err error)
 }
 
