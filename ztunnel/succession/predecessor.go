@@ -51,7 +51,7 @@ func (p *Predecessor) watch() {
 func (p *Predecessor) Gone() <-chan struct{} { return p.gone }
 
 // TakeOver returns when it no longer looks after the node: nil also if it ended
-// instead. An error means that it neither answered nor ended.
+// instead. An error means that it neither ceded nor ended.
 func (p *Predecessor) TakeOver(ctx context.Context) error {
 	if say(p.conn, takeOver) != nil {
 		return nil // it has ended
@@ -60,8 +60,8 @@ func (p *Predecessor) TakeOver(ctx context.Context) error {
 	defer cancel()
 	select {
 	case err := <-p.said:
-		if errors.Is(err, bufio.ErrBufferFull) {
-			return err
+		if errors.Is(err, errUnknown) {
+			return fmt.Errorf("take over the node: %w", err)
 		}
 		return nil
 	case <-ctx.Done():

@@ -17,6 +17,7 @@ package succession
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"net"
 	"strings"
@@ -39,14 +40,20 @@ func say(conn net.Conn, what string) error {
 	return nil
 }
 
+// errUnknown: the other one speaks, and not what is known here.
+var errUnknown = errors.New("not understood")
+
 // hear demands a line.
 func hear(from *bufio.Reader, want string) error {
 	line, err := from.ReadSlice('\n')
+	if errors.Is(err, bufio.ErrBufferFull) {
+		return fmt.Errorf("hear %q: %w", want, errUnknown)
+	}
 	if err != nil {
 		return fmt.Errorf("hear %q: %w", want, err)
 	}
 	if got := strings.TrimSuffix(string(line), "\n"); got != want {
-		return fmt.Errorf("heard %q, want %q", got, want)
+		return fmt.Errorf("heard %q, want %q: %w", got, want, errUnknown)
 	}
 	return nil
 }

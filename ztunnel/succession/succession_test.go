@@ -1,10 +1,12 @@
 package succession
 
 import (
+	"bufio"
 	"context"
 	"log/slog"
 	"net"
 	"path/filepath"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -155,6 +157,22 @@ func TestASecondIsRefused(t *testing.T) {
 		go second.TakeOver(t.Context())
 		return second.Gone()
 	}())
+}
+
+func TestOneThatSpeaksOtherwise(t *testing.T) {
+	for _, says := range []string{"no\n", strings.Repeat("x", 2*maxLine)} {
+		mine, theirs := net.Pipe()
+		defer theirs.Close()
+		p := &Predecessor{conn: mine, from: bufio.NewReaderSize(mine, maxLine), gone: make(chan struct{}), said: make(chan error, 1)}
+		go p.watch()
+		go func() {
+			theirs.Read(make([]byte, maxLine))
+			theirs.Write([]byte(says))
+		}()
+		if err := p.TakeOver(t.Context()); err == nil {
+			t.Errorf("took over from one that says %.10q", says)
+		}
+	}
 }
 
 // One that neither answers nor ends is not waited for for ever.
