@@ -14,7 +14,7 @@
 //
 // Invariants: an answer that is passed on, and one that names are learnt from, came from a resolver of the node, for the very
 // question; where there is none in time, the answer is SERVFAIL, and the server that the pod addressed is not asked instead.
-// Questions in flight, their size and their time are bounded. When Run returns, so has every goroutine it started.
+// Questions that wait, those in flight, their size and their time are bounded. When Run returns, so has every goroutine it started.
 //
 // Bringing questions here is redirect's job; what learnt names are good for is egress'.
 package dns
@@ -28,8 +28,12 @@ import (
 
 // Limits of ours.
 const (
-	// maxInFlight questions of one pod wait for answers: a busy client has some tens, and what is beyond is told so.
+	// maxInFlight questions of one pod wait for answers: a busy client has some tens.
 	maxInFlight = 256
+	// maxWaiting questions of one pod wait for others to be answered: hundreds of connections that are opened at once come to
+	// a thousand questions, which take a fraction of a second. What is beyond is told so. A client that was told that a name
+	// cannot be found gives up, and does not ask again, as it would had the question been lost on the way.
+	maxWaiting = 2048
 	// maxExchanges of all pods are under way, each with a socket.
 	maxExchanges = 4096
 	// maxQuestion is the size of a datagram that asks: with every option that is in use it has some hundred bytes.

@@ -35,12 +35,13 @@ type Config struct {
 type Proxy struct {
 	cfg     Config
 	streams *listen.Server
-	slots   chan struct{}
+	// room is for questions that wait, or are in flight; slots is for the latter.
+	room, slots chan struct{}
 }
 
 // New makes a Proxy; Run is to be called once.
 func New(cfg Config) *Proxy {
-	return &Proxy{cfg: cfg, streams: listen.New(cfg.Streams, maxStreams, cfg.Logger), slots: make(chan struct{}, maxInFlight)}
+	return &Proxy{cfg: cfg, streams: listen.New(cfg.Streams, maxStreams, cfg.Logger), room: make(chan struct{}, maxInFlight+maxWaiting), slots: make(chan struct{}, maxInFlight)}
 }
 
 // Run answers until ctx ends. An error means that one way to ask had to be given up before.
@@ -109,7 +110,7 @@ func fit(q question, answer []byte) []byte {
 
 func (p *Proxy) enter() bool {
 	select {
-	case p.slots <- struct{}{}:
+	case p.room <- struct{}{}:
 		p.cfg.Metrics.inFlight.Inc()
 		return true
 	default:
@@ -119,7 +120,7 @@ func (p *Proxy) enter() bool {
 
 func (p *Proxy) leave() {
 	p.cfg.Metrics.inFlight.Dec()
-	<-p.slots
+	<-p.room
 }
 
 // refuse answers what is not passed on.
@@ -148,15 +149,7 @@ func (p *Proxy) answer(ctx context.Context, q question, server netip.AddrPort, s
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	var answer []byte
-	direct, err := p.cfg.Direct(server)
-	switch {
-	case err != nil:
-	case direct:
-		answer, err = p.cfg.Resolver.resolve(ctx, q, []netip.AddrPort{server}, stream)
-	default:
-		answer, err = p.cfg.Resolver.resolve(ctx, q, p.cfg.Resolver.Servers(), stream)
-	}
+	answer, direct, err := p.resolve(ctx, q, server, stream)
 	if err != nil {
 		result := "no_answer"
 		if errors.Is(err, errOverloaded) {
@@ -174,4 +167,22 @@ func (p *Proxy) answer(ctx context.Context, q question, server netip.AddrPort, s
 	p.cfg.Metrics.questions.WithLabelValues(transport, "answered").Inc()
 	p.cfg.Metrics.seconds.Observe(time.Since(began).Seconds())
 	return answer
+}
+
+// resolve asks, once fewer than maxInFlight others are in flight. direct: it asked the server that the pod addressed.
+func (p *Proxy) resolve(ctx context.Context, q question, server netip.AddrPort, stream bool) (answer []byte, direct bool, err error) {
+	select {
+	case p.slots <- struct{}{}:
+		defer func() { <-p.slots }()
+	case <-ctx.Done():
+		return nil, false, errOverloaded
+	}
+	servers := p.cfg.Resolver.Servers()
+	if direct, err = p.cfg.Direct(server); err != nil {
+		return nil, false, err
+	} else if direct {
+		servers = []netip.AddrPort{server}
+	}
+	answer, err = p.cfg.Resolver.resolve(ctx, q, servers, stream)
+	return answer, direct, err
 }

@@ -2,6 +2,7 @@ package dns
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -9,9 +10,11 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/net/dns/dnsmessage"
 )
 
@@ -252,7 +255,47 @@ func TestStreamsArePipelined(t *testing.T) {
 	}
 }
 
-// What is beyond the limit is told so at once, and other pods' questions are answered.
+// A pod that opens hundreds of connections at once asks more than is asked about at a time: all of it is answered.
+func TestBurstsWait(t *testing.T) {
+	var mu sync.Mutex
+	asking, most := 0, 0
+	count := func(n int) {
+		mu.Lock()
+		defer mu.Unlock()
+		asking += n
+		most = max(most, asking)
+	}
+	r := NewResolver(func() []netip.AddrPort { return []netip.AddrPort{addressed} }, NewMetrics(prometheus.NewRegistry()))
+	r.ask = func(_ context.Context, q question, _ netip.AddrPort, _ bool) ([]byte, error) {
+		count(1)
+		defer count(-1)
+		time.Sleep(20 * time.Millisecond)
+		return hosts(q.message, false), nil
+	}
+	p := newPod(t, func(c *Config) {
+		c.Resolver = r
+		c.Learn = func(Answer) {}
+	})
+	const burst = maxInFlight + maxWaiting
+	for i := range burst {
+		p.in <- datagram{ask(t, uint16(i), "shop.example.", dnsmessage.TypeA, 0), client, addressed}
+	}
+	for range burst {
+		select {
+		case d := <-p.out:
+			if rcode(d.b) != dnsmessage.RCodeSuccess {
+				t.Fatalf("%x", d.b)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("some are not answered")
+		}
+	}
+	if most > maxInFlight {
+		t.Errorf("%d questions were in flight, want at most %d", most, maxInFlight)
+	}
+}
+
+// What is beyond the limits is told so at once, and other pods' questions are answered.
 func TestQuestionsInFlightAreBounded(t *testing.T) {
 	hold := make(chan struct{})
 	t.Cleanup(func() { close(hold) })
@@ -260,7 +303,7 @@ func TestQuestionsInFlightAreBounded(t *testing.T) {
 	p := newPod(t, nil, slow.at)
 	question := ask(t, 7, "shop.example.", dnsmessage.TypeA, 0)
 	began := time.Now()
-	for range maxInFlight + 1 {
+	for range maxInFlight + maxWaiting + 1 {
 		p.in <- datagram{question, client, addressed}
 	}
 	if d := <-p.out; rcode(d.b) != dnsmessage.RCodeServerFailure || time.Since(began) > tryTimeout {

@@ -37,7 +37,7 @@ func (r *Resolver) resolve(ctx context.Context, q question, servers []netip.Addr
 	select {
 	case r.slots <- struct{}{}:
 		defer func() { <-r.slots }()
-	default:
+	case <-ctx.Done():
 		return nil, errOverloaded
 	}
 	if len(servers) == 0 {

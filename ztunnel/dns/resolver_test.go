@@ -38,7 +38,7 @@ func TestSilenceEndsInTime(t *testing.T) {
 			<-ctx.Done()
 			return nil, ctx.Err()
 		}
-		p := &Proxy{cfg: Config{
+		p := &Proxy{slots: make(chan struct{}, 1), cfg: Config{
 			Resolver: r, Metrics: metrics, Logger: slog.New(slog.DiscardHandler),
 			Learn: func(Answer) {}, Direct: func(netip.AddrPort) (bool, error) { return false, nil },
 		}}
@@ -67,7 +67,13 @@ func TestExchangesAreBounded(t *testing.T) {
 	for range maxExchanges {
 		r.slots <- struct{}{}
 	}
-	if _, err := r.resolve(t.Context(), question{}, r.Servers(), false); !errors.Is(err, errOverloaded) {
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if _, err := r.resolve(ctx, question{}, r.Servers(), false); !errors.Is(err, errOverloaded) {
+		t.Errorf("%v", err)
+	}
+	<-r.slots // which another question gives back
+	if _, err := r.resolve(t.Context(), question{}, r.Servers(), false); !errors.Is(err, errNoServers) {
 		t.Errorf("%v", err)
 	}
 }

@@ -145,6 +145,9 @@ func (c *Capture) listenDatagrams() (err error) {
 		if err := setsockopt(fd, unix.SOL_IP, unix.IP_RECVORIGDSTADDR, 1); err != nil {
 			return err
 		}
+		if err := setsockopt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, datagramBuffer); err != nil {
+			return err
+		}
 		return c.redirect.node.SetListener(c.slot, bpf.DNS, fd)
 	})
 	if err != nil {
@@ -267,6 +270,10 @@ func (d *Datagrams) Write(b []byte, client, server netip.AddrPort) error {
 	}
 	return nil
 }
+
+// datagramBuffer is what may wait to be read, as the kernel counts it: thousands of questions, where the usual buffer holds two
+// hundred. One that is lost is asked again after five seconds.
+const datagramBuffer = 1 << 20
 
 // maxDatagram is what a datagram may hold: an IPv4 packet has 65535 bytes (RFC 791 section 3.1).
 const maxDatagram = 65535 - ip4Size - udpSize

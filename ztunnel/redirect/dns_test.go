@@ -90,6 +90,42 @@ func (r *resolver) take() []netip.AddrPort {
 	return asked
 }
 
+// What a pod asks in a burst waits for a ztunnel that has not got round to it.
+func TestBurstsOfQuestionsWait(t *testing.T) {
+	a := openNode(t, netnstest.New(t, "a").Node("a"))
+	pod := podOf(t, a.Pod("pod"))
+	pod.DNS = true
+	c, err := a.Enroll(t.Context(), pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	carryUntilEnd(t, c)
+	const burst = 1000
+	err = pod.NetNS.Do(func() error {
+		app, err := net.Dial("udp", netip.AddrPortFrom(noServer4, dnsPort).String())
+		if err != nil {
+			return err
+		}
+		defer app.Close()
+		for range burst {
+			if _, err := app.Write(make([]byte, 64)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.DNS.conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+	for n := range burst {
+		if _, _, _, err := c.DNS.Read(make([]byte, 100)); err != nil {
+			t.Fatalf("%d of %d questions came: %v", n, burst, err)
+		}
+	}
+	c.DNS.conn.SetReadDeadline(time.Time{})
+}
+
 // Whatever server a pod asks, and however, ztunnel answers, in that server's name.
 func TestQuestionsToAnyServerAreCaptured(t *testing.T) {
 	for _, way := range []string{"tcx", "clsact"} {
