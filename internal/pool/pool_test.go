@@ -329,7 +329,8 @@ func identity(sa string) spiffe.ID {
 	return spiffe.ID{TrustDomain: "cluster.local", Namespace: "shop", ServiceAccount: sa}
 }
 
-// rig is a pool whose peers echo, without TLS.
+// rig is a pool whose peers echo, without TLS: over TCP, or over pipes where a test has a
+// time of its own.
 type rig struct {
 	t        *testing.T
 	pool     *Pool
@@ -339,7 +340,7 @@ type rig struct {
 	hold     sync.Mutex // held to keep dials from ending
 
 	trust     trust
-	listener  net.Listener
+	listener  net.Listener // nil: pipes
 	serving   sync.WaitGroup
 	serveConn func(context.Context, net.Conn)
 
@@ -363,15 +364,29 @@ func startWith(t *testing.T, serveConn func(context.Context, net.Conn)) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{t: t, listener: l, serveConn: serveConn, target: Target{netip.MustParseAddrPort("192.0.2.1:15008"), []spiffe.ID{identity("web")}}}
-	r.trust.changed = make(chan struct{})
+	r := newRig(t, serveConn)
+	r.listener = l
 	r.serving.Go(r.serve)
+	return r
+}
+
+// startPiped is start within a bubble of synctest's.
+func startPiped(t *testing.T) *rig {
+	t.Helper()
+	return newRig(t, echo)
+}
+
+func newRig(t *testing.T, serveConn func(context.Context, net.Conn)) *rig {
+	r := &rig{t: t, serveConn: serveConn, target: Target{netip.MustParseAddrPort("192.0.2.1:15008"), []spiffe.ID{identity("web")}}}
+	r.trust.changed = make(chan struct{})
 	r.pool = New(Config{Dial: r.dial, Trust: &r.trust, Metrics: NewMetrics(prometheus.NewRegistry()), Logger: slog.New(slog.DiscardHandler)})
 	t.Cleanup(func() {
 		ended, cancel := context.WithCancel(context.Background())
 		cancel()
 		r.pool.Close(ended)
-		l.Close()
+		if r.listener != nil {
+			r.listener.Close()
+		}
 		r.killTunnels()
 		r.serving.Wait()
 	})
@@ -385,6 +400,11 @@ func (r *rig) dial(context.Context, Target) (net.Conn, error) {
 	if err := r.failWith.Load(); err != nil {
 		return nil, *err
 	}
+	if r.listener == nil {
+		conn, peer := net.Pipe()
+		r.take(peer)
+		return conn, nil
+	}
 	return net.Dial("tcp", r.listener.Addr().String())
 }
 
@@ -394,15 +414,20 @@ func (r *rig) serve() {
 		if err != nil {
 			return
 		}
-		ctx, drain := context.WithCancel(context.Background())
-		r.mu.Lock()
-		r.peers = append(r.peers, peer{conn, drain})
-		r.mu.Unlock()
-		r.serving.Go(func() {
-			defer drain()
-			r.serveConn(ctx, conn)
-		})
+		r.take(conn)
 	}
+}
+
+// take serves one tunnel.
+func (r *rig) take(conn net.Conn) {
+	ctx, drain := context.WithCancel(context.Background())
+	r.mu.Lock()
+	r.peers = append(r.peers, peer{conn, drain})
+	r.mu.Unlock()
+	r.serving.Go(func() {
+		defer drain()
+		r.serveConn(ctx, conn)
+	})
 }
 
 func echo(ctx context.Context, conn net.Conn) {

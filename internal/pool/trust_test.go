@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -188,54 +189,52 @@ func (r *rig) open2(t *testing.T) *Stream {
 // A tunnel with connections has another one made in time, by which both ends prove
 // themselves anew: the connections live on in theirs, and later ones go into the new.
 func TestTunnelsAreProvenAnewInTime(t *testing.T) {
-	r := start(t)
-	const lasts = 2 * time.Second
-	r.trust.lasts.Store(int64(lasts))
-	s := r.open()
-	first := s.tunnel
-	idle := r.open2(t)
-	idle.Close()
-	for began := time.Now(); time.Since(began) < 3*lasts; time.Sleep(50 * time.Millisecond) {
-		r.echo(s)
-	}
-	if n := r.dials.Load(); n < 4 || n > 6 {
-		t.Errorf("%d dials in three times what a proof lasts; of the unused tunnel's peer none but one is needed", n)
-	}
-	next := r.open()
-	defer next.Close()
-	r.echo(next)
-	if next.tunnel == first {
-		t.Error("a new connection is in the tunnel of which a certificate has ended")
-	}
+	synctest.Test(t, func(t *testing.T) {
+		r := startPiped(t)
+		const lasts = 2 * time.Second
+		r.trust.lasts.Store(int64(lasts))
+		s := r.open()
+		first := s.tunnel
+		idle := r.open2(t)
+		idle.Close()
+		for began := time.Now(); time.Since(began) < 3*lasts; time.Sleep(50 * time.Millisecond) {
+			r.echo(s)
+		}
+		// After three quarters of it each time; of the unused tunnel's peer none is needed.
+		if n := r.dials.Load(); n != 5 {
+			t.Errorf("%d dials in three times what a proof lasts, want 5: two, and three anew", n)
+		}
+		next := r.open()
+		r.echo(next)
+		if next.tunnel == first {
+			t.Error("a new connection is in the tunnel of which a certificate has ended")
+		}
+	})
 }
 
 // If they cannot prove themselves anew, the connections end when the proof does.
 func TestTunnelsThatAreNotProvenAnewEnd(t *testing.T) {
-	r := start(t)
-	const lasts = 2 * time.Second
-	r.trust.lasts.Store(int64(lasts))
-	s := r.open()
-	r.echo(s)
-	refused := errors.New("refused")
-	r.failWith.Store(&refused)
-	reason := make(chan error, 1)
-	s.OnDistrust(func(err error) { reason <- err })
-	select {
-	case err := <-reason:
-		t.Fatalf("cut before the end: %v", err)
-	case <-time.After(lasts - 200*time.Millisecond):
-	}
-	if r.dials.Load() < 2 {
-		t.Error("nothing was tried")
-	}
-	select {
-	case err := <-reason:
-		if !errors.Is(err, errNotTrusted) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startPiped(t)
+		const lasts = 2 * time.Second
+		r.trust.lasts.Store(int64(lasts))
+		began := time.Now()
+		s := r.open()
+		refused := errors.New("refused")
+		r.failWith.Store(&refused)
+		reason := make(chan error, 1)
+		s.OnDistrust(func(err error) { reason <- err })
+		r.echo(s)
+		if err := <-reason; !errors.Is(err, errNotTrusted) {
 			t.Errorf("cut for %v", err)
 		}
-	case <-time.After(time.Second):
-		t.Fatal("not cut at the end")
-	}
+		if lived := time.Since(began); lived < lasts || lived > lasts+10*time.Millisecond {
+			t.Errorf("cut after %v, want %v", lived, lasts)
+		}
+		if n := r.dials.Load(); n < 2 {
+			t.Error("nothing was tried")
+		}
+	})
 }
 
 // A root is about to go: another tunnel is made beside the one with connections, in
