@@ -147,6 +147,8 @@ type connectTunnelledKey struct {
 	_           structs.HostLayout
 	Bits        uint32
 	Destination connectAddr
+	Port        uint16
+	None        uint16
 }
 
 type connectVerdict uint32

@@ -209,7 +209,11 @@ static __always_inline bool is_precapture(struct __sk_buff *skb, const struct gu
 /* A tunnel's port is at one of the ends: its packets carry TLS. */
 static __always_inline bool is_shut(const struct segment *segment, bool strict)
 {
-	struct tunnelled_key key = { .bits = 8 * sizeof(struct addr), .destination = segment->flow.destination };
+	struct tunnelled_key key = {
+		.bits = 8 * (sizeof(key.destination) + sizeof(key.port)),
+		.destination = segment->flow.destination,
+		.port = segment->flow.destination_port,
+	};
 	enum tunnelled *tunnelled;
 
 	if (segment->flow.destination_port == bpf_htons(PORT_HBONE) || segment->flow.source_port == bpf_htons(PORT_HBONE))

@@ -84,6 +84,8 @@ type guardTunnelledKey struct {
 		_    structs.HostLayout
 		Word [4]uint32
 	}
+	Port uint16
+	None uint16
 }
 
 // Names of all BPF objects in the ELF.

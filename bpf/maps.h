@@ -99,15 +99,17 @@ struct {
 	__type(value, __u64);
 } mesh_precapture SEC(".maps");
 
-/* A range of addresses. */
+/* A range of addresses, or one port of an address. */
 struct tunnelled_key {
 	__u32 bits; /* that count of what follows */
 	struct addr destination;
+	__u16 port; /* network byte order */
+	__u16 none;
 };
-_Static_assert(sizeof(struct tunnelled_key) == 20, "no padding in a key");
+_Static_assert(sizeof(struct tunnelled_key) == 24, "no padding in a key");
 
-/* Where ztunnel sends nothing of TCP but to or from a tunnel's port, whatever pod it is for -> enum tunnelled. The longest range
- * counts. Written by Go. Pinned. */
+/* Where ztunnel sends nothing of TCP but to or from a tunnel's port, whatever pod it is for -> enum tunnelled. The longest key
+ * counts, and so a port before its address. Written by Go. Pinned. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

@@ -41,7 +41,8 @@ enum number {
 	MAX_UDP_RANGES = 16,
 	/* Destinations outside the mesh that are told of all pods together. */
 	MAX_DESTINATIONS = 65536,
-	/* Addresses that ztunnel reaches by tunnels alone: two of each of 65,536 pods. What is beyond, Go makes ranges of. */
+	/* Addresses, and ports of some, that ztunnel reaches by tunnels alone: two of each of 65,536 pods. What is beyond, Go makes
+	 * ranges of. */
 	MAX_TUNNELLED = 131072,
 	/* Counters in mesh_verdicts. */
 	MAX_VERDICTS = 256,
@@ -94,7 +95,7 @@ enum egress_flag {
 
 /* Value in mesh_tunnelled: by whom the addresses are reached by tunnels alone. */
 enum tunnelled {
-	/* By every pod: a strict pod has the address. */
+	/* By every pod: a strict pod has the address, or refuses plaintext to the port. */
 	TUNNELLED_BY_ALL = 1,
 	/* By strict pods: a strict pod may have it, for all that the map has room for. */
 	TUNNELLED_BY_STRICT = 2,

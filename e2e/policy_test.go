@@ -87,6 +87,47 @@ spec: {mtls: {mode: STRICT}}
 	}
 }
 
+// What a NodePort leads to a strict pod comes in plaintext, past what the sender's node could hold: the pod's own ztunnel refuses it,
+// from outside of the mesh and from within.
+func TestAStrictPodRefusesWhatANodePortLeadsToIt(t *testing.T) {
+	t.Parallel()
+	p := enrolledPair(t, "e2e-strict-nodeport")
+	outside := newPlace(t, "e2e-strict-nodeport-outside")
+	outside.apply(pair())
+	outside.ready("client")
+	const port = 30482
+	p.apply(fmt.Sprintf(`apiVersion: v1
+kind: Service
+metadata: {name: np}
+spec: {type: NodePort, selector: {app: server}, ports: [{port: 80, targetPort: 8080, nodePort: %d}]}
+`, port))
+	var urls []string
+	for _, node := range []string{"172.30.0.11", "172.30.0.12"} {
+		urls = append(urls, fmt.Sprintf("http://%s:%d/whoami", node, port))
+	}
+	for _, url := range urls {
+		outside.answers("client", url)
+		p.answers("client", url)
+	}
+	p.apply(`
+apiVersion: ambit.mesh/v1alpha1
+kind: PeerAuthentication
+metadata: {name: default}
+spec: {selector: {matchLabels: {app: server}}, mtls: {mode: STRICT}}
+`)
+	for _, url := range urls {
+		for from, place := range map[string]*place{"outside": outside, "the mesh": p} {
+			p.eventually("plaintext from "+from+" by "+url+" is refused", func() error {
+				if out, err := place.tool("client", "get", "-timeout", "3s", url); err == nil {
+					return fmt.Errorf("answered %s", out)
+				}
+				return nil
+			})
+		}
+	}
+	p.must("client", "get", "http://"+p.ip("server")+":8080/whoami")
+}
+
 // A dry run lets everything in, and says in metrics and log what it would not have.
 func TestADryRunIsCounted(t *testing.T) {
 	t.Parallel()

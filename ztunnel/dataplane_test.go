@@ -208,7 +208,12 @@ func (b *bed) wantTransports(want string) {
 
 func mustDial(t *testing.T, from *netnstest.App, to netip.Addr) *netnstest.AppConn {
 	t.Helper()
-	conn, err := from.Dial(netip.AddrPortFrom(to, 8080))
+	return mustDialPort(t, from, to, 8080)
+}
+
+func mustDialPort(t *testing.T, from *netnstest.App, to netip.Addr, port uint16) *netnstest.AppConn {
+	t.Helper()
+	conn, err := from.Dial(netip.AddrPortFrom(to, port))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,9 +31,9 @@ type tunnelled struct {
 
 	// Owned by followTunnelled.
 	done   bool
-	number uint64                   // of the snapshot's that was done
-	ranges []netip.Prefix           // of pods, then
-	late   map[netip.Addr]time.Time // still carried in plaintext, since
+	number uint64                        // of the snapshot's that was done
+	ranges []netip.Prefix                // of pods, then
+	late   map[bpf.TunnelledTo]time.Time // still carried in plaintext, since
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -74,12 +75,12 @@ func (d *dataplane) tunnel(snapshot *workload.Snapshot) (settled bool) {
 	if t.done && number == t.number && slices.Equal(t.ranges, snapshot.PodRanges()) {
 		return true
 	}
-	var addrs []netip.Addr
+	var shut []bpf.TunnelledTo
 	for _, w := range all {
-		addrs = append(addrs, w.Addresses...)
+		shut = append(shut, shutOf(w)...)
 	}
-	addrs, waiting := d.withoutCarried(addrs)
-	plan, full := planTunnelled(addrs, snapshot.PodRanges(), t.most)
+	shut, waiting := d.withoutCarried(shut)
+	plan, full := planTunnelled(shut, snapshot.PodRanges(), t.most)
 	if !d.synced() {
 		// What an earlier process knew is still so, for all that this one knows.
 		before, err := opened.TunnelledOnly()
@@ -98,11 +99,26 @@ func (d *dataplane) tunnel(snapshot *workload.Snapshot) (settled bool) {
 	t.number, t.ranges, t.done = number, snapshot.PodRanges(), !waiting && d.synced()
 	problem := ""
 	if full {
-		problem = fmt.Sprintf("TunnelledFull: %d addresses of strict pods are more than the kernel is told (%d): "+
-			"strict pods of this node reach nothing in the pod ranges in plaintext. Let fewer workloads be strict, or split the mesh.", len(addrs), t.most)
+		problem = fmt.Sprintf("TunnelledFull: %d addresses and ports of strict pods are more than the kernel is told (%d): "+
+			"strict pods of this node reach nothing in the pod ranges in plaintext. Let fewer workloads be strict, or split the mesh.", len(shut), t.most)
 	}
 	t.tell(problem)
 	return t.done
+}
+
+// shutOf lists what of a workload is reached by tunnels alone: its addresses, or single ports of each.
+func shutOf(w *workload.Workload) (shut []bpf.TunnelledTo) {
+	all, ports := w.TunnelsOnly()
+	for _, addr := range w.Addresses {
+		if all {
+			shut = append(shut, bpf.TunnelledAddr(addr, 0))
+			continue
+		}
+		for _, port := range ports {
+			shut = append(shut, bpf.TunnelledAddr(addr, port))
+		}
+	}
+	return shut
 }
 
 func (t *tunnelled) fail(d *dataplane, err error) bool {
@@ -122,67 +138,76 @@ func (t *tunnelled) tell(problem string) (other bool) {
 	return other
 }
 
-// withoutCarried leaves out the addresses to which this process still carries connections in plaintext, for their grace, and cuts
-// those whose grace is over.
-func (d *dataplane) withoutCarried(addrs []netip.Addr) (without []netip.Addr, waiting bool) {
-	t, now := &d.tunnelled, time.Now()
-	carried := map[netip.Addr][]*conns.Conn{}
-	for _, c := range d.conns.Live() {
-		if c.Transport != conns.Plaintext {
-			continue
-		}
-		peer := c.Destination.Addr.Addr()
-		if c.Direction == conns.Inbound {
-			peer = c.Source.Addr.Addr()
-		}
-		carried[peer] = append(carried[peer], c)
-	}
-	late := map[netip.Addr]time.Time{}
-	for _, addr := range addrs {
-		live := carried[addr]
+// withoutCarried leaves out that to which this process still carries connections in plaintext, for their grace, and cuts those
+// whose grace is over.
+func (d *dataplane) withoutCarried(shut []bpf.TunnelledTo) (without []bpf.TunnelledTo, waiting bool) {
+	t, now, carried := &d.tunnelled, time.Now(), d.carriedInPlaintext()
+	late := map[bpf.TunnelledTo]time.Time{}
+	for _, to := range shut {
+		live := carried[to]
 		if len(live) == 0 {
-			without = append(without, addr)
+			without = append(without, to)
 			continue
 		}
-		since, known := t.late[addr]
+		since, known := t.late[to]
 		if !known {
 			since = now
 			d.logger.Warn("pod takes nothing in plaintext any more: connections with it go on, and end after the grace",
-				"address", addr, "connections", len(live), "grace", d.grace)
+				"to", to.String(), "connections", len(live), "grace", d.grace)
 		}
 		if now.Sub(since) >= d.grace {
 			for _, c := range live {
-				c.Cut(conns.TunnelRequired, fmt.Errorf("%s takes nothing in plaintext any more: %w", addr, errTurnedStrict))
+				c.Cut(conns.TunnelRequired, fmt.Errorf("%s takes nothing in plaintext any more: %w", to, errTurnedStrict))
 			}
 		}
 		if now.Sub(since) >= d.grace+tunnelledEnding {
-			without = append(without, addr)
+			without = append(without, to)
 			continue
 		}
-		late[addr], waiting = since, true
+		late[to], waiting = since, true
 	}
 	t.late = late
 	return without, waiting
 }
 
+// carriedInPlaintext are the live connections by the address that this process sends to, and by its port.
+func (d *dataplane) carriedInPlaintext() map[bpf.TunnelledTo][]*conns.Conn {
+	carried := map[bpf.TunnelledTo][]*conns.Conn{}
+	for _, c := range d.conns.Live() {
+		if c.Transport != conns.Plaintext {
+			continue
+		}
+		peer := c.Destination.Addr
+		if c.Direction == conns.Inbound {
+			peer = c.Source.Addr
+		}
+		for _, port := range []uint16{0, peer.Port()} {
+			to := bpf.TunnelledAddr(peer.Addr(), port)
+			carried[to] = append(carried[to], c)
+		}
+	}
+	return carried
+}
+
 var errTurnedStrict = errors.New("it turned strict")
 
-// planTunnelled is what the kernel is told of addresses that are reached by tunnels alone: each for itself as long as there is room
-// for most, or else the ranges that all pods are in, for strict pods, and then the others as far as there is room.
-func planTunnelled(addrs []netip.Addr, podRanges []netip.Prefix, most int) (plan map[netip.Prefix]bpf.Tunnelled, full bool) {
-	plan = make(map[netip.Prefix]bpf.Tunnelled, min(len(addrs), most))
-	if full = len(addrs) > most; full {
+// planTunnelled is what the kernel is told of that which is reached by tunnels alone: each for itself as long as there is room for
+// most, or else the ranges that all pods are in, for strict pods, and then the others as far as there is room, whole addresses first.
+func planTunnelled(shut []bpf.TunnelledTo, podRanges []netip.Prefix, most int) (plan map[bpf.TunnelledTo]bpf.Tunnelled, full bool) {
+	plan = make(map[bpf.TunnelledTo]bpf.Tunnelled, min(len(shut), most))
+	if full = len(shut) > most; full {
 		wide := podRanges
-		if len(wide) > most/2 || slices.ContainsFunc(addrs, outside(podRanges)) {
+		if len(wide) > most/2 || slices.ContainsFunc(shut, outside(podRanges)) {
 			wide = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
 		}
 		for _, r := range wide {
-			plan[r] = bpf.TunnelledByStrict
+			plan[bpf.TunnelledTo{Range: r}] = bpf.TunnelledByStrict
 		}
-		addrs = slices.SortedFunc(slices.Values(addrs), netip.Addr.Compare)
+		shut = slices.SortedFunc(slices.Values(shut), func(a, b bpf.TunnelledTo) int {
+			return cmp.Or(cmp.Compare(min(a.Port, 1), min(b.Port, 1)), a.Range.Addr().Compare(b.Range.Addr()), cmp.Compare(a.Port, b.Port))
+		})
 	}
-	for _, addr := range addrs {
-		to := netip.PrefixFrom(addr, addr.BitLen())
+	for _, to := range shut {
 		if _, known := plan[to]; !known && len(plan) == most {
 			break
 		}
@@ -191,15 +216,15 @@ func planTunnelled(addrs []netip.Addr, podRanges []netip.Prefix, most int) (plan
 	return plan, full
 }
 
-// outside tells whether an address is in none of the ranges, of which there may be thousands.
-func outside(ranges []netip.Prefix) func(netip.Addr) bool {
+// outside tells whether something is in none of the ranges, of which there may be thousands.
+func outside(ranges []netip.Prefix) func(bpf.TunnelledTo) bool {
 	there, lengths := map[netip.Prefix]bool{}, map[int]bool{}
 	for _, r := range ranges {
 		there[r.Masked()], lengths[r.Bits()] = true, true
 	}
-	return func(addr netip.Addr) bool {
+	return func(to bpf.TunnelledTo) bool {
 		for bits := range lengths {
-			if r, err := addr.Prefix(bits); err == nil && there[r] {
+			if r, err := to.Range.Addr().Prefix(bits); err == nil && there[r] {
 				return false
 			}
 		}

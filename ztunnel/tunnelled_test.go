@@ -33,12 +33,18 @@ func (b *bed) followTunnelledUntilEnd() {
 // await publishes a pod that its node is still to capture.
 func (b *bed) await(pod *netnstest.Pod, mode mesh.MutualTLS_Mode) {
 	b.t.Helper()
-	config, err := anypb.New(&mesh.MutualTLS{Mode: mode, AwaitsCapture: true})
+	b.say(pod, &mesh.MutualTLS{Mode: mode, AwaitsCapture: true})
+}
+
+// say publishes a pod of which something is said.
+func (b *bed) say(pod *netnstest.Pod, said *mesh.MutualTLS) {
+	b.t.Helper()
+	config, err := anypb.New(said)
 	if err != nil {
 		b.t.Fatal(err)
 	}
 	protocol := api.TunnelProtocol_NONE
-	if mode == mesh.MutualTLS_STRICT {
+	if said.Mode == mesh.MutualTLS_STRICT || !said.AwaitsCapture {
 		protocol = api.TunnelProtocol_HBONE
 	}
 	workloadtest.Apply(b.t, b.store, &api.Workload{
@@ -117,6 +123,64 @@ func TestNothingIsSentInPlaintextToWhatTurnsStrict(t *testing.T) {
 	mustDial(t, client, cart.IPv4)
 }
 
+// The same for a single port of a pod, also of one that is captured: the others take plaintext as ever.
+func TestNothingIsSentInPlaintextToAPortThatTurnsStrict(t *testing.T) {
+	b := newBed(t)
+	b.grace = 700 * time.Millisecond
+	b.followTunnelledUntilEnd()
+	web, cart := b.network.Node("a").Pod("web"), b.network.Node("b").Pod("cart")
+	app := cart.Start()
+	app.Listen("[::]:8080")
+	app.Listen("[::]:5432")
+	client := web.Start()
+	running := b.capture(web).(*capture)
+	b.publish(web, api.TunnelProtocol_HBONE)
+	b.await(cart, mesh.MutualTLS_PERMISSIVE)
+	before, other := mustDialPort(t, client, cart.IPv4, 5432), mustDial(t, client, cart.IPv4)
+	for _, awaits := range []bool{true, false} {
+		b.say(cart, &mesh.MutualTLS{Mode: mesh.MutualTLS_PERMISSIVE, StrictPorts: []uint32{443, 5432}, AwaitsCapture: awaits})
+		turned := time.Now()
+		if awaits {
+			mustEcho(t, before)
+			var ended error
+			for ended == nil && time.Since(turned) < 5*time.Second {
+				time.Sleep(10 * time.Millisecond)
+				ended = before.EchoWithin("?", time.Second)
+			}
+			if lasted := time.Since(turned); lasted < b.grace || !errors.Is(ended, unix.ECONNRESET) && !errors.Is(ended, unix.EPIPE) {
+				t.Errorf("a connection from before ended with %v, after %s", ended, lasted)
+			}
+		}
+		var want []string
+		for _, ip := range []netip.Addr{cart.IPv4, cart.IPv6} {
+			for _, port := range []int{443, 5432} {
+				want = append(want, fmt.Sprintf("%s/%d port %d by all pods", ip, ip.BitLen(), port))
+			}
+		}
+		b.wantTunnelled(strings.Join(want, ", "))
+		arrived := cart.Sniff("eth0")
+		for _, ip := range []netip.Addr{cart.IPv4, cart.IPv6} { // a decision that is wrong
+			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+			if conn, err := running.redirect.Dial(ctx, netip.AddrPortFrom(ip, 5432)); err == nil {
+				conn.Close()
+				t.Errorf("ztunnel connects to port 5432 of %s in plaintext", ip)
+			}
+			cancel()
+		}
+		for _, frame := range arrived.Take() {
+			if len(frame) > 54 && (frame[23] == unix.IPPROTO_TCP || frame[20] == unix.IPPROTO_TCP) {
+				t.Errorf("arrived: %x", frame)
+			}
+		}
+		mustEcho(t, other)
+		conn, err := running.redirect.Dial(t.Context(), netip.AddrPortFrom(cart.IPv6, 8080))
+		if err != nil {
+			t.Fatalf("to a port that takes plaintext: %v", err)
+		}
+		conn.Close()
+	}
+}
+
 // What an earlier process knew is so until this one knows better.
 func TestTunnelledOutlivesTheProcess(t *testing.T) {
 	b := newBed(t)
@@ -143,23 +207,27 @@ func TestTunnelledOutlivesTheProcess(t *testing.T) {
 func TestPlanTunnelled(t *testing.T) {
 	one, two, out := netip.MustParseAddr("10.1.0.1"), netip.MustParseAddr("10.2.0.1"), netip.MustParseAddr("192.0.2.1")
 	ranges := []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("10.2.0.0/16")}
-	exact := func(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+	exact := func(a netip.Addr) bpf.TunnelledTo { return bpf.TunnelledAddr(a, 0) }
+	within := func(r netip.Prefix) bpf.TunnelledTo { return bpf.TunnelledTo{Range: r} }
 	const all, strict = bpf.TunnelledByAll, bpf.TunnelledByStrict
-	everything := []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
-	many := []netip.Addr{netip.MustParseAddr("10.2.0.9"), two, one, netip.MustParseAddr("10.2.0.7"), netip.MustParseAddr("10.2.0.8")}
+	type plan = map[bpf.TunnelledTo]bpf.Tunnelled
+	everything := []bpf.TunnelledTo{within(netip.MustParsePrefix("0.0.0.0/0")), within(netip.MustParsePrefix("::/0"))}
+	port := bpf.TunnelledAddr(one, 5432)
+	many := []bpf.TunnelledTo{port, exact(netip.MustParseAddr("10.2.0.9")), exact(two), exact(one), exact(netip.MustParseAddr("10.2.0.7"))}
 	for name, c := range map[string]struct {
-		addrs []netip.Addr
-		most  int
-		want  map[netip.Prefix]bpf.Tunnelled
-		full  bool
+		shut []bpf.TunnelledTo
+		most int
+		want plan
+		full bool
 	}{
-		"none":                     {nil, 4, map[netip.Prefix]bpf.Tunnelled{}, false},
-		"as many as fit":           {[]netip.Addr{two, one}, 2, map[netip.Prefix]bpf.Tunnelled{exact(one): all, exact(two): all}, false},
-		"more":                     {many, 4, map[netip.Prefix]bpf.Tunnelled{ranges[0]: strict, ranges[1]: strict, exact(one): all, exact(two): all}, true},
-		"more, and one is outside": {append([]netip.Addr{out}, many...), 4, map[netip.Prefix]bpf.Tunnelled{everything[0]: strict, everything[1]: strict, exact(one): all, exact(two): all}, true},
-		"more, and many ranges":    {many, 3, map[netip.Prefix]bpf.Tunnelled{everything[0]: strict, everything[1]: strict, exact(one): all}, true},
+		"none":                     {nil, 4, plan{}, false},
+		"as many as fit":           {[]bpf.TunnelledTo{exact(two), port}, 2, plan{port: all, exact(two): all}, false},
+		"more":                     {many, 4, plan{within(ranges[0]): strict, within(ranges[1]): strict, exact(one): all, exact(two): all}, true},
+		"more ports":               {[]bpf.TunnelledTo{bpf.TunnelledAddr(two, 1), bpf.TunnelledAddr(two, 2), port, exact(two)}, 3, plan{everything[0]: strict, everything[1]: strict, exact(two): all}, true},
+		"more, and one is outside": {append([]bpf.TunnelledTo{exact(out)}, many...), 4, plan{everything[0]: strict, everything[1]: strict, exact(one): all, exact(two): all}, true},
+		"more, and many ranges":    {many, 3, plan{everything[0]: strict, everything[1]: strict, exact(one): all}, true},
 	} {
-		if got, full := planTunnelled(c.addrs, ranges, c.most); full != c.full || !maps.Equal(got, c.want) {
+		if got, full := planTunnelled(c.shut, ranges, c.most); full != c.full || !maps.Equal(got, c.want) {
 			t.Errorf("%s: %v, full %v; want %v", name, got, full, c.want)
 		}
 	}

@@ -550,8 +550,9 @@ type MutualTLS struct {
 	// tunnel_protocol is HBONE, where no tunnel is taken yet, so that a data plane that
 	// ignores this message sends it nothing in plaintext either.
 	AwaitsCapture bool `protobuf:"varint,2,opt,name=awaits_capture,json=awaitsCapture,proto3" json:"awaits_capture,omitempty"`
-	// The single ports that refuse plaintext though the mode does not, sorted; only with
-	// awaits_capture. Each is 1 to 65535.
+	// The single ports that refuse plaintext though the mode does not, sorted. Each is 1
+	// to 65535. Who may connect is said by Authorizations; by this nodes know to what
+	// they send nothing but tunnels.
 	StrictPorts   []uint32 `protobuf:"varint,3,rep,packed,name=strict_ports,json=strictPorts,proto3" json:"strict_ports,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -187,11 +187,10 @@ func (o *output) decideMode(p *pod, applying []*peerAuth, t *targets) {
 	}
 	if len(inForce.by) > 0 {
 		a.mutualTLS = wireMode(inForce.mode)
-		if ports, except := inForce.refused(); t.awaits(p) && (except || len(ports) > 0) {
-			a.awaited = true
-			if !except {
-				a.strictPorts = ports
-			}
+		ports, except := inForce.refused()
+		a.awaited = t.awaits(p) && (except || len(ports) > 0)
+		if !except {
+			a.strictPorts = ports
 		}
 	}
 	t.enforceMode(p, inForce, name)

@@ -126,7 +126,7 @@ type targets struct {
 type attachment struct {
 	authorizations []string
 	mutualTLS      mesh.MutualTLS_Mode // MODE_UNSPECIFIED: nothing is said
-	// awaited: it is to be captured, and is not; strictPorts then refuse plaintext besides.
+	// awaited: it is to be captured, and is not; strictPorts refuse plaintext besides.
 	awaited     bool
 	strictPorts []uint32
 	egress      []string

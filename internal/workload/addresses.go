@@ -90,15 +90,26 @@ func (a *addressEdit) replaceWorkload(name string, w *Workload) {
 	a.tunnel(name, old, w)
 }
 
-// tunnel keeps those that are reached by tunnels alone; either may be nil.
+// tunnel keeps those that are reached by tunnels alone, or some ports of which are;
+// either may be nil.
 func (a *addressEdit) tunnel(name string, old, w *Workload) {
-	was, is := old != nil && old.tunnelsOnly(), w != nil && w.tunnelsOnly()
-	if is {
+	var was, is struct {
+		all   bool
+		ports []uint16
+	}
+	if old != nil {
+		was.all, was.ports = old.TunnelsOnly()
+	}
+	if w != nil {
+		is.all, is.ports = w.TunnelsOnly()
+	}
+	some, before := is.all || len(is.ports) > 0, was.all || len(was.ports) > 0
+	if some {
 		a.tunnelled.set(name, w)
-	} else if was {
+	} else if before {
 		a.tunnelled.remove(name)
 	}
-	if was != is || is && !slices.Equal(old.Addresses, w.Addresses) {
+	if some != before || is.all != was.all || !slices.Equal(is.ports, was.ports) || some && !slices.Equal(old.Addresses, w.Addresses) {
 		a.next.tunnelledChanges++
 	}
 }

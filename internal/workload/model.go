@@ -161,7 +161,7 @@ type Workload struct {
 	Authorizations []string
 	// MutualTLS is how strictly its node keeps plaintext away from it.
 	MutualTLS MutualTLSMode
-	// StrictPorts, of one that awaits its capture, refuse plaintext whatever MutualTLS is. See Awaited.
+	// StrictPorts refuse plaintext whatever MutualTLS is. See Awaited and TunnelsOnly.
 	StrictPorts []uint16
 	// AwaitsCapture: it is to be captured, and its node has not said that it is.
 	AwaitsCapture bool
@@ -190,10 +190,16 @@ func (w *Workload) Address(family netip.Addr) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// tunnelsOnly tells that the nodes send it nothing in plaintext: its
-// addresses are its own, it is captured or to be, and strict.
-func (w *Workload) tunnelsOnly() bool {
-	return identifies(w) && !w.NativeTunnel && w.MutualTLS == StrictMutualTLS && (w.Protocol == HBONE || w.AwaitsCapture)
+// TunnelsOnly tells that the nodes send nothing in plaintext to all of its ports, or
+// to which: its addresses are its own, it is captured or to be, and strict.
+func (w *Workload) TunnelsOnly() (all bool, ports []uint16) {
+	if !identifies(w) || w.NativeTunnel || w.Protocol != HBONE && !w.AwaitsCapture {
+		return false, nil
+	}
+	if w.MutualTLS == StrictMutualTLS {
+		return true, nil // single ports may take plaintext, of whoever knows no tunnels
+	}
+	return false, w.StrictPorts
 }
 
 // Awaited tells that nobody may be sent to a port of the workload yet: it takes no

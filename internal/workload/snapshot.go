@@ -22,7 +22,8 @@ type Snapshot struct {
 	endpoints       index[string, *Workload]
 	// heaviest has the largest weight among a service's endpoints, where that is not 1.
 	heaviest *table[string, uint32]
-	// tunnelled are those that are reached by tunnels alone, and how often their addresses have changed.
+	// tunnelled are those that are reached by tunnels alone, or some ports of which are, and how often their addresses and these have
+	// changed.
 	tunnelled        *table[string, *Workload]
 	tunnelledChanges uint64
 
@@ -130,9 +131,9 @@ func (s *Snapshot) HeaviestEndpoint(serviceKey string) uint32 {
 // Workloads yields all of them, in no order.
 func (s *Snapshot) Workloads() iter.Seq2[string, *Workload] { return s.workloads.all() }
 
-// Tunnelled yields those that are reached by tunnels alone, captured or not, in no
-// order. Its addresses are the same in two snapshots of a store that say the same
-// number.
+// Tunnelled yields those that are reached by tunnels alone, or some ports of which
+// are, captured or not, in no order: see Workload.TunnelsOnly. Their addresses and
+// ports are the same in two snapshots of a store that say the same number.
 func (s *Snapshot) Tunnelled() (number uint64, all iter.Seq2[string, *Workload]) {
 	return s.tunnelledChanges, s.tunnelled.all()
 }

@@ -17,7 +17,7 @@ import (
 
 // layout is the version of what is pinned. It changes whenever a map's key, value or meaning does: processes of different
 // layouts leave each other's pins alone, and enforce side by side until every pod has been captured anew.
-const layout = 3
+const layout = 4
 
 // layoutPins is the folder of a layout.
 func layoutPins(dir string, layout uint32) pins {

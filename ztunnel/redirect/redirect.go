@@ -152,7 +152,7 @@ type Redirect struct {
 
 	tunnelled struct {
 		mu   sync.Mutex
-		told map[netip.Prefix]bpf.Tunnelled // guarded by mu: as the kernel has it; nil: not read yet
+		told map[bpf.TunnelledTo]bpf.Tunnelled // guarded by mu: as the kernel has it; nil: not read yet
 	}
 }
 

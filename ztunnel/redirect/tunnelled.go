@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/netip"
 
 	"github.com/ambit-mesh/ambit/bpf"
 )
@@ -12,7 +11,7 @@ import (
 // TunnelOnly says where ztunnel sends nothing of TCP but in tunnels, for whatever pod of the node: the guards drop it, whatever
 // this process does. It holds until it is called again, whatever becomes of the process. What the kernel does not take is an
 // error, and what was said before about it stays.
-func (r *Redirect) TunnelOnly(want map[netip.Prefix]bpf.Tunnelled) error {
+func (r *Redirect) TunnelOnly(want map[bpf.TunnelledTo]bpf.Tunnelled) error {
 	r.tunnelled.mu.Lock()
 	defer r.tunnelled.mu.Unlock()
 	if r.tunnelled.told == nil {
@@ -29,7 +28,7 @@ func (r *Redirect) TunnelOnly(want map[netip.Prefix]bpf.Tunnelled) error {
 	return errors.Join(r.dropTunnelled(want), r.addTunnelled(want))
 }
 
-func (r *Redirect) addTunnelled(want map[netip.Prefix]bpf.Tunnelled) error {
+func (r *Redirect) addTunnelled(want map[bpf.TunnelledTo]bpf.Tunnelled) error {
 	var errs []error
 	for to, by := range want {
 		if r.tunnelled.told[to] == by {
@@ -50,7 +49,7 @@ func (r *Redirect) addTunnelled(want map[netip.Prefix]bpf.Tunnelled) error {
 // enoughErrors tell what is wrong with all.
 const enoughErrors = 3
 
-func (r *Redirect) dropTunnelled(want map[netip.Prefix]bpf.Tunnelled) error {
+func (r *Redirect) dropTunnelled(want map[bpf.TunnelledTo]bpf.Tunnelled) error {
 	var errs []error
 	for to := range r.tunnelled.told {
 		if _, ok := want[to]; ok {
@@ -66,7 +65,7 @@ func (r *Redirect) dropTunnelled(want map[netip.Prefix]bpf.Tunnelled) error {
 }
 
 // TunnelledOnly returns what TunnelOnly said last, in whatever process.
-func (r *Redirect) TunnelledOnly() (map[netip.Prefix]bpf.Tunnelled, error) {
+func (r *Redirect) TunnelledOnly() (map[bpf.TunnelledTo]bpf.Tunnelled, error) {
 	r.tunnelled.mu.Lock()
 	defer r.tunnelled.mu.Unlock()
 	if r.tunnelled.told != nil {

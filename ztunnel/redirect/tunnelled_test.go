@@ -90,7 +90,7 @@ func testTunnelled(t *testing.T, a *testNode, u *tunnel, source *netnstest.Pod, 
 		_ = wrong.send(u, source, to)
 		eventually(t, wrong.name+" is seen while plaintext may go there", func() bool { return plaintext(arrived.Take()) > 0 })
 	}
-	want := map[netip.Prefix]bpf.Tunnelled{netip.PrefixFrom(shut, shut.BitLen()): bpf.TunnelledByAll}
+	want := map[bpf.TunnelledTo]bpf.Tunnelled{bpf.TunnelledAddr(shut, 0): bpf.TunnelledByAll}
 	if err := a.TunnelOnly(want); err != nil {
 		t.Fatal(err)
 	}
@@ -143,6 +143,61 @@ func testTunnelled(t *testing.T, a *testNode, u *tunnel, source *netnstest.Pod, 
 	conn.Close()
 }
 
+// Of a pod single ports of which are reached by tunnels alone, these get nothing else of ztunnel's, whatever that does and from
+// whatever pod; the others do, and so do the same ports of others.
+func TestZtunnelReachesPortsByTunnelsAlone(t *testing.T) {
+	for _, strict := range []bool{false, true} {
+		network := netnstest.New(t, "a", "b")
+		a, b := openNode(t, network.Node("a")), network.Node("b")
+		source, partly, open := a.Pod("source"), b.Pod("partly"), b.Pod("open")
+		for _, p := range []*netnstest.Pod{partly, open} {
+			app := p.Start()
+			for _, at := range []string{"[::]:8080", "[::]:5432", "[::]:15008"} {
+				app.Listen(at)
+			}
+		}
+		u := a.capture(t, source)
+		if err := u.SetStrict(strict, 0); err != nil {
+			t.Fatal(err)
+		}
+		arrived := partly.Sniff("eth0")
+		for _, ips := range [][2]netip.Addr{{partly.IPv4, open.IPv4}, {partly.IPv6, open.IPv6}} {
+			shut := netip.AddrPortFrom(ips[0], 5432)
+			want := map[bpf.TunnelledTo]bpf.Tunnelled{bpf.TunnelledAddr(ips[0], 5432): bpf.TunnelledByAll, bpf.TunnelledAddr(ips[0], 1): bpf.TunnelledByAll}
+			if err := a.TunnelOnly(want); err != nil {
+				t.Fatal(err)
+			}
+			if told, err := a.node.Tunnelled(); err != nil || !maps.Equal(told, want) {
+				t.Errorf("the kernel has %v, %v; want %v", told, err, want)
+			}
+			for _, wrong := range wrongs {
+				before := verdicts(t, a)["guard_dropped_plaintext"]
+				if err := wrong.send(u, source, shut); err == nil && wrong.name == "connects" {
+					t.Errorf("strict %v: %s: connected to %s", strict, wrong.name, shut)
+				}
+				eventually(t, wrong.name+" is dropped", func() bool { return verdicts(t, a)["guard_dropped_plaintext"] > before })
+				time.Sleep(30 * time.Millisecond)
+				if n := plaintext(arrived.Take()); n != 0 {
+					t.Errorf("strict %v: %s: %d frames of plaintext arrived at %s", strict, wrong.name, n, shut)
+				}
+			}
+			for _, to := range []netip.AddrPort{
+				netip.AddrPortFrom(ips[0], appPort), netip.AddrPortFrom(ips[0], bpf.PortHBONE), netip.AddrPortFrom(ips[1], 5432),
+			} {
+				conn, err := u.Dial(t.Context(), to)
+				if err != nil {
+					t.Fatalf("strict %v: to %s: %v", strict, to, err)
+				}
+				conn.Close()
+			}
+			for still := true; still; {
+				time.Sleep(20 * time.Millisecond)
+				still = plaintext(arrived.Take()) > 0
+			}
+		}
+	}
+}
+
 // Neither does a listener of ztunnel's answer it, in plaintext.
 func TestZtunnelAnswersByTunnelsAlone(t *testing.T) {
 	for _, strict := range []bool{false, true} {
@@ -158,7 +213,7 @@ func TestZtunnelAnswersByTunnelsAlone(t *testing.T) {
 		for _, ips := range [][2]netip.Addr{{client.IPv4, server.IPv4}, {client.IPv6, server.IPv6}} {
 			to := netip.AddrPortFrom(ips[1], appPort)
 			mustDial(t, app, to).Close()
-			if err := a.TunnelOnly(map[netip.Prefix]bpf.Tunnelled{netip.PrefixFrom(ips[0], ips[0].BitLen()): bpf.TunnelledByAll}); err != nil {
+			if err := a.TunnelOnly(map[bpf.TunnelledTo]bpf.Tunnelled{bpf.TunnelledAddr(ips[0], 0): bpf.TunnelledByAll}); err != nil {
 				t.Fatal(err)
 			}
 			before := verdicts(t, a)["guard_dropped_plaintext"]
@@ -195,8 +250,8 @@ func TestRangesThatStrictPodsReachByTunnelsAlone(t *testing.T) {
 	if err := from[true].SetStrict(true, 0); err != nil {
 		t.Fatal(err)
 	}
-	everything := map[netip.Prefix]bpf.Tunnelled{
-		netip.MustParsePrefix("0.0.0.0/0"): bpf.TunnelledByStrict, netip.MustParsePrefix("::/0"): bpf.TunnelledByStrict,
+	everything := map[bpf.TunnelledTo]bpf.Tunnelled{
+		{Range: netip.MustParsePrefix("0.0.0.0/0")}: bpf.TunnelledByStrict, {Range: netip.MustParsePrefix("::/0")}: bpf.TunnelledByStrict,
 	}
 	if err := a.TunnelOnly(everything); err != nil {
 		t.Fatal(err)
@@ -224,21 +279,21 @@ func TestRangesThatStrictPodsReachByTunnelsAlone(t *testing.T) {
 // Where there is no room for more, that is an error, and what was said stays.
 func TestTunnelledIsBounded(t *testing.T) {
 	a := openNode(t, netnstest.New(t, "a").Node("a"))
-	want := map[netip.Prefix]bpf.Tunnelled{}
+	want := map[bpf.TunnelledTo]bpf.Tunnelled{}
 	at := netip.MustParseAddr("10.0.0.0")
 	for range bpf.MaxTunnelled {
-		want[netip.PrefixFrom(at, 32)] = bpf.TunnelledByAll
+		want[bpf.TunnelledAddr(at, 0)] = bpf.TunnelledByAll
 		at = at.Next()
 	}
 	if err := a.TunnelOnly(want); err != nil {
 		t.Fatal(err)
 	}
-	want[netip.PrefixFrom(at, 32)] = bpf.TunnelledByAll
+	want[bpf.TunnelledAddr(at, 0)] = bpf.TunnelledByAll
 	if err := a.TunnelOnly(want); err == nil {
 		t.Error("there is room for more than there is room for")
 	}
 	// One that goes makes room.
-	delete(want, netip.MustParsePrefix("10.0.0.0/32"))
+	delete(want, bpf.TunnelledAddr(netip.MustParseAddr("10.0.0.0"), 0))
 	if err := a.TunnelOnly(want); err != nil {
 		t.Error(err)
 	}
