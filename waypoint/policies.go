@@ -70,8 +70,21 @@ func (p *policies) both(s *workload.Snapshot, t *target.Target, subject *policy.
 	if err := p.judge(s, t.Binding.Policies, subject); err != nil {
 		return err
 	}
+	names, err := ofEndpoint(s, endpoint)
+	if err != nil {
+		return err
+	}
 	subject.Claims = p.tokens.claims(s, r, p.tokens.atEndpoint(s, endpoint))
-	return p.judge(s, endpoint.WaypointPolicies, subject)
+	return p.judge(s, names, subject)
+}
+
+// ofEndpoint names the policies of an endpoint, which nobody knows where what was said
+// last of it could not be read.
+func ofEndpoint(s *workload.Snapshot, endpoint *workload.Workload) ([]string, error) {
+	if s.Unreadable(endpoint.UID) {
+		return nil, conns.Fail(conns.PolicyMissing, fmt.Errorf("what was said last of workload %s could not be read, so that nobody knows which policies apply", endpoint.UID))
+	}
+	return endpoint.WaypointPolicies, nil
 }
 
 func (p *policies) decide(s *workload.Snapshot, names []string, subject *policy.Subject) (policy.Decision, error) {

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/ambit-mesh/ambit/api/mesh"
+	api "github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/internal/conns"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/internal/workload/workloadtest"
@@ -61,6 +62,21 @@ func TestPoliciesOfBothEnds(t *testing.T) {
 		pod := &workload.Workload{WaypointPolicies: c.pod}
 		check(p.Request(store.Snapshot(), to, target.Client{}, seen(t, c.path), nil, netip.AddrPort{}), c.early)
 		check(p.Request(store.Snapshot(), to, target.Client{}, seen(t, c.path), pod, at), c.late)
+	}
+	// An endpoint of which what was said last cannot be read may have policies that nobody knows.
+	newer := &api.Workload{Uid: "Kubernetes//Pod/shop/newer", Name: "newer", Namespace: "shop", TunnelProtocol: 77}
+	if rejected := store.Apply(workload.Delta{Type: workload.AddressType, Upserts: []workload.Resource{workloadtest.Resource(t, newer)}}); len(rejected) != 1 {
+		t.Fatal("it can be read")
+	}
+	endpoint, unbound := &workload.Workload{UID: newer.Uid}, &target.Target{Binding: &workload.Binding{}}
+	for _, err := range []error{
+		p.Request(store.Snapshot(), unbound, target.Client{}, seen(t, "/"), endpoint, at),
+		p.Ask(t.Context(), store.Snapshot(), unbound, target.Client{}, seen(t, "/"), endpoint, at),
+		p.Connection(store.Snapshot(), unbound, target.Client{}, endpoint, at),
+	} {
+		if conns.ReasonOf(err) != conns.PolicyMissing {
+			t.Errorf("an endpoint that cannot be read: %v", err)
+		}
 	}
 	// A connection of which no requests are read is refused by what speaks of them.
 	to := &target.Target{Binding: &workload.Binding{Policies: []string{"shop/a"}}}

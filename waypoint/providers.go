@@ -48,8 +48,12 @@ func (p *policies) Ask(ctx context.Context, s *workload.Snapshot, t *target.Targ
 	if err := p.ask(ctx, s, t, c, r, t.Binding.Policies, of); err != nil || endpoint == nil {
 		return err
 	}
+	names, err := ofEndpoint(s, endpoint)
+	if err != nil {
+		return err
+	}
 	of.Claims = p.tokens.claims(s, r, p.tokens.atEndpoint(s, endpoint))
-	return p.ask(ctx, s, t, c, r, endpoint.WaypointPolicies, of)
+	return p.ask(ctx, s, t, c, r, names, of)
 }
 
 // ask those providers whose word is all that is missing.

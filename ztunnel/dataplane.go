@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -190,8 +191,12 @@ func (d *dataplane) problems() []string {
 	}
 	// What is not readable holds connections up, or refuses them: whoever runs the node shall know.
 	if rejected := d.store.Snapshot().Rejected(); len(rejected) > 0 {
-		all = append(all, fmt.Sprintf("ConfigurationUnreadable: %d resources cannot be read, and the strictest is taken for them; the first is %v. "+
-			"Have controller and ztunnel be of one version.", len(rejected), rejected[0]))
+		var first []string
+		for _, r := range rejected[:min(len(rejected), listedUnreadable)] {
+			first = append(first, r.Error())
+		}
+		all = append(all, fmt.Sprintf("ConfigurationUnreadable: %d resources cannot be read, and the strictest is taken for them; the first are %s. "+
+			"Have controller and ztunnel be of one version.", len(rejected), strings.Join(first, "; ")))
 	}
 	d.tunnelled.mu.Lock()
 	defer d.tunnelled.mu.Unlock()
@@ -200,6 +205,9 @@ func (d *dataplane) problems() []string {
 	}
 	return all
 }
+
+// listedUnreadable is how many resources that cannot be read a problem names: it is one line, which is cut.
+const listedUnreadable = 3
 
 // describe makes the workload that a pod is from what its own node knows.
 func (d *dataplane) describe(target pods.Target, id spiffe.ID) *workload.Workload {

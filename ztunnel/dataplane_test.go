@@ -163,6 +163,25 @@ func TestARunningPodWaitsForItsCertificate(t *testing.T) {
 	}
 }
 
+// What cannot be read is named to whoever runs the node, until it can be.
+func TestWhatCannotBeReadIsReported(t *testing.T) {
+	d := &dataplane{store: workload.NewStore()}
+	newer := func(protocol api.TunnelProtocol) workload.Resource {
+		return workloadtest.Resource(t, &api.Workload{Uid: "Kubernetes//Pod/shop/cart", Name: "cart", Namespace: "shop", TunnelProtocol: protocol})
+	}
+	d.store.Apply(workload.Delta{Type: workload.AddressType, Upserts: []workload.Resource{newer(77)}})
+	d.store.Apply(workload.Delta{Type: workload.AuthorizationType, Upserts: []workload.Resource{{Name: "shop/deny", Version: "1"}}})
+	if problems := d.problems(); len(problems) != 1 || !strings.HasPrefix(problems[0], "ConfigurationUnreadable: 2 resources") ||
+		!strings.Contains(problems[0], "Kubernetes//Pod/shop/cart") || !strings.Contains(problems[0], "shop/deny") {
+		t.Errorf("problems %q", problems)
+	}
+	d.store.Apply(workload.Delta{Type: workload.AddressType, Upserts: []workload.Resource{newer(api.TunnelProtocol_NONE)}})
+	d.store.Apply(workload.Delta{Type: workload.AuthorizationType, Removed: []string{"shop/deny"}})
+	if problems := d.problems(); len(problems) > 0 {
+		t.Errorf("problems %q", problems)
+	}
+}
+
 func (b *bed) capture(pod *netnstest.Pod) pods.Running {
 	b.t.Helper()
 	running, err := b.Start(b.t.Context(), b.target(pod))

@@ -38,7 +38,7 @@ func (p *Policies) Decide(c authz.Connection) authz.Decision {
 	return authz.Decide(c, p.Global, p.Namespace, p.Attached)
 }
 
-// Policies that apply to w.
+// Policies that apply to w, as it was read last: see Unreadable.
 func (s *Snapshot) Policies(w *Workload) Policies {
 	a := s.authorizations
 	p := Policies{Global: a.global, Namespace: a.byNamespace[w.Namespace]}
@@ -57,11 +57,13 @@ func (s *Snapshot) Policies(w *Workload) Policies {
 type PolicyVersion struct {
 	authorizations *authorizations
 	workload       *Workload
+	unreadable     bool
 }
 
-// PolicyVersion of what applies to w, a workload of the snapshot.
+// PolicyVersion of what applies to w, a workload of the snapshot or an earlier one; nil
+// stands for none.
 func (s *Snapshot) PolicyVersion(w *Workload) PolicyVersion {
-	return PolicyVersion{s.authorizations, w}
+	return PolicyVersion{s.authorizations, w, w != nil && s.Unreadable(w.UID)}
 }
 
 // Authorization finds a policy by its name, namespace/name. One that could not be

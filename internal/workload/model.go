@@ -11,8 +11,10 @@
 //
 // Invariants: a Snapshot and everything reached from it never changes. A
 // resource that cannot be read leaves its former state in place and is
-// remembered: its addresses are refused by route, never taken for unknown ones. A
-// policy that cannot be read denies instead, where it may apply.
+// remembered: its addresses are refused by route, never taken for unknown ones, and
+// who decides by it takes the strictest for it. A policy that cannot be read denies
+// instead, where it may apply; what a waypoint cannot read it has not got. So is
+// what of our own messages this version does not know: see package skew.
 // What a field's unknown value would mean is never guessed.
 //
 // Getting resources from a controller is feed's job, choosing endpoints route's.

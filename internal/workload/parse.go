@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	api "github.com/ambit-mesh/ambit/api/workload"
+	"github.com/ambit-mesh/ambit/internal/skew"
 	"github.com/ambit-mesh/ambit/internal/spiffe"
 )
 
@@ -27,6 +28,16 @@ func unpack[M proto.Message](body *anypb.Any, into M) (M, error) {
 // endpointPorts finds the Services of another endpoint of a service, nil if
 // there is none.
 type endpointPorts func(serviceKey string) map[string][]Port
+
+// unpackOwn reads a message that only Ambit's controller sends, and refuses what of it
+// is not known.
+func unpackOwn[M proto.Message](body *anypb.Any, into M) (M, error) {
+	into, err := unpack(body, into)
+	if err == nil {
+		err = skew.Check(into)
+	}
+	return into, err
+}
 
 // parseWorkload reads w, which the controller named name. Errors name the field.
 func parseWorkload(name string, w *api.Workload, others endpointPorts) (*Workload, error) {

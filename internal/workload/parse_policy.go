@@ -9,6 +9,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/api/mesh"
 	api "github.com/ambit-mesh/ambit/api/workload"
+	"github.com/ambit-mesh/ambit/internal/skew"
 )
 
 // Bounds of what one policy makes a data plane look through for a connection.
@@ -32,7 +33,7 @@ func (w *Workload) setExtensions(in []*api.Extension) error {
 		case WaypointPoliciesExtension:
 			err = w.setWaypointPolicies(e)
 		case WaypointFallbackExtension:
-			if _, err = unpack(e.GetConfig(), &mesh.WaypointFallback{}); err != nil {
+			if _, err = unpackOwn(e.GetConfig(), &mesh.WaypointFallback{}); err != nil {
 				err = fmt.Errorf("config: %w", err)
 			}
 			w.WaypointFallback = err == nil
@@ -52,7 +53,7 @@ func (w *Workload) setExtensions(in []*api.Extension) error {
 }
 
 func (w *Workload) setMutualTLS(e *api.Extension) error {
-	m, err := unpack(e.GetConfig(), &mesh.MutualTLS{})
+	m, err := unpackOwn(e.GetConfig(), &mesh.MutualTLS{})
 	if err != nil {
 		return fmt.Errorf("config: %w", err)
 	}
@@ -70,7 +71,7 @@ func (w *Workload) setMutualTLS(e *api.Extension) error {
 }
 
 func (w *Workload) setEgressPolicies(e *api.Extension) error {
-	m, err := unpack(e.GetConfig(), &mesh.EgressPolicies{})
+	m, err := unpackOwn(e.GetConfig(), &mesh.EgressPolicies{})
 	if err != nil {
 		return fmt.Errorf("config: %w", err)
 	}
@@ -79,7 +80,7 @@ func (w *Workload) setEgressPolicies(e *api.Extension) error {
 }
 
 func parseAnnounced(e *api.Extension) (*Gateway, error) {
-	m, err := unpack(e.GetConfig(), &mesh.WaypointAnnounced{})
+	m, err := unpackOwn(e.GetConfig(), &mesh.WaypointAnnounced{})
 	if err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}
@@ -90,7 +91,7 @@ func parseAnnounced(e *api.Extension) (*Gateway, error) {
 }
 
 func (w *Workload) setWaypointPolicies(e *api.Extension) error {
-	m, err := unpack(e.GetConfig(), &mesh.WaypointPolicies{})
+	m, err := unpackOwn(e.GetConfig(), &mesh.WaypointPolicies{})
 	if err != nil {
 		return fmt.Errorf("config: %w", err)
 	}
@@ -139,6 +140,9 @@ func parseNamespace(name string, n *mesh.Namespace) (Namespace, error) {
 	if err != nil {
 		return Namespace{}, fmt.Errorf("mutual_tls: %w", err)
 	}
+	if err := skew.Check(n); err != nil {
+		return Namespace{}, err
+	}
 	return Namespace{MutualTLS: mode, EgressDenied: n.GetEgressDenied()}, nil
 }
 
@@ -147,6 +151,9 @@ func parseEgressPolicy(name string, p *mesh.EgressPolicy) (*EgressPolicy, error)
 	key := p.GetNamespace() + "/" + p.GetName()
 	if key != name || !isPolicyKey(key) {
 		return nil, fmt.Errorf("namespace, name: %q, want the resource's name, namespace/name", key)
+	}
+	if err := skew.Check(p); err != nil {
+		return nil, err
 	}
 	out := &EgressPolicy{Key: name, DryRun: p.GetDryRun()}
 	switch a := p.GetAction(); a {

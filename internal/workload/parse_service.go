@@ -127,7 +127,7 @@ func (s *Service) setExtensions(in []*api.Extension) error {
 		case SessionAffinityExtension:
 			err = s.setAffinity(e)
 		case WaypointFallbackExtension:
-			if _, err = unpack(e.GetConfig(), &mesh.WaypointFallback{}); err != nil {
+			if _, err = unpackOwn(e.GetConfig(), &mesh.WaypointFallback{}); err != nil {
 				err = fmt.Errorf(": %w", err)
 			}
 			s.WaypointFallback = err == nil

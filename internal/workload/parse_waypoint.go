@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/ambit-mesh/ambit/api/mesh"
+	"github.com/ambit-mesh/ambit/internal/skew"
 )
 
 const (
@@ -46,6 +47,10 @@ func bindingKey(name string) string {
 
 // parseBinding reads b, which the controller named name.
 func parseBinding(name string, b *mesh.Binding) (*Binding, error) {
+	// What of a route is not known is for who routes.
+	if len(b.ProtoReflect().GetUnknown()) > 0 {
+		return nil, skew.ErrUnknown
+	}
 	out := &Binding{Key: bindingKey(name), Routes: b.GetRoutes(), ClaimHeaders: b.GetClaimHeaders()}
 	var key string
 	switch target := b.GetTarget().(type) {

@@ -107,7 +107,7 @@ func (s *Snapshot) Strict(uid, namespace string) (strict, known bool) {
 }
 
 // Unreadable tells that what was said last of a workload could not be read: what is
-// known of it is of before.
+// known of it, its policies included, is of before.
 func (s *Snapshot) Unreadable(uid string) bool { return s.rejects(AddressType, uid) }
 
 // EgressPolicy finds a policy by its key, namespace/name.

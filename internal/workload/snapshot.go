@@ -191,24 +191,38 @@ func (s *Snapshot) RejectedByAddr(addr netip.Addr) (Rejection, bool) {
 }
 
 // Binding of a Service, by its key, or of a workload, by its uid; only waypoints
-// have any.
+// have any. One that could not be read is none, whatever it was before: policies may
+// have been added.
 func (s *Snapshot) Binding(key string) (*Binding, bool) {
+	for _, r := range s.rejected {
+		if r.Type == BindingType && bindingKey(r.Name) == key {
+			return nil, false
+		}
+	}
 	found, ok := s.bindings[key]
 	return found.value, ok
 }
 
 // RequestPolicy finds a policy for requests by namespace/name; only waypoints have
-// any. It must not be changed.
+// any. It must not be changed. One that could not be read is none, whatever it was
+// before.
 func (s *Snapshot) RequestPolicy(name string) (*mesh.RequestPolicy, bool) {
 	found, ok := s.requests[name]
-	return found.value, ok
+	if !ok || s.rejects(RequestPolicyType, name) {
+		return nil, false
+	}
+	return found.value, true
 }
 
 // RequestAuthentication finds what says which tokens requests may bear, by
-// namespace/name; only waypoints have any. It must not be changed.
+// namespace/name; only waypoints have any. It must not be changed. One that could not
+// be read is none, whatever it was before.
 func (s *Snapshot) RequestAuthentication(name string) (*mesh.RequestAuthentication, bool) {
 	found, ok := s.authentications[name]
-	return found.value, ok
+	if !ok || s.rejects(RequestAuthenticationType, name) {
+		return nil, false
+	}
+	return found.value, true
 }
 
 // RequestAuthentications yields all of them, in no order.

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/ambit-mesh/ambit/api/mesh"
+	"github.com/ambit-mesh/ambit/internal/skew"
 	"github.com/ambit-mesh/ambit/waypoint/filter"
 	"github.com/ambit-mesh/ambit/waypoint/http1"
 	"github.com/ambit-mesh/ambit/waypoint/request"
@@ -107,8 +108,11 @@ func (r *Router) compileRule(in *mesh.Route, rule *mesh.RouteRule, index int) *R
 			out.Invalid = problem
 		}
 	}
-	if len(rule.ProtoReflect().GetUnknown()) > 0 {
-		fail(fmt.Errorf("rule: has a field that is not known"))
+	if len(in.ProtoReflect().GetUnknown()) > 0 {
+		fail(fmt.Errorf("route: %w", skew.ErrUnknown))
+	}
+	if err := skew.Check(rule); err != nil {
+		fail(fmt.Errorf("rule: %w", err))
 	}
 	var err error
 	if out.Session, err = session.Compile(rule.GetSessionPersistence()); err != nil {
@@ -172,9 +176,7 @@ func (e *entry) read(kind mesh.Route_Kind, in *mesh.RouteMatch) (problem error) 
 			problem = fmt.Errorf("%s: %w", field, err)
 		}
 	}
-	if len(in.ProtoReflect().GetUnknown()) > 0 {
-		fail("match", fmt.Errorf("has a field that is not known"))
-	}
+	fail("match", skew.Check(in))
 	if kind == mesh.Route_GRPC {
 		fail("grpc", e.readGRPC(in.GetGrpc()))
 	} else {
@@ -193,6 +195,10 @@ func (e *entry) read(kind mesh.Route_Kind, in *mesh.RouteMatch) (problem error) 
 }
 
 func (e *entry) readPath(in *mesh.PathMatch) (err error) {
+	if in != nil && skew.Check(in) != nil {
+		e.path = anyPath
+		return skew.ErrUnknown
+	}
 	switch m := in.GetMatch().(type) {
 	case *mesh.PathMatch_Exact:
 		e.path = exactPath
@@ -222,6 +228,8 @@ func (e *entry) readGRPC(in *mesh.GRPCMethodMatch) (err error) {
 	e.grpc, e.lengths = true, [2]int{len(in.GetService()), len(in.GetMethod())}
 	service, method := in.GetService(), in.GetMethod()
 	switch {
+	case in != nil && skew.Check(in) != nil:
+		e.path, err = anyPath, skew.ErrUnknown
 	case !in.GetRegex() && service != "" && method != "":
 		e.path, e.value = exactPath, "/"+service+"/"+method
 	case !in.GetRegex() && service != "":
@@ -268,6 +276,9 @@ func values(in []*mesh.ValueMatch) (out []value, problem error) {
 			v.regex, err = compileRegex(how.Regex)
 		default:
 			v.isRegex, err = true, fmt.Errorf("neither exact nor regex")
+		}
+		if skew.Check(m) != nil {
+			v.isRegex, v.regex, err = true, nil, skew.ErrUnknown
 		}
 		if v.name == "" || !http1.IsToken(v.name) && !printable(v.name) {
 			err = fmt.Errorf("name: %q", v.name)

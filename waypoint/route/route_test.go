@@ -6,6 +6,9 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
 	"github.com/ambit-mesh/ambit/api/mesh"
 	"github.com/ambit-mesh/ambit/waypoint/http1"
 	"github.com/ambit-mesh/ambit/waypoint/request"
@@ -168,6 +171,53 @@ func TestWhatCannotBeRead(t *testing.T) {
 		if got := found(route.Compile([]*mesh.Route{withRule(change)}).Match(read(t, "GET", "a", "/"), "", 80)); got != "invalid" {
 			t.Errorf("%s: %s", name, got)
 		}
+	}
+}
+
+// What a newer controller says may narrow the rest: a route that has it answers with 500 for all that it may match.
+func TestWhatANewerVersionSays(t *testing.T) {
+	newer := func(m proto.Message) { m.ProtoReflect().SetUnknown(protoreflect.RawFields{0xb8, 0x3e, 1}) } // field 999 is 1
+	for name, mark := range map[string]func(*mesh.Route){
+		"the route":   func(r *mesh.Route) { newer(r) },
+		"a rule":      func(r *mesh.Route) { newer(r.Rules[0]) },
+		"a match":     func(r *mesh.Route) { newer(r.Rules[0].Matches[0]) },
+		"a path":      func(r *mesh.Route) { newer(r.Rules[0].Matches[0].Path) },
+		"a header":    func(r *mesh.Route) { newer(r.Rules[0].Matches[0].Headers[0]) },
+		"a parameter": func(r *mesh.Route) { newer(r.Rules[0].Matches[0].QueryParams[0]) },
+		"a backend":   func(r *mesh.Route) { newer(r.Rules[0].Backends[0]) },
+		"retries":     func(r *mesh.Route) { newer(r.Rules[0].Retry) },
+		"a filter":    func(r *mesh.Route) { newer(r.Rules[0].Filters[0].GetRequestHeaders()) },
+	} {
+		match := exact("/a")
+		match.Headers, match.QueryParams = []*mesh.ValueMatch{header("x-tenant", "one")}, []*mesh.ValueMatch{header("q", "one")}
+		in := one("r", match)
+		in.Rules[0].Backends = []*mesh.RouteBackend{{Service: "shop/r", Port: 80, Weight: 1}}
+		in.Rules[0].Retry = &mesh.RouteRetry{}
+		in.Rules[0].Filters = []*mesh.RouteFilter{{Filter: &mesh.RouteFilter_RequestHeaders{RequestHeaders: &mesh.HeaderModifier{Remove: []string{"x"}}}}}
+		ask := func(path, value string) *request.Request {
+			return read(t, "GET", "a", path, http1.Field{Name: "x-tenant", Value: value})
+		}
+		if got := found(route.Compile([]*mesh.Route{in}).Match(ask("/a?q=one", "one"), "", 80)); got == "invalid" {
+			t.Fatalf("without it: %s", got)
+		}
+		mark(in)
+		r := route.Compile([]*mesh.Route{in, one("all", prefix("/"))})
+		if got := found(r.Match(ask("/a?q=one", "one"), "", 80)); got != "invalid" || len(r.Problems) == 0 {
+			t.Errorf("%s: %s, %v", name, got, r.Problems)
+		}
+		// What the field would have made of the value, nobody knows.
+		for of, other := range map[string]*request.Request{"a path": ask("/b?q=one", "one"), "a header": ask("/a?q=one", "two"), "a parameter": ask("/a?q=two", "one")} {
+			if got := found(r.Match(other, "", 80)); (got == "invalid") != (of == name) {
+				t.Errorf("%s, of another value of %s: %s", name, of, got)
+			}
+		}
+	}
+	in := one("r", grpc("Cart", "Get"))
+	in.Kind = mesh.Route_GRPC
+	newer(in.Rules[0].Matches[0].Grpc)
+	q := read(t, "POST", "a", "/Cart/Put", http1.Field{Name: "content-type", Value: "application/grpc"})
+	if got := found(route.Compile([]*mesh.Route{in}).Match(q, "", 80)); got != "invalid" {
+		t.Errorf("a method of gRPC: %s", got)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/ambit-mesh/ambit/api/mesh"
 	"github.com/ambit-mesh/ambit/internal/conns"
+	"github.com/ambit-mesh/ambit/internal/skew"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/waypoint/target"
 )
@@ -32,6 +33,9 @@ func routed(s *workload.Snapshot, t *target.Target, routes []*mesh.Route, name s
 	}
 	fail := func(format string, args ...any) (*workload.Service, uint16, bool, error) {
 		return nil, 0, false, conns.Fail(RouteInvalid, fmt.Errorf("route %s/%s: %w", route.GetNamespace(), route.GetName(), fmt.Errorf(format, args...)))
+	}
+	if err := skew.Check(route); err != nil {
+		return fail("%w", err)
 	}
 	if len(route.GetRules()) == 0 {
 		return fail("has no rules")

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/reflect/protoreflect"
+
 	"github.com/ambit-mesh/ambit/api/mesh"
 	api "github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/internal/conns"
@@ -263,6 +265,14 @@ func TestMetricsAreReached(t *testing.T) {
 	}
 }
 
+// newer gives the first route's rule a field of a later version: number 999, a varint of 1.
+func newer(change func(*mesh.Binding)) func(*mesh.Binding) {
+	return func(b *mesh.Binding) {
+		change(b)
+		b.Routes[0].Rules[0].ProtoReflect().SetUnknown(protoreflect.RawFields{0xb8, 0x3e, 1})
+	}
+}
+
 // Connections go where a TCPRoute says; one that cannot be carried out refuses them.
 func TestTCPRoutes(t *testing.T) {
 	m, client, endpoint, s := start(t, api.AppProtocol_TCP, everybody)
@@ -287,6 +297,7 @@ func TestTCPRoutes(t *testing.T) {
 		"an invalid backend": route(mesh.Route_TCP, &mesh.RouteBackend{Weight: 1, Invalid: "not permitted"}),
 		"an unknown backend": route(mesh.Route_TCP, &mesh.RouteBackend{Service: "shop/nobody", Port: 80, Weight: 1}),
 		"a port it has not":  route(mesh.Route_TCP, &mesh.RouteBackend{Service: s.Key, Port: 81, Weight: 1}),
+		"a newer route":      newer(route(mesh.Route_TCP, &mesh.RouteBackend{Service: s.Key, Port: 80, Weight: 1})),
 	} {
 		m.Bind(s, change)
 		var status *hbone.StatusError

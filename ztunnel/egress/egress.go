@@ -33,6 +33,9 @@ type Rules struct {
 // unknownWorkload stands for the policies of a pod of which nothing is known.
 const unknownWorkload = "those of a pod that the controller has not told of"
 
+// unreadableWorkload stands for those that may have been added to a pod's by what cannot be read.
+const unreadableWorkload = "those of a pod of which what the controller said last could not be read"
+
 // Of returns what decides on w's way out. w is a pod as its own node knows it: what policies it has, the controller says.
 func Of(s *workload.Snapshot, w *workload.Workload) Rules {
 	published, ok := s.WorkloadByUID(w.UID)
@@ -45,6 +48,9 @@ func Of(s *workload.Snapshot, w *workload.Workload) Rules {
 	var r Rules
 	policies, missing := s.EgressPolicies(published)
 	r.Missing = missing
+	if s.Unreadable(w.UID) && s.Namespace(w.Namespace).EgressDenied {
+		r.Missing = append(r.Missing, unreadableWorkload)
+	}
 	for _, p := range policies {
 		switch {
 		case !p.Deny:

@@ -271,6 +271,22 @@ func TestRulesOfAPod(t *testing.T) {
 			t.Errorf("%s: %+v", c.name, r)
 		}
 	}
+	// What cannot be read may name a policy, where there are any.
+	for _, denied := range []bool{false, true} {
+		store := workloadtest.Store(t, &mesh.Namespace{Name: "shop", MutualTls: mesh.MutualTLS_PERMISSIVE, EgressDenied: denied}, published("10.0.0.1"))
+		newer := published("10.0.0.1", "shop/shut")
+		newer.TunnelProtocol = 77
+		if rejected := store.Apply(workload.Delta{Type: workload.AddressType, Upserts: []workload.Resource{workloadtest.Resource(t, newer)}}); len(rejected) != 1 {
+			t.Fatal("it can be read")
+		}
+		if r := Of(store.Snapshot(), own); r.Restrict() != denied || denied && !slices.Equal(r.Missing, []string{unreadableWorkload}) {
+			t.Errorf("unreadable, and something may be denied %v: %+v", denied, r)
+		}
+		workloadtest.Apply(t, store, published("10.0.0.1"))
+		if r := Of(store.Snapshot(), own); r.Restrict() {
+			t.Errorf("readable again, and something may be denied %v: %+v", denied, r)
+		}
+	}
 }
 
 func TestNamesAreKnownForTheirTime(t *testing.T) {

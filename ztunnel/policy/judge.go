@@ -43,6 +43,9 @@ func (r *rules) judge(a *conns.Attempt) judgement {
 	if r.workload.Waypoint != nil && r.workload.WaypointAnnounced == nil && !toItself(a) && !isWaypoint(r.snapshot, r.workload.Waypoint, a.Source.Identity) {
 		return judgement{refusal: conns.Fail(conns.WaypointBypassed, errors.New("the workload takes connections from its waypoint alone"))}
 	}
+	if uid := r.workload.UID; r.snapshot.Unreadable(uid) {
+		return judgement{refusal: conns.Fail(conns.PolicyMissing, fmt.Errorf("what was said last of workload %s could not be read, so that nobody knows which policies apply", uid))}
+	}
 	if r.throughWaypoint(a) {
 		// It has asked policy about the client, whom this side does not see.
 		return judgement{}

@@ -9,8 +9,8 @@
 //	metrics.go  decisions, by policy
 //
 // Invariants: a policy that applies and is not known yet holds a connection, for
-// holdTime, and then refuses it; nothing is ever let in because something has not
-// come. A connection that is established is judged by the snapshot of that moment or
+// holdTime, and then refuses it, as does a workload of which what was said last could
+// not be read; nothing is ever let in because something has not come. A connection that is established is judged by the snapshot of that moment or
 // by a later one, whatever it was let in by: it is registered first and judged then,
 // while whoever judges all of them takes the snapshot first and looks at who is
 // registered then. What is not affected by a change is not judged again.

@@ -291,6 +291,44 @@ func TestLiveConnectionsAndMissingPolicies(t *testing.T) {
 	})
 }
 
+// What a newer controller says of a pod may name policies: while it cannot be read those of before are not taken for all, neither
+// for new connections nor for live ones.
+func TestPodsThatCannotBeReadLetNobodyIn(t *testing.T) {
+	unreadable := func(b *bed) {
+		if rejected := b.store.Apply(workload.Delta{Type: workload.AddressType, Upserts: []workload.Resource{workloadtest.Resource(b, &api.Workload{
+			Uid: own().UID, Name: "cart", Namespace: "shop", ServiceAccount: "cart", ClusterId: "Kubernetes",
+			Addresses: workloadtest.Addrs("10.244.1.2"), TunnelProtocol: 77, AuthorizationPolicies: []string{"shop/d"},
+		})}}); len(rejected) != 1 {
+			b.Fatal("it can be read")
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t)
+		close(b.synced)
+		b.run()
+		workloadtest.Apply(t, b.store, authorization("d", deny, true))
+		b.pod()
+		c, other := b.open(), b.open()
+		unreadable(b)
+		time.Sleep(hold - time.Millisecond)
+		b.lives(c, true, "")
+		b.pod()
+		time.Sleep(10 * hold)
+		b.lives(c, true, "")
+		unreadable(b)
+		b.admit(conns.PolicyMissing, hold)
+		time.Sleep(time.Millisecond)
+		for _, c := range []*conns.Conn{c, other} {
+			b.lives(c, false, "could not be read")
+		}
+		time.AfterFunc(time.Second, func() { b.pod() })
+		b.admit("", time.Second)
+		unreadable(b)
+		time.AfterFunc(time.Second, func() { b.pod("shop/d") })
+		b.admit(conns.PolicyDenied, time.Second)
+	})
+}
+
 // The waypoint's connections are let in, and those of nobody else.
 func TestWaypointIsNotBypassed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
