@@ -67,8 +67,12 @@ func (p *policies) ask(ctx context.Context, s *workload.Snapshot, t *target.Targ
 		if err != nil {
 			return conns.Fail(exchange.ProviderDenied, err)
 		}
-		question := authorizer.Question(&r.Seen, r.Version, r.Length(), body, authorizer.Peer{Address: c.Addr, Identity: c.Identity},
-			authorizer.Peer{Address: t.Address, Identity: p.identity()}, time.Now())
+		client := authorizer.Peer{Address: c.Addr, Identity: c.Identity}
+		if one.Provider.PeerCertificate {
+			client.Certificate = c.Certificate
+		}
+		question := authorizer.Question(&r.Seen, r.Version, r.Length(), body, client, authorizer.Peer{Address: t.Address, Identity: p.identity()},
+			one.Provider.ContextExtensions, time.Now())
 		answer, err := p.providers.Ask(ctx, one.Provider, question)
 		switch {
 		case err != nil && one.Provider.FailOpen && ctx.Err() == nil:

@@ -4,11 +4,15 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -170,6 +174,43 @@ func TestProvidersDecide(t *testing.T) {
 				t.Errorf("refused in one word: %d", code)
 			}
 		})
+	}
+}
+
+// A provider is told who the client is: of the certificate, and of the policy, only what the
+// policy wants. It is read as it came, by the protocol's own types.
+func TestProvidersAreToldOfClientsAndPolicies(t *testing.T) {
+	g := startGuarded(t, api.AppProtocol_HTTP11)
+	p := g.provide(t)
+	told := func(change func(*mesh.AuthorizationProvider)) *auth.AttributeContext {
+		t.Helper()
+		g.apply(false, custom(func(p *mesh.RequestPolicy) { change(p.Provider) }))
+		if code, body, _ := g.do(t, g.http, "/a"); code != 200 {
+			t.Fatalf("%d %s", code, body)
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.last.GetAttributes()
+	}
+	const client, waypoint = "spiffe://cluster.local/ns/shop/sa/web", "spiffe://cluster.local/ns/shop/sa/way"
+	usual := told(func(*mesh.AuthorizationProvider) {})
+	if usual.GetSource().GetPrincipal() != client || usual.GetDestination().GetPrincipal() != waypoint || usual.GetSource().GetCertificate() != "" || len(usual.GetContextExtensions()) > 0 {
+		t.Errorf("usually it is told %v", usual)
+	}
+	extensions := map[string]string{"rules": "cart", "empty": ""}
+	all := told(func(p *mesh.AuthorizationProvider) { p.ContextExtensions, p.PeerCertificate = extensions, true })
+	if !maps.Equal(all.GetContextExtensions(), extensions) || all.GetDestination().GetCertificate() != "" {
+		t.Errorf("it is told %v", all)
+	}
+	encoded := all.GetSource().GetCertificate()
+	text, err := url.PathUnescape(encoded)
+	block, rest := pem.Decode([]byte(text))
+	if err != nil || block == nil || len(rest) > 0 || strings.ContainsAny(encoded, "\n +/=") {
+		t.Fatalf("the certificate %q: %v", encoded, err)
+	}
+	certificate, err := x509.ParseCertificate(block.Bytes)
+	if err != nil || len(certificate.URIs) != 1 || certificate.URIs[0].String() != client {
+		t.Errorf("the certificate is of %v: %v", certificate.URIs, err)
 	}
 }
 

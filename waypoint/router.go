@@ -79,7 +79,7 @@ func carry(s *workload.Snapshot, q *exchange.Request, m route.Match, p exchange.
 		return answer(p, http.StatusInternalServerError, exchange.Invalid, fmt.Sprintf("backend %s has no port %d, or is not known", b.Service, b.Port))
 	}
 	if m.Rule.Session != nil {
-		p.Session = sessionOf(s, m, b, token)
+		p.Session = sessionOf(s, m.Rule, b, token)
 	}
 	if m.Rule.Filters != nil || b.Filters != nil {
 		p.Request = func(o *exchange.Outgoing) {
@@ -113,14 +113,10 @@ func choose(q *exchange.Request, rule *route.Rule) (*route.Backend, session.Toke
 }
 
 // sessionOf a request that goes to a backend.
-func sessionOf(s *workload.Snapshot, m route.Match, b *route.Backend, token session.Token) *exchange.Session {
-	path := "/"
-	if m.By.HasPrefix && m.By.Prefix != "" {
-		path = m.By.Prefix
-	}
+func sessionOf(s *workload.Snapshot, rule *route.Rule, b *route.Backend, token session.Token) *exchange.Session {
 	out := &exchange.Session{Begin: func(w *workload.Workload, fields []http1.Field) []http1.Field {
 		now := time.Now()
-		return m.Rule.Session.Write(slices.Clip(fields), m.Rule.Session.Begin(b.Service, b.Port, w.UID, now), path, now)
+		return rule.Session.Write(slices.Clip(fields), rule.Session.Begin(b.Service, b.Port, w.UID, now), now)
 	}}
 	if token != (session.Token{}) {
 		for _, w := range s.Endpoints(b.Service) {

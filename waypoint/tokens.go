@@ -25,10 +25,10 @@ import (
 
 // keys are those of tokens' issuers: *jwks.Store.
 type keys interface {
-	Keys(ctx context.Context, uri string, lacking *jwt.Keys) (*jwt.Keys, error)
-	Cached(uri string) (*jwt.Keys, error)
-	Missing(uri string) error
-	Want(uri string)
+	Keys(ctx context.Context, from jwt.Source, lacking *jwt.Keys) (*jwt.Keys, error)
+	Cached(from jwt.Source) (*jwt.Keys, error)
+	Missing(from jwt.Source) error
+	Want(from jwt.Source)
 }
 
 // tokens verifies the tokens of requests by RequestAuthentications.
@@ -72,7 +72,7 @@ func (t *tokens) authenticate(ctx context.Context, s *workload.Snapshot, to *tar
 	forged := token.Forged(all, to.Binding.ClaimHeaders)
 	var proof *token.Proof
 	if found != nil {
-		fetch := func(uri string, lacking *jwt.Keys) (*jwt.Keys, error) { return t.keys.Keys(ctx, uri, lacking) }
+		fetch := func(from jwt.Source, lacking *jwt.Keys) (*jwt.Keys, error) { return t.keys.Keys(ctx, from, lacking) }
 		if proof, err = found.Prove(all, fetch, began); err != nil {
 			return conns.Fail(exchange.Unauthenticated, err)
 		}
@@ -89,7 +89,7 @@ func (t *tokens) claims(s *workload.Snapshot, r *exchange.Request, counts func(n
 	if r == nil || r.Proof == nil {
 		return nil
 	}
-	cached := func(uri string, _ *jwt.Keys) (*jwt.Keys, error) { return t.keys.Cached(uri) }
+	cached := func(from jwt.Source, _ *jwt.Keys) (*jwt.Keys, error) { return t.keys.Cached(from) }
 	for _, name := range r.Proof.By {
 		message, ok := s.RequestAuthentication(name)
 		if ok && counts(name) && r.Proof.Holds(t.compile(message), cached) {
@@ -147,9 +147,9 @@ func (t *tokens) run(ctx context.Context, snapshot func() *workload.Snapshot, te
 		missing := map[string]string{}
 		for message := range now.RequestAuthentications() {
 			a := t.compile(message)
-			for _, uri := range a.URIs() {
-				t.keys.Want(uri)
-				if err := t.keys.Missing(uri); err != nil {
+			for _, from := range a.Sources() {
+				t.keys.Want(from)
+				if err := t.keys.Missing(from); err != nil {
 					missing[a.Name] = err.Error()
 				}
 			}

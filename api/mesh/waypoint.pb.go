@@ -1732,7 +1732,9 @@ type SessionPersistence struct {
 	AbsoluteTimeout *durationpb.Duration `protobuf:"bytes,3,opt,name=absolute_timeout,json=absoluteTimeout,proto3" json:"absolute_timeout,omitempty"`
 	IdleTimeout     *durationpb.Duration `protobuf:"bytes,4,opt,name=idle_timeout,json=idleTimeout,proto3" json:"idle_timeout,omitempty"`
 	// A cookie that outlives the client's session, for absolute_timeout.
-	Permanent     bool `protobuf:"varint,5,opt,name=permanent,proto3" json:"permanent,omitempty"`
+	Permanent bool `protobuf:"varint,5,opt,name=permanent,proto3" json:"permanent,omitempty"`
+	// Of a cookie: the paths that clients send it for; empty for all.
+	Path          string `protobuf:"bytes,6,opt,name=path,proto3" json:"path,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1800,6 +1802,13 @@ func (x *SessionPersistence) GetPermanent() bool {
 		return x.Permanent
 	}
 	return false
+}
+
+func (x *SessionPersistence) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
 }
 
 // RequestPolicy is an AuthorizationPolicy as a waypoint enforces it: named
@@ -1914,9 +1923,13 @@ type AuthorizationProvider struct {
 	// How much of a request's body it is told, at most 1 MiB; 0 for nothing of it.
 	MaxBody uint32 `protobuf:"varint,5,opt,name=max_body,json=maxBody,proto3" json:"max_body,omitempty"`
 	// Of a longer one it is told the beginning; else that is refused.
-	PartialBody   bool `protobuf:"varint,6,opt,name=partial_body,json=partialBody,proto3" json:"partial_body,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	PartialBody bool `protobuf:"varint,6,opt,name=partial_body,json=partialBody,proto3" json:"partial_body,omitempty"`
+	// What it is told of the policy with each request.
+	ContextExtensions map[string]string `protobuf:"bytes,7,rep,name=context_extensions,json=contextExtensions,proto3" json:"context_extensions,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// It is told of the client's certificate.
+	PeerCertificate bool `protobuf:"varint,8,opt,name=peer_certificate,json=peerCertificate,proto3" json:"peer_certificate,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *AuthorizationProvider) Reset() {
@@ -1987,6 +2000,20 @@ func (x *AuthorizationProvider) GetMaxBody() uint32 {
 func (x *AuthorizationProvider) GetPartialBody() bool {
 	if x != nil {
 		return x.PartialBody
+	}
+	return false
+}
+
+func (x *AuthorizationProvider) GetContextExtensions() map[string]string {
+	if x != nil {
+		return x.ContextExtensions
+	}
+	return nil
+}
+
+func (x *AuthorizationProvider) GetPeerCertificate() bool {
+	if x != nil {
+		return x.PeerCertificate
 	}
 	return false
 }
@@ -2704,9 +2731,12 @@ type TokenRule struct {
 	// Fields that tell the endpoint of claims: strings, numbers and booleans.
 	ClaimHeaders []*TokenRule_ClaimHeader `protobuf:"bytes,10,rep,name=claim_headers,json=claimHeaders,proto3" json:"claim_headers,omitempty"`
 	// Why it cannot be read as it is written.
-	Invalid       string `protobuf:"bytes,11,opt,name=invalid,proto3" json:"invalid,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Invalid string `protobuf:"bytes,11,opt,name=invalid,proto3" json:"invalid,omitempty"`
+	// Certificates, PEM, of the authorities that alone may vouch for the host of jwks_uri;
+	// empty for the public ones.
+	CertificateAuthority string `protobuf:"bytes,12,opt,name=certificate_authority,json=certificateAuthority,proto3" json:"certificate_authority,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *TokenRule) Reset() {
@@ -2827,6 +2857,13 @@ func (x *TokenRule) GetInvalid() string {
 	return ""
 }
 
+func (x *TokenRule) GetCertificateAuthority() string {
+	if x != nil {
+		return x.CertificateAuthority
+	}
+	return ""
+}
+
 type isTokenRule_Keys interface {
 	isTokenRule_Keys()
 }
@@ -2909,7 +2946,7 @@ type TokenRule_Header struct {
 
 func (x *TokenRule_Header) Reset() {
 	*x = TokenRule_Header{}
-	mi := &file_mesh_waypoint_proto_msgTypes[33]
+	mi := &file_mesh_waypoint_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2921,7 +2958,7 @@ func (x *TokenRule_Header) String() string {
 func (*TokenRule_Header) ProtoMessage() {}
 
 func (x *TokenRule_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[33]
+	mi := &file_mesh_waypoint_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2963,7 +3000,7 @@ type TokenRule_ClaimHeader struct {
 
 func (x *TokenRule_ClaimHeader) Reset() {
 	*x = TokenRule_ClaimHeader{}
-	mi := &file_mesh_waypoint_proto_msgTypes[34]
+	mi := &file_mesh_waypoint_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2975,7 +3012,7 @@ func (x *TokenRule_ClaimHeader) String() string {
 func (*TokenRule_ClaimHeader) ProtoMessage() {}
 
 func (x *TokenRule_ClaimHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_mesh_waypoint_proto_msgTypes[34]
+	mi := &file_mesh_waypoint_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3123,13 +3160,14 @@ const file_mesh_waypoint_proto_rawDesc = "" +
 	"RouteRetry\x12\x14\n" +
 	"\x05codes\x18\x01 \x03(\rR\x05codes\x12\x1a\n" +
 	"\battempts\x18\x02 \x01(\rR\battempts\x123\n" +
-	"\abackoff\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\abackoff\"\xa3\x02\n" +
+	"\abackoff\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\abackoff\"\xb7\x02\n" +
 	"\x12SessionPersistence\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x127\n" +
 	"\x04type\x18\x02 \x01(\x0e2#.ambit.mesh.SessionPersistence.TypeR\x04type\x12D\n" +
 	"\x10absolute_timeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x0fabsoluteTimeout\x12<\n" +
 	"\fidle_timeout\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\vidleTimeout\x12\x1c\n" +
-	"\tpermanent\x18\x05 \x01(\bR\tpermanent\"\x1e\n" +
+	"\tpermanent\x18\x05 \x01(\bR\tpermanent\x12\x12\n" +
+	"\x04path\x18\x06 \x01(\tR\x04path\"\x1e\n" +
 	"\x04Type\x12\n" +
 	"\n" +
 	"\x06COOKIE\x10\x00\x12\n" +
@@ -3148,14 +3186,19 @@ const file_mesh_waypoint_proto_rawDesc = "" +
 	"\x05ALLOW\x10\x01\x12\b\n" +
 	"\x04DENY\x10\x02\x12\n" +
 	"\n" +
-	"\x06CUSTOM\x10\x03J\x04\b\x06\x10\a\"\xd5\x01\n" +
+	"\x06CUSTOM\x10\x03J\x04\b\x06\x10\a\"\xaf\x03\n" +
 	"\x15AuthorizationProvider\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x123\n" +
 	"\atimeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12\x1b\n" +
 	"\tfail_open\x18\x04 \x01(\bR\bfailOpen\x12\x19\n" +
 	"\bmax_body\x18\x05 \x01(\rR\amaxBody\x12!\n" +
-	"\fpartial_body\x18\x06 \x01(\bR\vpartialBody\"\xba\x01\n" +
+	"\fpartial_body\x18\x06 \x01(\bR\vpartialBody\x12g\n" +
+	"\x12context_extensions\x18\a \x03(\v28.ambit.mesh.AuthorizationProvider.ContextExtensionsEntryR\x11contextExtensions\x12)\n" +
+	"\x10peer_certificate\x18\b \x01(\bR\x0fpeerCertificate\x1aD\n" +
+	"\x16ContextExtensionsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xba\x01\n" +
 	"\vRequestRule\x12-\n" +
 	"\x04from\x18\x01 \x03(\v2\x19.ambit.mesh.RequestSourceR\x04from\x12,\n" +
 	"\x02to\x18\x02 \x03(\v2\x1c.ambit.mesh.RequestOperationR\x02to\x120\n" +
@@ -3214,7 +3257,7 @@ const file_mesh_waypoint_proto_rawDesc = "" +
 	"\tresources\x18\x01 \x03(\v2#.ambit.mesh.Troubles.ResourcesEntryR\tresources\x1a<\n" +
 	"\x0eResourcesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x90\x04\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc5\x04\n" +
 	"\tTokenRule\x12\x16\n" +
 	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x1c\n" +
 	"\taudiences\x18\x02 \x03(\tR\taudiences\x12\x14\n" +
@@ -3230,7 +3273,8 @@ const file_mesh_waypoint_proto_rawDesc = "" +
 	"\aforward\x18\t \x01(\bR\aforward\x12F\n" +
 	"\rclaim_headers\x18\n" +
 	" \x03(\v2!.ambit.mesh.TokenRule.ClaimHeaderR\fclaimHeaders\x12\x18\n" +
-	"\ainvalid\x18\v \x01(\tR\ainvalid\x1a4\n" +
+	"\ainvalid\x18\v \x01(\tR\ainvalid\x123\n" +
+	"\x15certificate_authority\x18\f \x01(\tR\x14certificateAuthority\x1a4\n" +
 	"\x06Header\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06prefix\x18\x02 \x01(\tR\x06prefix\x1a;\n" +
@@ -3252,7 +3296,7 @@ func file_mesh_waypoint_proto_rawDescGZIP() []byte {
 }
 
 var file_mesh_waypoint_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_mesh_waypoint_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_mesh_waypoint_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_mesh_waypoint_proto_goTypes = []any{
 	(Route_Kind)(0),               // 0: ambit.mesh.Route.Kind
 	(SessionPersistence_Type)(0),  // 1: ambit.mesh.SessionPersistence.Type
@@ -3289,10 +3333,11 @@ var file_mesh_waypoint_proto_goTypes = []any{
 	(*Troubles)(nil),              // 32: ambit.mesh.Troubles
 	(*TokenRule)(nil),             // 33: ambit.mesh.TokenRule
 	(*HeaderModifier_Header)(nil), // 34: ambit.mesh.HeaderModifier.Header
-	nil,                           // 35: ambit.mesh.Troubles.ResourcesEntry
-	(*TokenRule_Header)(nil),      // 36: ambit.mesh.TokenRule.Header
-	(*TokenRule_ClaimHeader)(nil), // 37: ambit.mesh.TokenRule.ClaimHeader
-	(*durationpb.Duration)(nil),   // 38: google.protobuf.Duration
+	nil,                           // 35: ambit.mesh.AuthorizationProvider.ContextExtensionsEntry
+	nil,                           // 36: ambit.mesh.Troubles.ResourcesEntry
+	(*TokenRule_Header)(nil),      // 37: ambit.mesh.TokenRule.Header
+	(*TokenRule_ClaimHeader)(nil), // 38: ambit.mesh.TokenRule.ClaimHeader
+	(*durationpb.Duration)(nil),   // 39: google.protobuf.Duration
 }
 var file_mesh_waypoint_proto_depIdxs = []int32{
 	7,  // 0: ambit.mesh.Binding.routes:type_name -> ambit.mesh.Route
@@ -3301,8 +3346,8 @@ var file_mesh_waypoint_proto_depIdxs = []int32{
 	9,  // 3: ambit.mesh.RouteRule.matches:type_name -> ambit.mesh.RouteMatch
 	13, // 4: ambit.mesh.RouteRule.filters:type_name -> ambit.mesh.RouteFilter
 	20, // 5: ambit.mesh.RouteRule.backends:type_name -> ambit.mesh.RouteBackend
-	38, // 6: ambit.mesh.RouteRule.request_timeout:type_name -> google.protobuf.Duration
-	38, // 7: ambit.mesh.RouteRule.backend_request_timeout:type_name -> google.protobuf.Duration
+	39, // 6: ambit.mesh.RouteRule.request_timeout:type_name -> google.protobuf.Duration
+	39, // 7: ambit.mesh.RouteRule.backend_request_timeout:type_name -> google.protobuf.Duration
 	21, // 8: ambit.mesh.RouteRule.retry:type_name -> ambit.mesh.RouteRetry
 	22, // 9: ambit.mesh.RouteRule.session_persistence:type_name -> ambit.mesh.SessionPersistence
 	10, // 10: ambit.mesh.RouteMatch.path:type_name -> ambit.mesh.PathMatch
@@ -3320,46 +3365,47 @@ var file_mesh_waypoint_proto_depIdxs = []int32{
 	15, // 22: ambit.mesh.RequestRedirect.path:type_name -> ambit.mesh.PathModifier
 	15, // 23: ambit.mesh.URLRewrite.path:type_name -> ambit.mesh.PathModifier
 	20, // 24: ambit.mesh.RequestMirror.backend:type_name -> ambit.mesh.RouteBackend
-	38, // 25: ambit.mesh.CORS.max_age:type_name -> google.protobuf.Duration
+	39, // 25: ambit.mesh.CORS.max_age:type_name -> google.protobuf.Duration
 	13, // 26: ambit.mesh.RouteBackend.filters:type_name -> ambit.mesh.RouteFilter
-	38, // 27: ambit.mesh.RouteRetry.backoff:type_name -> google.protobuf.Duration
+	39, // 27: ambit.mesh.RouteRetry.backoff:type_name -> google.protobuf.Duration
 	1,  // 28: ambit.mesh.SessionPersistence.type:type_name -> ambit.mesh.SessionPersistence.Type
-	38, // 29: ambit.mesh.SessionPersistence.absolute_timeout:type_name -> google.protobuf.Duration
-	38, // 30: ambit.mesh.SessionPersistence.idle_timeout:type_name -> google.protobuf.Duration
+	39, // 29: ambit.mesh.SessionPersistence.absolute_timeout:type_name -> google.protobuf.Duration
+	39, // 30: ambit.mesh.SessionPersistence.idle_timeout:type_name -> google.protobuf.Duration
 	2,  // 31: ambit.mesh.RequestPolicy.action:type_name -> ambit.mesh.RequestPolicy.Action
 	25, // 32: ambit.mesh.RequestPolicy.rules:type_name -> ambit.mesh.RequestRule
 	24, // 33: ambit.mesh.RequestPolicy.provider:type_name -> ambit.mesh.AuthorizationProvider
-	38, // 34: ambit.mesh.AuthorizationProvider.timeout:type_name -> google.protobuf.Duration
-	28, // 35: ambit.mesh.RequestRule.from:type_name -> ambit.mesh.RequestSource
-	29, // 36: ambit.mesh.RequestRule.to:type_name -> ambit.mesh.RequestOperation
-	30, // 37: ambit.mesh.RequestRule.when:type_name -> ambit.mesh.RequestCondition
-	26, // 38: ambit.mesh.RequestSource.principals:type_name -> ambit.mesh.StringPattern
-	26, // 39: ambit.mesh.RequestSource.not_principals:type_name -> ambit.mesh.StringPattern
-	26, // 40: ambit.mesh.RequestSource.namespaces:type_name -> ambit.mesh.StringPattern
-	26, // 41: ambit.mesh.RequestSource.not_namespaces:type_name -> ambit.mesh.StringPattern
-	27, // 42: ambit.mesh.RequestSource.ip_blocks:type_name -> ambit.mesh.AddressRange
-	27, // 43: ambit.mesh.RequestSource.not_ip_blocks:type_name -> ambit.mesh.AddressRange
-	27, // 44: ambit.mesh.RequestSource.remote_ip_blocks:type_name -> ambit.mesh.AddressRange
-	27, // 45: ambit.mesh.RequestSource.not_remote_ip_blocks:type_name -> ambit.mesh.AddressRange
-	26, // 46: ambit.mesh.RequestSource.request_principals:type_name -> ambit.mesh.StringPattern
-	26, // 47: ambit.mesh.RequestSource.not_request_principals:type_name -> ambit.mesh.StringPattern
-	26, // 48: ambit.mesh.RequestOperation.hosts:type_name -> ambit.mesh.StringPattern
-	26, // 49: ambit.mesh.RequestOperation.not_hosts:type_name -> ambit.mesh.StringPattern
-	26, // 50: ambit.mesh.RequestOperation.methods:type_name -> ambit.mesh.StringPattern
-	26, // 51: ambit.mesh.RequestOperation.not_methods:type_name -> ambit.mesh.StringPattern
-	26, // 52: ambit.mesh.RequestOperation.paths:type_name -> ambit.mesh.StringPattern
-	26, // 53: ambit.mesh.RequestOperation.not_paths:type_name -> ambit.mesh.StringPattern
-	26, // 54: ambit.mesh.RequestCondition.values:type_name -> ambit.mesh.StringPattern
-	26, // 55: ambit.mesh.RequestCondition.not_values:type_name -> ambit.mesh.StringPattern
-	33, // 56: ambit.mesh.RequestAuthentication.rules:type_name -> ambit.mesh.TokenRule
-	35, // 57: ambit.mesh.Troubles.resources:type_name -> ambit.mesh.Troubles.ResourcesEntry
-	36, // 58: ambit.mesh.TokenRule.from_headers:type_name -> ambit.mesh.TokenRule.Header
-	37, // 59: ambit.mesh.TokenRule.claim_headers:type_name -> ambit.mesh.TokenRule.ClaimHeader
-	60, // [60:60] is the sub-list for method output_type
-	60, // [60:60] is the sub-list for method input_type
-	60, // [60:60] is the sub-list for extension type_name
-	60, // [60:60] is the sub-list for extension extendee
-	0,  // [0:60] is the sub-list for field type_name
+	39, // 34: ambit.mesh.AuthorizationProvider.timeout:type_name -> google.protobuf.Duration
+	35, // 35: ambit.mesh.AuthorizationProvider.context_extensions:type_name -> ambit.mesh.AuthorizationProvider.ContextExtensionsEntry
+	28, // 36: ambit.mesh.RequestRule.from:type_name -> ambit.mesh.RequestSource
+	29, // 37: ambit.mesh.RequestRule.to:type_name -> ambit.mesh.RequestOperation
+	30, // 38: ambit.mesh.RequestRule.when:type_name -> ambit.mesh.RequestCondition
+	26, // 39: ambit.mesh.RequestSource.principals:type_name -> ambit.mesh.StringPattern
+	26, // 40: ambit.mesh.RequestSource.not_principals:type_name -> ambit.mesh.StringPattern
+	26, // 41: ambit.mesh.RequestSource.namespaces:type_name -> ambit.mesh.StringPattern
+	26, // 42: ambit.mesh.RequestSource.not_namespaces:type_name -> ambit.mesh.StringPattern
+	27, // 43: ambit.mesh.RequestSource.ip_blocks:type_name -> ambit.mesh.AddressRange
+	27, // 44: ambit.mesh.RequestSource.not_ip_blocks:type_name -> ambit.mesh.AddressRange
+	27, // 45: ambit.mesh.RequestSource.remote_ip_blocks:type_name -> ambit.mesh.AddressRange
+	27, // 46: ambit.mesh.RequestSource.not_remote_ip_blocks:type_name -> ambit.mesh.AddressRange
+	26, // 47: ambit.mesh.RequestSource.request_principals:type_name -> ambit.mesh.StringPattern
+	26, // 48: ambit.mesh.RequestSource.not_request_principals:type_name -> ambit.mesh.StringPattern
+	26, // 49: ambit.mesh.RequestOperation.hosts:type_name -> ambit.mesh.StringPattern
+	26, // 50: ambit.mesh.RequestOperation.not_hosts:type_name -> ambit.mesh.StringPattern
+	26, // 51: ambit.mesh.RequestOperation.methods:type_name -> ambit.mesh.StringPattern
+	26, // 52: ambit.mesh.RequestOperation.not_methods:type_name -> ambit.mesh.StringPattern
+	26, // 53: ambit.mesh.RequestOperation.paths:type_name -> ambit.mesh.StringPattern
+	26, // 54: ambit.mesh.RequestOperation.not_paths:type_name -> ambit.mesh.StringPattern
+	26, // 55: ambit.mesh.RequestCondition.values:type_name -> ambit.mesh.StringPattern
+	26, // 56: ambit.mesh.RequestCondition.not_values:type_name -> ambit.mesh.StringPattern
+	33, // 57: ambit.mesh.RequestAuthentication.rules:type_name -> ambit.mesh.TokenRule
+	36, // 58: ambit.mesh.Troubles.resources:type_name -> ambit.mesh.Troubles.ResourcesEntry
+	37, // 59: ambit.mesh.TokenRule.from_headers:type_name -> ambit.mesh.TokenRule.Header
+	38, // 60: ambit.mesh.TokenRule.claim_headers:type_name -> ambit.mesh.TokenRule.ClaimHeader
+	61, // [61:61] is the sub-list for method output_type
+	61, // [61:61] is the sub-list for method input_type
+	61, // [61:61] is the sub-list for extension type_name
+	61, // [61:61] is the sub-list for extension extendee
+	0,  // [0:61] is the sub-list for field type_name
 }
 
 func init() { file_mesh_waypoint_proto_init() }
@@ -3409,7 +3455,7 @@ func file_mesh_waypoint_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mesh_waypoint_proto_rawDesc), len(file_mesh_waypoint_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   35,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -121,7 +121,22 @@ type AuthorizationProvider struct {
 	// of none.
 	// +optional
 	RequestBody *AuthorizationRequestBody `json:"requestBody,omitempty"`
+	// ContextExtensions are told to it with each request, as context_extensions: what it
+	// is to know of the policy, such as which rules of its own count.
+	// +optional
+	// +kubebuilder:validation:MinProperties=1
+	// +kubebuilder:validation:MaxProperties=32
+	ContextExtensions map[string]ContextExtension `json:"contextExtensions,omitempty"`
+	// IncludePeerCertificate has it told of the certificate that the client has shown as
+	// well, as source.certificate: in PEM, percent-encoded. Its identity is told anyhow.
+	// +optional
+	IncludePeerCertificate bool `json:"includePeerCertificate,omitempty"`
 }
+
+// ContextExtension is a value that a provider is told.
+//
+// +kubebuilder:validation:MaxLength=1024
+type ContextExtension string
 
 // AuthorizationRequestBody says how much of a request's body a provider is told. It is
 // asked once that has come, within 10 seconds, so it is not for streams.

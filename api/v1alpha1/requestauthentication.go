@@ -62,6 +62,7 @@ type RequestAuthenticationSpec struct {
 // JWTRule is an issuer of tokens, and where they are found.
 //
 // +kubebuilder:validation:XValidation:rule="has(self.jwks) != has(self.jwksUri)",message="the keys are either in jwks or at jwksUri",fieldPath=".jwks"
+// +kubebuilder:validation:XValidation:rule="!has(self.certificateAuthority) || (has(self.jwksUri) && self.jwksUri.startsWith('https:'))",message="a certificate authority is for a jwksUri of https",fieldPath=".certificateAuthority"
 // +kubebuilder:validation:XValidation:rule="!has(self.algorithms) || !has(self.jwksUri) || !self.algorithms.exists(a, a.startsWith('HS'))",message="HS256, HS384 and HS512 need a secret, in jwks: one that is found at a URI is none",fieldPath=".algorithms"
 type JWTRule struct {
 	// Issuer as tokens have it in their claim iss, to the letter.
@@ -90,6 +91,13 @@ type JWTRule struct {
 	// +kubebuilder:validation:Pattern=`^(https://[^@#\s/]+(/[^#\s]*)?|http://[a-z0-9.-]+\.svc(\.[a-z0-9.-]+)?(:[0-9]+)?(/[^#\s]*)?)$`
 	// +kubebuilder:validation:XValidation:rule="isURL(self)",message="is no URL"
 	JWKSURI string `json:"jwksUri,omitempty"`
+	// CertificateAuthority is the certificates (PEM) of the authorities that alone may
+	// vouch for the host of jwksUri, for an issuer whose certificate is of a private
+	// authority. Left out, they are the public ones.
+	// +optional
+	// +kubebuilder:validation:MaxLength=65536
+	// +kubebuilder:validation:Pattern=`^\s*-----BEGIN CERTIFICATE-----`
+	CertificateAuthority string `json:"certificateAuthority,omitempty"`
 	// Algorithms that tokens may be signed by, each only with keys of its kind.
 	// Left out, they are those of asymmetric keys: all of these but HS256, HS384
 	// and HS512, which take a secret that waypoints could sign with themselves.

@@ -1,6 +1,7 @@
 package translate
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -318,6 +319,11 @@ func readTokenRule(in v1alpha1.JWTRule) (out *mesh.TokenRule, field string, err 
 		return out, "jwks", fmt.Errorf("the keys are either in jwks or at jwksUri")
 	case in.JWKSURI != "":
 		out.Keys = &mesh.TokenRule_JwksUri{JwksUri: in.JWKSURI}
+		if field, err := readAuthority(in, out); err != nil {
+			return out, field, err
+		}
+	case in.CertificateAuthority != "":
+		return out, "certificateAuthority", errors.New("is for a jwksUri of https: remove it")
 	default:
 		out.Keys = &mesh.TokenRule_Jwks{Jwks: in.JWKS}
 		if _, err := jwt.ParseKeys([]byte(in.JWKS)); err != nil {
@@ -328,4 +334,20 @@ func readTokenRule(in v1alpha1.JWTRule) (out *mesh.TokenRule, field string, err 
 		return out, "issuer", fmt.Errorf("is empty")
 	}
 	return out, "", nil
+}
+
+// readAuthority reads who vouches for the host of the keys, if that is said.
+func readAuthority(in v1alpha1.JWTRule, out *mesh.TokenRule) (field string, err error) {
+	const name = "certificateAuthority"
+	if in.CertificateAuthority == "" {
+		return "", nil
+	}
+	if !strings.HasPrefix(in.JWKSURI, "https:") {
+		return name, errors.New("is for a jwksUri of https: remove it, or change that")
+	}
+	if _, err := jwt.ParseAuthorities(in.CertificateAuthority); err != nil {
+		return name, fmt.Errorf("%w: put the certificates of the authorities there, in PEM", err)
+	}
+	out.CertificateAuthority = in.CertificateAuthority
+	return "", nil
 }

@@ -183,7 +183,13 @@ func (r *requests) provider(object *v1alpha1.AuthorizationPolicy) (*mesh.Authori
 	namespace := cmp.Or(in.Namespace, object.Namespace)
 	out := &mesh.AuthorizationProvider{
 		Service: namespace + "/" + in.Service + "." + namespace + ".svc." + r.clusterDomain, Port: uint32(in.Port),
-		Timeout: durationpb.New(timeout), FailOpen: in.FailOpen,
+		Timeout: durationpb.New(timeout), FailOpen: in.FailOpen, PeerCertificate: in.IncludePeerCertificate,
+	}
+	for name, value := range in.ContextExtensions {
+		if out.ContextExtensions == nil {
+			out.ContextExtensions = make(map[string]string)
+		}
+		out.ContextExtensions[name] = string(value)
 	}
 	if b := in.RequestBody; b != nil {
 		if b.MaxBytes < 1 || b.MaxBytes > maxProviderBody {

@@ -81,15 +81,15 @@ func indexRoutes(routes Routes, services *serviceIndex, bound func(*service) boo
 	r := &routeIndex{byService: make(map[string][]*mesh.Route)}
 	a := attaching{services: services, bound: bound}
 	for _, o := range oldestFirst(routes.GRPC) {
-		c := routeConversion{services: services, namespace: o.Namespace, kind: GRPCRoute, hostnames: len(o.Spec.Hostnames)}
+		c := routeConversion{services: services, namespace: o.Namespace, name: o.Name, kind: GRPCRoute, hostnames: len(o.Spec.Hostnames)}
 		a.attach(o, o.Spec.ParentRefs, &mesh.Route{Kind: mesh.Route_GRPC, Rules: c.grpcRules(o.Spec.Rules)}, &c)
 	}
 	for _, o := range oldestFirst(routes.HTTP) {
-		c := routeConversion{services: services, namespace: o.Namespace, kind: HTTPRoute, hostnames: len(o.Spec.Hostnames)}
+		c := routeConversion{services: services, namespace: o.Namespace, name: o.Name, kind: HTTPRoute, hostnames: len(o.Spec.Hostnames)}
 		a.attach(o, o.Spec.ParentRefs, &mesh.Route{Kind: mesh.Route_HTTP, Rules: c.httpRules(o.Spec.Rules)}, &c)
 	}
 	for _, o := range oldestFirst(routes.TLS) {
-		c := routeConversion{services: services, namespace: o.Namespace, kind: TLSRoute}
+		c := routeConversion{services: services, namespace: o.Namespace, name: o.Name, kind: TLSRoute}
 		var rules []*mesh.RouteRule
 		for i, rule := range o.Spec.Rules {
 			rules = append(rules, c.streamRule(i, rule.Name, rule.BackendRefs))
@@ -97,7 +97,7 @@ func indexRoutes(routes Routes, services *serviceIndex, bound func(*service) boo
 		a.attach(o, o.Spec.ParentRefs, &mesh.Route{Kind: mesh.Route_TLS, Hostnames: hostnames(o.Spec.Hostnames), Rules: rules}, &c)
 	}
 	for _, o := range oldestFirst(routes.TCP) {
-		c := routeConversion{services: services, namespace: o.Namespace, kind: TCPRoute}
+		c := routeConversion{services: services, namespace: o.Namespace, name: o.Name, kind: TCPRoute}
 		var rules []*mesh.RouteRule
 		for i, rule := range o.Spec.Rules {
 			rules = append(rules, c.streamRule(i, rule.Name, rule.BackendRefs))
@@ -336,9 +336,9 @@ type finding struct {
 
 // routeConversion is of the rules of one route.
 type routeConversion struct {
-	services  *serviceIndex
-	namespace string
-	kind      RouteKind
+	services        *serviceIndex
+	namespace, name string
+	kind            RouteKind
 	// hostnames is how many there are that say nothing at a Service.
 	hostnames int
 

@@ -2,6 +2,7 @@ package translate
 
 import (
 	"fmt"
+	"hash/fnv"
 	"regexp"
 	"strings"
 	"time"
@@ -160,8 +161,20 @@ func (c *routeConversion) retry(rule *mesh.RouteRule, field string, in *gateway.
 	return out
 }
 
-// defaultSession names the cookie or header of sessions that have no name.
+// defaultSession names the header of sessions that have no name, and begins the names of
+// cookies: each rule has another, so that a client's sessions of several go side by side.
 const defaultSession = "ambit-session"
+
+func (c *routeConversion) cookieName(field string) string {
+	h := fnv.New32a()
+	fmt.Fprint(h, c.kind, " ", c.namespace, "/", c.name, " ", field)
+	return fmt.Sprintf("%s-%08x", defaultSession, h.Sum32())
+}
+
+// isCookiePath tells whether a cookie may have a path (RFC 6265 section 4.1.1).
+func isCookiePath(path string) bool {
+	return strings.HasPrefix(path, "/") && !strings.ContainsFunc(path, func(r rune) bool { return r < ' ' || r >= 0x7f || r == ';' })
+}
 
 func (c *routeConversion) persistence(rule *mesh.RouteRule, field string, in *gateway.SessionPersistence) *mesh.SessionPersistence {
 	if in == nil {
@@ -174,11 +187,17 @@ func (c *routeConversion) persistence(rule *mesh.RouteRule, field string, in *ga
 	}
 	switch kind {
 	case gateway.CookieBasedSessionPersistence:
+		out.Name = c.cookieName(field)
 		if in.Cookie == nil {
 			return out
 		}
 		if in.Cookie.Name != nil {
 			out.Name = string(*in.Cookie.Name)
+		}
+		if p := in.Cookie.Path; p != nil && *p != "/" {
+			if out.Path = *p; !isCookiePath(*p) {
+				c.refuse(rule, gateway.RouteReasonUnsupportedValue, field+".cookie.path", fmt.Sprintf("%q is no path of a cookie", *p))
+			}
 		}
 		out.Permanent = in.Cookie.LifetimeType != nil && *in.Cookie.LifetimeType == gateway.PermanentCookieLifetimeType
 		if out.Permanent && out.AbsoluteTimeout == nil {

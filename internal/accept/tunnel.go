@@ -3,6 +3,7 @@ package accept
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -22,8 +23,9 @@ const handshakeTimeout = 10 * time.Second
 
 // Tunnel is one peer's.
 type Tunnel struct {
-	// Peer proved to be who it is.
-	Peer spiffe.ID
+	// Peer proved to be who it is, by Certificate.
+	Peer        spiffe.ID
+	Certificate *x509.Certificate
 	// Remote and Local are the ends of its TCP connection.
 	Remote, Local netip.AddrPort
 }
@@ -70,7 +72,7 @@ func (s *Server) Serve(draining, cut context.Context, raw *net.TCPConn, h Handle
 		refused(err)
 		return
 	}
-	t.Peer = peer
+	t.Peer, t.Certificate = peer, conn.ConnectionState().PeerCertificates[0]
 	if !byIdentity.Take(t.Peer) {
 		hbone.TurnAway(conn, string(conns.TooManyTunnels))
 		refused(Exceeds(byIdentity, t.Peer, conns.TooManyTunnels, "tunnels"))

@@ -3,6 +3,7 @@ package authorizer
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -135,14 +136,15 @@ func TestQuestion(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	client := Peer{netip.MustParseAddrPort("10.9.0.2:5"), spiffe.ID{TrustDomain: "cluster.local", Namespace: "shop", ServiceAccount: "web"}}
-	q := Question(&r, 2, -1, nil, client, Peer{Address: netip.MustParseAddrPort("10.9.100.1:80")}, time.Unix(1, 0))
+	client := Peer{Address: netip.MustParseAddrPort("10.9.0.2:5"), Identity: spiffe.ID{TrustDomain: "cluster.local", Namespace: "shop", ServiceAccount: "web"}}
+	q := Question(&r, 2, -1, nil, client, Peer{Address: netip.MustParseAddrPort("10.9.100.1:80")}, map[string]string{"rules": "cart"}, time.Unix(1, 0))
 	if _, err := proto.Marshal(q); err != nil {
 		t.Error(err)
 	}
 	h, from := q.GetAttributes().GetRequest().GetHttp(), q.GetAttributes().GetSource()
 	if h.GetMethod() != "GET" || h.GetPath() != "/b?x=1" || h.GetHost() != "cart:81" || h.GetProtocol() != "HTTP/2" || h.GetSize() != -1 || h.GetHeaders()["x"] != "1,2" ||
-		h.GetHeaders()[":path"] != "/b?x=1" || from.GetPrincipal() != "spiffe://cluster.local/ns/shop/sa/web" || from.GetAddress().GetSocketAddress().GetPortValue() != 5 {
+		h.GetHeaders()[":path"] != "/b?x=1" || from.GetPrincipal() != "spiffe://cluster.local/ns/shop/sa/web" || from.GetAddress().GetSocketAddress().GetPortValue() != 5 || from.GetCertificate() != "" ||
+		!maps.Equal(q.GetAttributes().GetContextExtensions(), map[string]string{"rules": "cart"}) {
 		t.Error(q)
 	}
 	for _, c := range []struct {
@@ -155,7 +157,7 @@ func TestQuestion(t *testing.T) {
 		{Body{Bytes: []byte{0xff, 0}, Partial: true}, "", []byte{0xff, 0}, "true"},
 		{Body{}, "", nil, "false"},
 	} {
-		q := Question(&r, 1, 3, &c.body, client, Peer{}, time.Unix(1, 0))
+		q := Question(&r, 1, 3, &c.body, client, Peer{}, nil, time.Unix(1, 0))
 		if _, err := proto.Marshal(q); err != nil {
 			t.Error(err)
 		}

@@ -1,6 +1,8 @@
 package authorizer
 
 import (
+	"crypto/x509"
+	"encoding/pem"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -19,6 +21,8 @@ import (
 type Peer struct {
 	Address  netip.AddrPort
 	Identity spiffe.ID
+	// Certificate by which it proved that; nil if the provider is not told of it.
+	Certificate *x509.Certificate
 }
 
 // Body is what a provider is told of a request's body.
@@ -32,8 +36,8 @@ type Body struct {
 const partialHeader = "x-envoy-auth-partial-body"
 
 // Question about a request, as it is seen by policies. Its size is that of its body, -1
-// if nobody knows; nothing is told of a body that is nil.
-func Question(r *request.Request, version int, size int64, body *Body, client, server Peer, began time.Time) *auth.CheckRequest {
+// if nobody knows; nothing is told of a body that is nil. Extensions are the policy's.
+func Question(r *request.Request, version int, size int64, body *Body, client, server Peer, extensions map[string]string, began time.Time) *auth.CheckRequest {
 	headers := make(map[string]string, len(r.Fields)+4)
 	for _, f := range r.Fields {
 		value := strings.ToValidUTF8(f.Value, "\uFFFD")
@@ -59,7 +63,7 @@ func Question(r *request.Request, version int, size int64, body *Body, client, s
 		}
 	}
 	return &auth.CheckRequest{Attributes: &auth.AttributeContext{
-		Source: peer(client), Destination: peer(server),
+		Source: peer(client), Destination: peer(server), ContextExtensions: extensions,
 		Request: &auth.AttributeContext_Request{Time: timestamppb.New(began), Http: http},
 	}}
 }
@@ -74,5 +78,11 @@ func peer(p Peer) *auth.AttributeContext_Peer {
 	if !p.Identity.IsZero() {
 		out.Principal = p.Identity.String()
 	}
+	if p.Certificate != nil {
+		out.Certificate = percent.Replace(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.Certificate.Raw})))
+	}
 	return out
 }
+
+// percent encodes what of PEM no URL has as it is: the protocol wants it so.
+var percent = strings.NewReplacer("\n", "%0A", " ", "%20", "+", "%2B", "/", "%2F", "=", "%3D")

@@ -19,6 +19,8 @@ type Telemetry struct {
 
 	requests                               *prometheus.CounterVec
 	durations, requestBytes, responseBytes *prometheus.HistogramVec
+	// routed are the durations by what people wrote: the rule of a route.
+	routed *prometheus.HistogramVec
 
 	mu sync.Mutex
 	// Guarded by mu: the series of labels that were used, until there are too many.
@@ -34,11 +36,13 @@ type seriesKey struct {
 	grpc                bool
 	grpcStatus          string
 	principal           spiffe.ID
+	route, rule         string
 }
 
 type series struct {
 	requests                               prometheus.Counter
 	durations, requestBytes, responseBytes prometheus.Observer
+	routed                                 prometheus.Observer // nil without a route
 }
 
 // maxSeries bounds what is remembered of the labels of peers that come and go; past it
@@ -48,19 +52,21 @@ const maxSeries = 10_000
 // NewTelemetry registers the metrics.
 func NewTelemetry(log *slog.Logger, reg prometheus.Registerer) *Telemetry {
 	labels := append(append([]string(nil), conns.LabelNames()...), "response_code", "grpc_response_status")
-	histogram := func(name, help string, buckets []float64) *prometheus.HistogramVec {
+	histogram := func(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
 		h := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets}, labels)
 		reg.MustRegister(h)
 		return h
 	}
 	bytes := prometheus.ExponentialBuckets(64, 8, 8)
+	milliseconds := []float64{0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000}
 	t := &Telemetry{
 		log: log, series: map[seriesKey]*series{},
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "istio_requests_total", Help: "Requests."}, labels),
-		durations: histogram("istio_request_duration_milliseconds", "How long requests took, to the end of their responses.",
-			[]float64{0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000}),
-		requestBytes:  histogram("istio_request_bytes", "Bodies of requests.", bytes),
-		responseBytes: histogram("istio_response_bytes", "Bodies of responses.", bytes),
+		requests:      prometheus.NewCounterVec(prometheus.CounterOpts{Name: "istio_requests_total", Help: "Requests."}, labels),
+		durations:     histogram("istio_request_duration_milliseconds", "How long requests took, to the end of their responses.", milliseconds, labels...),
+		requestBytes:  histogram("istio_request_bytes", "Bodies of requests.", bytes, labels...),
+		responseBytes: histogram("istio_response_bytes", "Bodies of responses.", bytes, labels...),
+		routed: histogram("ambit_route_request_duration_milliseconds", "How long requests took, by the route and the rule that they matched.",
+			milliseconds, "route", "rule"),
 	}
 	reg.MustRegister(t.requests)
 	return t
@@ -77,12 +83,15 @@ func (t *Telemetry) record(x *exchange) {
 	s.durations.Observe(float64(took) / float64(time.Millisecond))
 	s.requestBytes.Observe(float64(x.request.received))
 	s.responseBytes.Observe(float64(x.sent))
+	if s.routed != nil {
+		s.routed.Observe(float64(took) / float64(time.Millisecond))
+	}
 	t.write(x, took)
 }
 
 func (t *Telemetry) seriesOf(x *exchange) *series {
 	client := x.client.session.Client
-	key := seriesKey{code: x.status, flag: x.flag, version: x.request.Version, grpc: isGRPC(x.request), grpcStatus: x.grpcStatus, principal: client.Identity}
+	key := seriesKey{code: x.status, flag: x.flag, version: x.request.Version, grpc: isGRPC(x.request), grpcStatus: x.grpcStatus, principal: client.Identity, route: x.plan.Route, rule: x.plan.Rule}
 	if client.Workload != nil {
 		key.source = client.Workload.UID
 	}
@@ -114,6 +123,9 @@ func (t *Telemetry) seriesOf(x *exchange) *series {
 	s := &series{
 		requests: t.requests.WithLabelValues(labels...), durations: t.durations.WithLabelValues(labels...),
 		requestBytes: t.requestBytes.WithLabelValues(labels...), responseBytes: t.responseBytes.WithLabelValues(labels...),
+	}
+	if key.route != "" {
+		s.routed = t.routed.WithLabelValues(key.route, key.rule)
 	}
 	t.series[key] = s
 	return s

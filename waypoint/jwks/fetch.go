@@ -20,14 +20,19 @@ import (
 )
 
 // fetch keys once.
-func (s *Store) fetch(ctx context.Context, uri string) (*jwt.Keys, error) {
-	u, err := url.Parse(uri)
+func (s *Store) fetch(ctx context.Context, from jwt.Source) (*jwt.Keys, error) {
+	u, err := url.Parse(from.URI)
 	if err != nil || u.Host == "" || u.User != nil || u.Scheme != "https" && u.Scheme != "http" {
 		return nil, errors.New("is neither https://HOST/PATH nor http://SERVICE/PATH")
 	}
 	config := &tls.Config{MinVersion: tls.VersionTLS12}
 	if s.cfg.TLS != nil {
 		config = s.cfg.TLS.Clone()
+	}
+	if from.CertificateAuthority != "" {
+		if config.RootCAs, err = jwt.ParseAuthorities(from.CertificateAuthority); err != nil {
+			return nil, fmt.Errorf("the certificate authority: %w", err)
+		}
 	}
 	transport := &http.Transport{
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -39,7 +44,7 @@ func (s *Store) fetch(ctx context.Context, uri string) (*jwt.Keys, error) {
 		Transport:     transport,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, uri, nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, from.URI, nil)
 	if err != nil {
 		return nil, err
 	}

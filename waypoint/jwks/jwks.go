@@ -1,17 +1,18 @@
 // Package jwks fetches the keys of tokens' issuers (RFC 7517) and keeps them.
 //
-//	jwks.go   Store: what is known of each URI, when it is fetched again, who waits
+//	jwks.go   Store: what is known of each source, when it is fetched again, who waits
 //	fetch.go  one fetch: whom it may reach, how much it takes
 //
 // Keys are fetched when they are first wanted, and again every refreshEvery, while
 // the last ones are in use; when a token names a key that they lack, soon, but not
 // more often than lackingEvery. Those that could not be fetched again for keepFor are
-// over. One fetch at a time goes to a URI, and everybody waits for that one.
+// over. A source is a URI, and who vouches for its host: one fetch at a time goes to it,
+// and everybody waits for that one.
 //
-// Invariants: keys come from their URI or from nowhere: what could not be fetched is an
-// error, for whoever wants it; a fetch is bounded in time and size, follows no redirect,
-// and reaches neither this machine nor what only this machine reaches; when Run returns,
-// so has every goroutine.
+// Invariants: keys come from their source or from nowhere: what could not be fetched is an
+// error, for whoever wants it; where authorities are named, nobody else vouches for the
+// host; a fetch is bounded in time and size, follows no redirect, and reaches neither this
+// machine nor what only this machine reaches; when Run returns, so has every goroutine.
 package jwks
 
 import (
@@ -41,8 +42,8 @@ const (
 	firstRetry, lastRetry = time.Second, 30 * time.Second
 	// fetchTimeout bounds a fetch, and with it how long requests wait.
 	fetchTimeout = 5 * time.Second
-	// maxURIs that keys are kept of; one that nobody asked for for keepFor makes room.
-	maxURIs = 1024
+	// maxSources that keys are kept of; one that nobody asked for for keepFor makes room.
+	maxSources = 1024
 )
 
 // Mesh opens connections to hosts that are Services.
@@ -57,27 +58,28 @@ type Config struct {
 	Mesh       Mesh
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
-	// TLS of connections to issuers; the machine's roots, or those in the binary, if nil.
+	// TLS of connections to issuers, whose sources name no authorities: the machine's roots,
+	// or those in the binary, if nil.
 	TLS *tls.Config
 	// Now is the clock; the usual one if nil.
 	Now func() time.Time
 }
 
-// Store has the keys of all URIs that somebody asked for.
+// Store has the keys of all sources that somebody asked for.
 type Store struct {
 	cfg     Config
 	fetches *prometheus.CounterVec
 
 	mu sync.Mutex
 	// Guarded by mu.
-	entries map[string]*entry
+	entries map[jwt.Source]*entry
 	over    bool
 	running sync.WaitGroup
 	ctx     context.Context
 	cancel  context.CancelFunc
 }
 
-// entry is what is known of a URI.
+// entry is what is known of a source.
 type entry struct {
 	keys    *jwt.Keys
 	fetched time.Time // when they were
@@ -96,7 +98,7 @@ func New(cfg Config) *Store {
 		cfg.Now = time.Now
 	}
 	s := &Store{
-		cfg: cfg, entries: map[string]*entry{},
+		cfg: cfg, entries: map[jwt.Source]*entry{},
 		fetches: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "ambit_jwks_fetches_total", Help: "Fetches of the keys of tokens' issuers, by result: ok or failed.",
 		}, []string{"result"}),
@@ -117,11 +119,11 @@ func (s *Store) Run(ctx context.Context) error {
 	return nil
 }
 
-// Keys of a URI, fetched if need be. With lacking, the keys that a token's is not among,
+// Keys of a source, fetched if need be. With lacking, the keys that a token's is not among,
 // it returns later ones, if they may be had now, and else the same.
-func (s *Store) Keys(ctx context.Context, uri string, lacking *jwt.Keys) (*jwt.Keys, error) {
+func (s *Store) Keys(ctx context.Context, from jwt.Source, lacking *jwt.Keys) (*jwt.Keys, error) {
 	for {
-		keys, pending, err := s.look(uri, lacking)
+		keys, pending, err := s.look(from, lacking)
 		if pending == nil {
 			return keys, err
 		}
@@ -129,52 +131,52 @@ func (s *Store) Keys(ctx context.Context, uri string, lacking *jwt.Keys) (*jwt.K
 		case <-pending:
 			if lacking != nil {
 				// Whatever came of it is what there is now.
-				keys, _, err := s.look(uri, nil)
+				keys, _, err := s.look(from, nil)
 				return keys, err
 			}
 		case <-ctx.Done():
-			return nil, fmt.Errorf("keys at %s: %w", uri, context.Cause(ctx))
+			return nil, fmt.Errorf("keys at %s: %w", from.URI, context.Cause(ctx))
 		}
 	}
 }
 
-// Cached are the keys of a URI that are at hand.
-func (s *Store) Cached(uri string) (*jwt.Keys, error) {
+// Cached are the keys of a source that are at hand.
+func (s *Store) Cached(from jwt.Source) (*jwt.Keys, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e := s.entries[uri]
+	e := s.entries[from]
 	if e == nil || e.keys == nil || s.cfg.Now().Sub(e.fetched) >= keepFor {
-		return nil, fmt.Errorf("keys at %s: are not known", uri)
+		return nil, fmt.Errorf("keys at %s: are not known", from.URI)
 	}
 	return e.keys, nil
 }
 
-// Missing says why there are no keys of a URI; nil if there are.
-func (s *Store) Missing(uri string) error {
+// Missing says why there are no keys of a source; nil if there are.
+func (s *Store) Missing(from jwt.Source) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e := s.entries[uri]
+	e := s.entries[from]
 	switch {
 	case e != nil && e.keys != nil && s.cfg.Now().Sub(e.fetched) < keepFor:
 		return nil
 	case e == nil || e.err == nil:
-		return fmt.Errorf("keys at %s: have not been fetched yet", uri)
+		return fmt.Errorf("keys at %s: have not been fetched yet", from.URI)
 	}
-	return fmt.Errorf("keys at %s: %w", uri, e.err)
+	return fmt.Errorf("keys at %s: %w", from.URI, e.err)
 }
 
 // Want has keys fetched before the first token comes.
-func (s *Store) Want(uri string) { s.look(uri, nil) }
+func (s *Store) Want(from jwt.Source) { s.look(from, nil) }
 
 // look returns the keys, or why there are none, or what is to be waited for.
-func (s *Store) look(uri string, lacking *jwt.Keys) (keys *jwt.Keys, pending chan struct{}, err error) {
+func (s *Store) look(from jwt.Source, lacking *jwt.Keys) (keys *jwt.Keys, pending chan struct{}, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.cfg.Now()
-	e := s.entries[uri]
+	e := s.entries[from]
 	if e == nil {
-		if e = s.makeRoomLocked(uri, now); e == nil {
-			return nil, nil, fmt.Errorf("keys at %s: those of %d others are wanted already", uri, maxURIs)
+		if e = s.makeRoomLocked(from, now); e == nil {
+			return nil, nil, fmt.Errorf("keys at %s: those of %d others are wanted already", from.URI, maxSources)
 		}
 	}
 	e.asked = now
@@ -184,7 +186,7 @@ func (s *Store) look(uri string, lacking *jwt.Keys) (keys *jwt.Keys, pending cha
 	switch {
 	case good && lacking != nil && e.keys == lacking:
 		if e.pending == nil && mayTry && now.Sub(e.tried) >= lackingEvery {
-			s.fetchLocked(uri, e)
+			s.fetchLocked(from, e)
 		}
 		if e.pending == nil {
 			return e.keys, nil, nil
@@ -192,16 +194,16 @@ func (s *Store) look(uri string, lacking *jwt.Keys) (keys *jwt.Keys, pending cha
 		return nil, e.pending, nil
 	case good:
 		if age >= refreshEvery && mayTry {
-			s.fetchLocked(uri, e)
+			s.fetchLocked(from, e)
 		}
 		return e.keys, nil, nil
 	case e.pending == nil && !mayTry:
-		return nil, nil, fmt.Errorf("keys at %s: %w", uri, e.err)
+		return nil, nil, fmt.Errorf("keys at %s: %w", from.URI, e.err)
 	case e.pending == nil:
-		s.fetchLocked(uri, e)
+		s.fetchLocked(from, e)
 	}
 	if e.pending == nil {
-		return nil, nil, fmt.Errorf("keys at %s: %w", uri, errOver)
+		return nil, nil, fmt.Errorf("keys at %s: %w", from.URI, errOver)
 	}
 	return nil, e.pending, nil
 }
@@ -210,24 +212,24 @@ var errOver = errors.New("the waypoint ends")
 
 // makeRoomLocked adds an entry, in place of one that nobody wants any more if there are
 // too many.
-func (s *Store) makeRoomLocked(uri string, now time.Time) *entry {
-	if len(s.entries) >= maxURIs {
+func (s *Store) makeRoomLocked(from jwt.Source, now time.Time) *entry {
+	if len(s.entries) >= maxSources {
 		for other, e := range s.entries {
 			if e.pending == nil && now.Sub(e.asked) >= keepFor {
 				delete(s.entries, other)
 			}
 		}
-		if len(s.entries) >= maxURIs {
+		if len(s.entries) >= maxSources {
 			return nil
 		}
 	}
 	e := &entry{}
-	s.entries[uri] = e
+	s.entries[from] = e
 	return e
 }
 
 // fetchLocked begins a fetch, unless all is over.
-func (s *Store) fetchLocked(uri string, e *entry) {
+func (s *Store) fetchLocked(from jwt.Source, e *entry) {
 	if s.over {
 		return
 	}
@@ -235,7 +237,7 @@ func (s *Store) fetchLocked(uri string, e *entry) {
 	s.running.Go(func() {
 		ctx, cancel := context.WithTimeout(s.ctx, fetchTimeout)
 		defer cancel()
-		keys, err := s.fetch(ctx, uri)
+		keys, err := s.fetch(ctx, from)
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		close(e.pending)
@@ -244,7 +246,7 @@ func (s *Store) fetchLocked(uri string, e *entry) {
 			s.fetches.WithLabelValues("failed").Inc()
 			e.failed = s.cfg.Now()
 			e.wait = min(max(firstRetry, 2*e.wait), lastRetry)
-			s.cfg.Logger.Warn("the keys of an issuer could not be fetched", "uri", uri, "error", err, "last_good", e.keys != nil, "fetched", e.fetched)
+			s.cfg.Logger.Warn("the keys of an issuer could not be fetched", "uri", from.URI, "error", err, "last_good", e.keys != nil, "fetched", e.fetched)
 			return
 		}
 		s.fetches.WithLabelValues("ok").Inc()

@@ -2,12 +2,18 @@ package jwks
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -31,7 +37,9 @@ func TestMain(m *testing.M) { waypointtest.Main(m) }
 // rig is a store, and an issuer that answers as the test wants.
 type rig struct {
 	*Store
-	uri string
+	jwt.Source
+	// certificate that the issuer shows.
+	certificate *x509.Certificate
 	// fetches that came.
 	fetches atomic.Int64
 
@@ -95,8 +103,9 @@ func start(t *testing.T, answer http.HandlerFunc) *rig {
 		answer(w, q)
 	}))
 	roots := x509.NewCertPool()
-	roots.AddCert(server.Certificate())
-	r.uri = server.URL + "/keys"
+	r.certificate = server.Certificate()
+	roots.AddCert(r.certificate)
+	r.Source = jwt.Source{URI: server.URL + "/keys"}
 	// The certificate that httptest has is for example.com.
 	r.Store = New(Config{Mesh: noMesh{}, Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(), TLS: &tls.Config{RootCAs: roots, ServerName: "example.com"}, Now: r.clock})
 	ctx, cancel := context.WithCancel(t.Context())
@@ -108,7 +117,7 @@ func start(t *testing.T, answer http.HandlerFunc) *rig {
 
 func (r *rig) expect(t *testing.T, what, says string, fetches int64) *jwt.Keys {
 	t.Helper()
-	keys, err := r.Keys(t.Context(), r.uri, nil)
+	keys, err := r.Keys(t.Context(), r.Source, nil)
 	if (err != nil) != (says != "") || err != nil && !strings.Contains(err.Error(), says) {
 		t.Errorf("%s: %v, want %q", what, err, says)
 	}
@@ -120,7 +129,7 @@ func (r *rig) expect(t *testing.T, what, says string, fetches int64) *jwt.Keys {
 
 func TestKeysAreKept(t *testing.T) {
 	r := start(t, says(jwttest.Keys(t, jwttest.New(t, "me", "1"))))
-	if _, err := r.Cached(r.uri); err == nil {
+	if _, err := r.Cached(r.Source); err == nil {
 		t.Error("there are keys before they were fetched")
 	}
 	var all sync.WaitGroup
@@ -152,14 +161,14 @@ func TestUnknownKeysAreAskedForSeldom(t *testing.T) {
 	r := start(t, says(jwttest.Keys(t, old)))
 	first := r.expect(t, "first", "", 1)
 	r.set(says(jwttest.Keys(t, old, next)))
-	if same, err := r.Keys(t.Context(), r.uri, first); same != first || err != nil || r.fetches.Load() != 1 {
+	if same, err := r.Keys(t.Context(), r.Source, first); same != first || err != nil || r.fetches.Load() != 1 {
 		t.Errorf("asked for again at once: %d fetches, %v", r.fetches.Load(), err)
 	}
 	r.pass(lackingEvery)
 	var all sync.WaitGroup
 	for range 20 {
 		all.Go(func() {
-			if later, err := r.Keys(t.Context(), r.uri, first); later == first || err != nil {
+			if later, err := r.Keys(t.Context(), r.Source, first); later == first || err != nil {
 				t.Errorf("the later keys do not come: %v", err)
 			}
 		})
@@ -167,7 +176,7 @@ func TestUnknownKeysAreAskedForSeldom(t *testing.T) {
 	all.Wait()
 	second := r.expect(t, "rotated", "", 2)
 	for range 100 {
-		r.Keys(t.Context(), r.uri, second)
+		r.Keys(t.Context(), r.Source, second)
 	}
 	if got := r.fetches.Load(); got != 2 {
 		t.Errorf("%d fetches because of names that are made up", got)
@@ -195,10 +204,10 @@ func TestFailuresNeverFallBack(t *testing.T) {
 	eventually(t, "it was tried", func() bool { return r.fetches.Load() == 4 })
 	r.pass(2 * time.Second)
 	eventually(t, "the last good keys are over", func() bool {
-		_, err := r.Keys(t.Context(), r.uri, nil)
+		_, err := r.Keys(t.Context(), r.Source, nil)
 		return err != nil && strings.Contains(err.Error(), "answered with 503")
 	})
-	if _, err := r.Cached(r.uri); err == nil {
+	if _, err := r.Cached(r.Source); err == nil {
 		t.Error("keys that are over are at hand")
 	}
 }
@@ -258,6 +267,63 @@ func TestAnswersThatAreRefused(t *testing.T) {
 	}
 }
 
+// Who names authorities has the issuer vouched for by these alone: neither do the public ones
+// stand in for them, nor is what was fetched by the word of others theirs.
+func TestPrivateAuthorities(t *testing.T) {
+	r := start(t, says(jwttest.Keys(t, jwttest.New(t, "me", "1"))))
+	own := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: r.certificate.Raw}))
+	other := listen(t, "10.9.0.42:0", says("{}"))
+	elsewhere := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: authority(t).Raw})
+	public := r.expect(t, "by the public authorities", "", 1)
+	for _, c := range []struct {
+		name, authority, says string
+		fetches               int64
+	}{
+		{"another authority, as if the public ones did not know the issuer", string(elsewhere), "unknown authority", 1},
+		{"the issuer's", own, "", 2},
+		{"the issuer's, known", own, "", 2},
+		{"both", string(elsewhere) + own, "", 3},
+		{"nonsense", "nonsense", "certificate authority", 3},
+	} {
+		keys, err := r.Keys(t.Context(), jwt.Source{URI: r.URI, CertificateAuthority: c.authority}, nil)
+		if (err != nil) != (c.says != "") || err != nil && !strings.Contains(err.Error(), c.says) || r.fetches.Load() != c.fetches {
+			t.Errorf("%s: %v after %d fetches, want %q after %d", c.name, err, r.fetches.Load(), c.says, c.fetches)
+		}
+		if keys == public {
+			t.Errorf("%s: keys by the word of the public authorities", c.name)
+		}
+	}
+	// Nor do the private ones vouch for anybody to whom they are not named.
+	r.cfg.TLS = &tls.Config{RootCAs: x509.NewCertPool(), ServerName: "example.com"}
+	for _, uri := range []string{r.URI + "?again", other.URL} {
+		if _, err := r.Keys(t.Context(), jwt.Source{URI: uri}, nil); err == nil || !strings.Contains(err.Error(), "unknown authority") {
+			t.Errorf("%s: %v", uri, err)
+		}
+	}
+}
+
+// authority is a certificate that vouches for nobody here.
+func authority(t *testing.T) *x509.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "another authority"}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certificate, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return certificate
+}
+
 // Nobody's keys come from this machine, from what only it reaches, or in clear.
 func TestWhereKeysMayNotComeFrom(t *testing.T) {
 	r := start(t, says("{}"))
@@ -268,7 +334,7 @@ func TestWhereKeysMayNotComeFrom(t *testing.T) {
 		here.URL, strings.Replace(here.URL, "127.0.0.1", "localhost", 1), strings.Replace(here.URL, "127.0.0.1", "[::ffff:127.0.0.1]", 1),
 		strings.Replace(here.URL, "127.0.0.1", "0.0.0.0", 1), clear.URL, "http://10.9.0.40/", "file:///etc/passwd", "https://", "https://user@10.9.0.40/", "https:///keys",
 	} {
-		if _, err := r.fetch(t.Context(), uri); err == nil {
+		if _, err := r.fetch(t.Context(), jwt.Source{URI: uri}); err == nil {
 			t.Errorf("keys come from %s", uri)
 		} else if strings.Contains(err.Error(), "certificate") || strings.Contains(err.Error(), "no set of keys") {
 			t.Errorf("%s was reached: %v", uri, err)
@@ -317,11 +383,11 @@ func TestServicesAreReachedThroughTheMesh(t *testing.T) {
 	m := &mesh{address: clear.Listener.Addr().String()}
 	r.cfg.Mesh = m
 	const uri = "http://issuer.auth.svc.cluster.local/keys"
-	if _, err := r.fetch(t.Context(), uri); err != nil {
+	if _, err := r.fetch(t.Context(), jwt.Source{URI: uri}); err != nil {
 		t.Error(err)
 	}
 	m.err = errors.New("takes no tunnels")
-	if _, err := r.fetch(t.Context(), uri); !errors.Is(err, m.err) {
+	if _, err := r.fetch(t.Context(), jwt.Source{URI: uri}); !errors.Is(err, m.err) {
 		t.Error(err)
 	}
 	if got := fmt.Sprint(m.plain); got != "[true true]" {
@@ -330,14 +396,14 @@ func TestServicesAreReachedThroughTheMesh(t *testing.T) {
 }
 
 // Those who want too much get nothing; what nobody wants any more makes room.
-func TestURIsAreBounded(t *testing.T) {
+func TestSourcesAreBounded(t *testing.T) {
 	r := start(t, says("{}"))
-	for i := range maxURIs {
+	for i := range maxSources {
 		r.mu.Lock()
 		now := r.now
 		r.mu.Unlock()
 		r.Store.mu.Lock()
-		r.entries[fmt.Sprint(i)] = &entry{asked: now}
+		r.entries[jwt.Source{URI: fmt.Sprint(i)}] = &entry{asked: now}
 		r.Store.mu.Unlock()
 	}
 	r.expect(t, "one too many", "others are wanted", 0)

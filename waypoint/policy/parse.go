@@ -100,6 +100,7 @@ const maxBody = 1 << 20
 func (r *reader) provider(p *Provider, in *mesh.AuthorizationProvider) {
 	p.Service, p.Port, p.Timeout, p.FailOpen = in.GetService(), uint16(in.GetPort()), in.GetTimeout().AsDuration(), in.GetFailOpen()
 	p.MaxBody, p.PartialBody = int(min(in.GetMaxBody(), maxBody+1)), in.GetPartialBody()
+	p.ContextExtensions, p.PeerCertificate = in.GetContextExtensions(), in.GetPeerCertificate()
 	switch {
 	case in == nil:
 		r.whole("provider", errors.New("is missing"))

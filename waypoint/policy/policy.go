@@ -74,6 +74,10 @@ type Provider struct {
 	// longer one the beginning.
 	MaxBody     int
 	PartialBody bool
+	// ContextExtensions are told to it with each request, and with PeerCertificate the
+	// client's certificate as well.
+	ContextExtensions map[string]string
+	PeerCertificate   bool
 }
 
 // Subject is what policies may know of a request.

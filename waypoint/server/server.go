@@ -192,7 +192,7 @@ func (s *Server) serve(draining, alive, cut context.Context, t accept.Tunnel, in
 	defer cancel(nil)
 	stop := context.AfterFunc(alive, func() { cancel(conns.Fail(conns.TunnelLost, errors.New("the client's tunnel is gone"))) })
 	defer stop()
-	session := &Session{Client: target.Client{Peer: attempt.Source}, Destination: dst, Attempt: attempt, cut: cancel}
+	session := &Session{Client: target.Client{Peer: attempt.Source, Certificate: t.Certificate}, Destination: dst, Attempt: attempt, cut: cancel}
 	s.grant(draining, ctx, session, to, in, refuse)
 }
 

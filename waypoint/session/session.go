@@ -9,6 +9,7 @@
 package session
 
 import (
+	"cmp"
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
@@ -31,6 +32,8 @@ type Persistence struct {
 	absolute time.Duration
 	// permanent cookies outlive the client's own session.
 	permanent bool
+	// path below which clients send the cookie.
+	path string
 }
 
 // Compile reads it; nil stays nil.
@@ -38,7 +41,7 @@ func Compile(in *mesh.SessionPersistence) (*Persistence, error) {
 	if in == nil {
 		return nil, nil
 	}
-	p := &Persistence{name: in.GetName(), permanent: in.GetPermanent(), absolute: in.GetAbsoluteTimeout().AsDuration()}
+	p := &Persistence{name: in.GetName(), permanent: in.GetPermanent(), absolute: in.GetAbsoluteTimeout().AsDuration(), path: cmp.Or(in.GetPath(), "/")}
 	switch in.GetType() {
 	case mesh.SessionPersistence_COOKIE:
 	case mesh.SessionPersistence_HEADER:
@@ -55,10 +58,17 @@ func Compile(in *mesh.SessionPersistence) (*Persistence, error) {
 		return nil, fmt.Errorf("absolute_timeout: %v, want at most %v", p.absolute, maxAbsolute)
 	case in.GetIdleTimeout() != nil:
 		return nil, errors.New("idle_timeout: is not carried out by this version")
+	case !isPath(p.path):
+		return nil, fmt.Errorf("path: %q is no path of a cookie", p.path)
 	case p.permanent && (p.inHeader || p.absolute == 0):
 		return nil, errors.New("permanent: is for cookies with an absolute_timeout")
 	}
 	return p, nil
+}
+
+// isPath tells whether a cookie may have it (RFC 6265 section 4.1.1).
+func isPath(path string) bool {
+	return strings.HasPrefix(path, "/") && !strings.ContainsFunc(path, func(r rune) bool { return r < ' ' || r >= 0x7f || r == ';' })
 }
 
 // maxAbsolute is what browsers keep a cookie for at most (RFC 6265bis).
@@ -97,12 +107,12 @@ func (p *Persistence) Read(fields []http1.Field, now time.Time) (Token, bool) {
 	return Token{}, false
 }
 
-// Write adds the token to a response's fields, for the paths below one.
-func (p *Persistence) Write(fields []http1.Field, t Token, path string, now time.Time) []http1.Field {
+// Write adds the token to a response's fields.
+func (p *Persistence) Write(fields []http1.Field, t Token, now time.Time) []http1.Field {
 	if p.inHeader {
 		return append(fields, http1.Field{Name: p.name, Value: t.String()})
 	}
-	cookie := p.name + "=" + t.String() + "; Path=" + path + "; HttpOnly; SameSite=Lax"
+	cookie := p.name + "=" + t.String() + "; Path=" + p.path + "; HttpOnly; SameSite=Lax"
 	if p.permanent {
 		cookie += "; Max-Age=" + strconv.FormatInt(t.ends-now.Unix(), 10)
 	}

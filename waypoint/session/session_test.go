@@ -35,10 +35,10 @@ func TestTokenComesBack(t *testing.T) {
 				value, _, _ := strings.Cut(got.Value, ";")
 				return []http1.Field{{Name: "cookie", Value: "a=b"}, {Name: "cookie", Value: "x=y;  " + value + "; z"}}
 			},
-			"set-cookie: s=*; Path=/shop; HttpOnly; SameSite=Lax", 0,
+			"set-cookie: s=*; Path=/; HttpOnly; SameSite=Lax", 0,
 		},
 		"permanent cookie": {
-			&mesh.SessionPersistence{Name: "s", Permanent: true, AbsoluteTimeout: durationpb.New(time.Hour)},
+			&mesh.SessionPersistence{Name: "s", Path: "/shop", Permanent: true, AbsoluteTimeout: durationpb.New(time.Hour)},
 			func(got http1.Field) []http1.Field {
 				value, _, _ := strings.Cut(got.Value, ";")
 				return []http1.Field{{Name: "cookie", Value: value}}
@@ -54,7 +54,7 @@ func TestTokenComesBack(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p := compile(t, c.in)
 			begun := p.Begin("shop/cart", 80, "pod-1", now)
-			fields := p.Write(nil, begun, "/shop", now)
+			fields := p.Write(nil, begun, now)
 			if len(fields) != 1 {
 				t.Fatal(fields)
 			}
@@ -99,6 +99,9 @@ func TestWhatCannotBeKept(t *testing.T) {
 		"a negative time":   {Name: "s", AbsoluteTimeout: durationpb.New(-1)},
 		"years":             {Name: "s", AbsoluteTimeout: durationpb.New(maxAbsolute + 1)},
 		"idle":              {Name: "s", IdleTimeout: durationpb.New(time.Minute)},
+		"no path":           {Name: "s", Path: "shop"},
+		"two attributes":    {Name: "s", Path: "/; Domain=example.com"},
+		"two lines":         {Name: "s", Path: "/\r\n"},
 		"for ever":          {Name: "s", Permanent: true},
 		"a permanent field": {Name: "s", Permanent: true, AbsoluteTimeout: durationpb.New(1), Type: mesh.SessionPersistence_HEADER},
 	} {

@@ -8,6 +8,7 @@
 package target
 
 import (
+	"crypto/x509"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -28,6 +29,8 @@ const (
 // Client is who opened a connection: the peer of its tunnel.
 type Client struct {
 	conns.Peer
+	// Certificate by which it proved its identity.
+	Certificate *x509.Certificate
 }
 
 // Target is what a connection is for.

@@ -47,8 +47,8 @@ type Authentication struct {
 
 // Rule is an issuer.
 type Rule struct {
-	// URI of the keys; empty if they are inline.
-	URI string
+	// Source of the keys; the zero one if they are inline.
+	Source jwt.Source
 
 	issuer     string
 	audiences  []string
@@ -141,11 +141,17 @@ func parseRule(in *mesh.TokenRule) *Rule {
 			fail(fmt.Errorf("jwks: %w", err))
 		}
 	case *mesh.TokenRule_JwksUri:
-		if r.URI = keys.JwksUri; r.URI == "" {
+		r.Source = jwt.Source{URI: keys.JwksUri, CertificateAuthority: in.GetCertificateAuthority()}
+		if keys.JwksUri == "" {
 			fail(errors.New("jwks_uri: empty"))
 		}
 	default:
 		fail(errors.New("jwks, jwks_uri: neither is set"))
+	}
+	if authority := in.GetCertificateAuthority(); authority != "" {
+		if _, err := jwt.ParseAuthorities(authority); err != nil {
+			fail(fmt.Errorf("certificate_authority: %w", err))
+		}
 	}
 	switch {
 	case in.GetInvalid() != "":
@@ -160,19 +166,19 @@ func parseRule(in *mesh.TokenRule) *Rule {
 
 func isFieldName(name string) bool { return http1.IsToken(name) && name == strings.ToLower(name) }
 
-// URIs are where the keys of all rules are.
-func (a *Authentication) URIs() (all []string) {
+// Sources are where the keys of all rules are; those of rules that cannot be carried out are not wanted.
+func (a *Authentication) Sources() (all []jwt.Source) {
 	for _, r := range a.rules {
-		if r.URI != "" {
-			all = append(all, r.URI)
+		if r.Source.URI != "" && r.err == nil {
+			all = append(all, r.Source)
 		}
 	}
 	return all
 }
 
-// Keys finds those of a URI. With a set that was seen before and lacks one, it may
+// Keys finds those of a source. With a set that was seen before and lacks one, it may
 // return a later one. Its error says why there are none.
-type Keys func(uri string, lacking *jwt.Keys) (*jwt.Keys, error)
+type Keys func(from jwt.Source, lacking *jwt.Keys) (*jwt.Keys, error)
 
 // Proof is what a token proved.
 type Proof struct {
@@ -247,7 +253,7 @@ func (r *Rule) verify(t *jwt.Token, keys Keys, now time.Time) error {
 	if r.inline != nil {
 		return t.Verify(r.inline, r.algorithms)
 	}
-	set, err := keys(r.URI, nil)
+	set, err := keys(r.Source, nil)
 	if err != nil {
 		return err
 	}
@@ -255,7 +261,7 @@ func (r *Rule) verify(t *jwt.Token, keys Keys, now time.Time) error {
 	if !errors.Is(err, jwt.ErrKeyUnknown) {
 		return err
 	}
-	later, failed := keys(r.URI, set)
+	later, failed := keys(r.Source, set)
 	if failed != nil || later == set {
 		return err
 	}

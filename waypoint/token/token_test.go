@@ -15,7 +15,7 @@ import (
 	"github.com/ambit-mesh/ambit/waypoint/request"
 )
 
-func noKeys(uri string, _ *jwt.Keys) (*jwt.Keys, error) { return nil, errors.New("nobody has keys") }
+func noKeys(_ jwt.Source, _ *jwt.Keys) (*jwt.Keys, error) { return nil, errors.New("nobody has keys") }
 
 func parse(t testing.TB, rules ...*mesh.TokenRule) *Authentication {
 	t.Helper()
@@ -187,8 +187,8 @@ func TestLackingKeysAreAskedForOnce(t *testing.T) {
 	r := &mesh.TokenRule{Issuer: "me", Keys: &mesh.TokenRule_JwksUri{JwksUri: "https://me"}, FromParams: []string{"token"}}
 	var calls []string
 	keys := func(later *jwt.Keys) Keys {
-		return func(uri string, lacking *jwt.Keys) (*jwt.Keys, error) {
-			calls = append(calls, fmt.Sprintf("%s %t", uri, lacking != nil))
+		return func(from jwt.Source, lacking *jwt.Keys) (*jwt.Keys, error) {
+			calls = append(calls, fmt.Sprintf("%s %t", from.URI, lacking != nil))
 			if lacking == nil {
 				return first, nil
 			}
@@ -225,6 +225,10 @@ func TestWhatIsNotUnderstoodTakesNoTokens(t *testing.T) {
 		"invalid":       func(r *mesh.TokenRule) *mesh.TokenRule { r.Invalid = "so"; return r },
 		"no keys":       func(r *mesh.TokenRule) *mesh.TokenRule { r.Keys = nil; return r },
 		"bad keys":      func(r *mesh.TokenRule) *mesh.TokenRule { r.Keys = &mesh.TokenRule_Jwks{Jwks: "{}"}; return r },
+		"bad authority": func(r *mesh.TokenRule) *mesh.TokenRule {
+			r.Keys, r.CertificateAuthority = &mesh.TokenRule_JwksUri{JwksUri: "https://me"}, "nonsense"
+			return r
+		},
 		"bad algorithm": func(r *mesh.TokenRule) *mesh.TokenRule { r.Algorithms = []string{"ES256", "none"}; return r },
 		"bad header":    func(r *mesh.TokenRule) *mesh.TokenRule { r.FromHeaders[0].Name = "X-Token"; return r },
 		"bad claim": func(r *mesh.TokenRule) *mesh.TokenRule {
