@@ -33,7 +33,7 @@ func TestProvidersDecideAboutRequests(t *testing.T) {
 		pod(podOptions{name: "other", node: "n3", image: "ambit.mesh/peer-extauthz:dev", port: 9000, args: []string{"--allow_service_account=client"}}) +
 		service("other", "other", "{name: grpc, port: 9000}"))
 	p := waypointed(t, "e2e-judge", "server")
-	p.apply(custom("ours", "/echo/ours/*", "service: judge, port: 9000") +
+	p.apply(custom("ours", "/echo/ours/*", "service: judge, port: 9000, contextExtensions: {rules: cart}, includePeerCertificate: true") +
 		custom("told", "/echo/told/*", "service: judge, port: 9000, requestBody: {maxBytes: 16}") +
 		custom("begun", "/echo/begun/*", "service: judge, port: 9000, requestBody: {maxBytes: 16, allowPartial: true}") +
 		custom("lenient", "/echo/lenient/*", "service: judge, port: 9000, failOpen: true") +
@@ -49,7 +49,8 @@ func TestProvidersDecideAboutRequests(t *testing.T) {
 
 	post := func(path, body string) request { return request{Method: "POST", URL: at + path, Body: body} }
 	type told struct {
-		Source, Destination struct{ Principal string }
+		Source, Destination struct{ Principal, Certificate string }
+		ContextExtensions   map[string]string
 		Request             struct {
 			HTTP struct {
 				Method, Path, Host, Body string
@@ -75,7 +76,8 @@ func TestProvidersDecideAboutRequests(t *testing.T) {
 			case a.Header.Get("X-Judged") != "yes":
 				return fmt.Errorf("the client got %v", a.Header)
 			case q.Request.HTTP.Method != "GET" || q.Request.HTTP.Path != "/echo/ours/a?x=1" || q.Request.HTTP.Host != "server:8080" || q.Request.HTTP.Headers["x-secret"] != "s",
-				q.Source.Principal != "spiffe://cluster.local/ns/e2e-judge/sa/client", q.Destination.Principal != "spiffe://cluster.local/ns/e2e-judge/sa/waypoint":
+				q.Source.Principal != "spiffe://cluster.local/ns/e2e-judge/sa/client", q.Destination.Principal != "spiffe://cluster.local/ns/e2e-judge/sa/waypoint",
+				!strings.HasPrefix(q.Source.Certificate, "-----BEGIN%20CERTIFICATE-----%0A"), q.ContextExtensions["rules"] != "cart":
 				return fmt.Errorf("it was told %+v", q)
 			}
 			return nil

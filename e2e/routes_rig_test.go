@@ -150,8 +150,10 @@ func (a *asker) ask(q question) (reply, error) {
 }
 
 // many asks a number of times, some at once, and returns the replies.
-func (a *asker) many(n int, q question) []reply {
-	const atOnce = 16
+func (a *asker) many(n int, q question) []reply { return a.burst(n, 16, q) }
+
+// burst is many with so many at once.
+func (a *asker) burst(n, atOnce int, q question) []reply {
 	replies := make([]reply, n)
 	turn := make(chan struct{}, atOnce)
 	var all sync.WaitGroup
@@ -267,6 +269,24 @@ func redirects(code int, to string) expectation {
 // within: it took no longer.
 func within(d time.Duration) expectation {
 	return func(r reply) error { return that(r.Error == "" && r.Took < d, "it took longer than %s", d) }
+}
+
+// withoutSelector is a Service whose endpoints the test says.
+func withoutSelector(name string) string {
+	return strings.Replace(service(name, "", anyPort), "  selector: {app: }\n", "", 1)
+}
+
+// endpoint of a Service without a selector: a port of a pod.
+func (p *place) endpoint(service, pod string, port int) string {
+	p.Helper()
+	return fmt.Sprintf(`---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: %[1]s-%[2]s, labels: {kubernetes.io/service-name: %[1]s}}
+addressType: IPv4
+ports: [{name: web, port: %[3]d}]
+endpoints: [{addresses: ["%[4]s"], conditions: {ready: true}, targetRef: {kind: Pod, namespace: %[5]s, name: %[2]s}}]
+`, service, pod, port, p.ip(pod), p.name)
 }
 
 // routeStatus is what a controller says of a route at one parent.

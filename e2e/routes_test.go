@@ -50,13 +50,29 @@ func grpcRoute(name, service, rules string) string {
 	return strings.Replace(httpRoute(name, service, rules), "HTTPRoute", "GRPCRoute", 1)
 }
 
+// tlsRoute is one of Service names, to a Service of its own name.
+func tlsRoute(name string, hostnames ...string) string {
+	return fmt.Sprintf(`---
+apiVersion: gateway.networking.k8s.io/v1
+kind: TLSRoute
+metadata: {name: %[1]s}
+spec:
+  parentRefs: [{group: "", kind: Service, name: names}]
+  hostnames: ["%[2]s"]
+  rules: [{backendRefs: [{name: %[1]s, port: 443}]}]
+`, name, strings.Join(hostnames, `", "`))
+}
+
 const anyPort = "{name: web, port: 8080}"
 
 // What the Gateway API promises of routes, at Services, on the wire.
 func TestRoutesOfServices(t *testing.T) {
 	t.Parallel()
 	r := &routing{place: newPlace(t, "e2e-routes", modeLabel+"=ambient"), elsewhere: newPlace(t, "e2e-routes-elsewhere", modeLabel+"=ambient")}
-	manifests := pod(podOptions{name: "client", node: "n1", role: "echo"}) + pod(podOptions{name: "one", node: "n2", role: "echo"}) + pod(podOptions{name: "two", node: "n3", role: "echo"}) +
+	manifests := pod(podOptions{name: "client", node: "n1", role: "echo"}) + pod(podOptions{name: "one", node: "n2", role: "echo", labels: []string{"group: both"}}) +
+		pod(podOptions{name: "two", node: "n3", role: "echo", labels: []string{"group: both"}}) + pod(podOptions{name: "broken-off", node: "n3", role: "wires"}) +
+		pod(podOptions{name: "left", node: "n2", role: "issuer"}) + pod(podOptions{name: "right", node: "n3", role: "issuer"}) +
+		service("left", "left", "{name: tls, port: 443, targetPort: 8443}") + service("right", "right", "{name: tls, port: 443, targetPort: 8443}") +
 		service("one", "one", anyPort, "{name: calls, port: 9090, appProtocol: kubernetes.io/h2c}", "{name: greeting, port: 7000}") +
 		service("two", "two", anyPort, "{name: calls, port: 9090}", "{name: greeting, port: 7000}") +
 		service("nobody", "nobody", anyPort) + service("closed", "one", "{name: web, port: 8080, targetPort: 7999}") +
@@ -71,9 +87,9 @@ func TestRoutesOfServices(t *testing.T) {
 	}
 	r.apply(manifests)
 	r.elsewhere.apply(pod(podOptions{name: "client", node: "n3", role: "echo"}) + pod(podOptions{name: "far", node: "n1", role: "echo"}) + service("far", "far", anyPort))
-	r.ready("client", "one", "two")
+	r.ready("client", "one", "two", "broken-off", "left", "right")
 	r.elsewhere.ready("client", "far")
-	r.captured("client", "one", "two")
+	r.captured("client", "one", "two", "broken-off", "left", "right")
 	r.elsewhere.captured("client", "far")
 	r.ambit("waypoint", "apply", "-n", r.name, "--enroll-namespace", "--wait=90s")
 	var routes strings.Builder
@@ -282,6 +298,45 @@ var routeCases = []routeCase{
 			}
 			// The time of the whole ends it.
 			r.client.steps(t, on(getting(url("retries", "/within?status=500")), status(504), within(3*time.Second)))
+		},
+	},
+	{
+		// Of two endpoints one is no good: it refuses connections, or resets them before it has
+		// answered. What may be asked again is answered by the other.
+		name: "healthy",
+		rules: `
+  - {matches: [{path: {value: /refusing}}], backendRefs: [{name: refusing, port: 8080}]}
+  - {matches: [{path: {value: /resetting/again}}], retry: {attempts: 1, backoff: 10ms}, backendRefs: [{name: resetting, port: 8080}]}
+  - {matches: [{path: {value: /resetting/once}}], backendRefs: [{name: resetting, port: 8080}]}
+`,
+		more: withoutSelector("refusing") + withoutSelector("resetting"),
+		check: func(t *testing.T, r *routing) {
+			const n = 60
+			p := r.of(t)
+			p.apply(p.endpoint("refusing", "one", 8080) + p.endpoint("refusing", "two", 7999) + p.endpoint("resetting", "one", 8080) + p.endpoint("resetting", "broken-off", 7003))
+			for _, path := range []string{"/refusing", "/resetting/again"} {
+				r.client.steps(t, on(getting(url("healthy", path)), by("one")))
+				for _, answer := range r.client.many(n, getting(url("healthy", path))) {
+					if err := by("one")(answer); err != nil {
+						t.Fatalf("%s: %v: %+v", path, err, answer)
+					}
+				}
+			}
+			// Without another attempt, and where one might do what was asked for twice, the reset shows.
+			for _, q := range []question{getting(url("healthy", "/resetting/once")), ask("POST", url("healthy", "/resetting/again"))} {
+				reset := 0
+				for _, answer := range r.client.many(n, q) {
+					switch {
+					case status(503)(answer) == nil:
+						reset++
+					case by("one")(answer) != nil:
+						t.Fatalf("%s: %+v", q, answer)
+					}
+				}
+				if reset == 0 || reset == n {
+					t.Errorf("%s: %d of %d were reset: one of two endpoints does that", q, reset, n)
+				}
+			}
 		},
 	},
 	{
@@ -532,6 +587,26 @@ spec:
 		},
 	},
 	{
+		// What is encrypted goes by the name that the client asks for, and stays encrypted.
+		name:  "names",
+		ports: []string{"{name: tls, port: 443, targetPort: 8443}"},
+		more: tlsRoute("left", "left.example") + tlsRoute("right", "*.example", "right.other") +
+			strings.Replace(tlsRoute("nowhere", "nowhere.example"), "name: nowhere, port", "name: not-there, port", 1),
+		check: func(t *testing.T, r *routing) {
+			asked := func(name string) question { return question{URL: "tls://names:443", Body: name} }
+			shows := func(pod string) expectation {
+				return func(a reply) error { return that(a.Error == "" && a.Body == pod, "not the certificate of %s", pod) }
+			}
+			reset := func(a reply) error { return that(a.Error != "", "it is not refused") }
+			r.client.steps(t, on(asked("left.example"), shows("left")), on(asked("LEFT.example"), shows("left")), on(asked("more.left.example"), shows("right")), on(asked("right.other"), shows("right")),
+				on(asked("example"), reset), on(asked("else.where"), reset), on(asked(""), reset), on(asked("nowhere.example"), reset),
+				on(getting("http://names:443/"), reset)) // no TLS
+			p := r.of(t)
+			p.says("tlsroute", "left", "names", "Accepted=True Accepted", "ResolvedRefs=True ResolvedRefs")
+			p.says("tlsroute", "nowhere", "names", "Accepted=True Accepted", "ResolvedRefs=False BackendNotFound")
+		},
+	},
+	{
 		name:  "calls",
 		ports: []string{"{name: calls, port: 9090}"},
 		more: grpcRoute("calls", "calls", `
@@ -561,7 +636,8 @@ spec:
 				on(getting("http://calls:9090/a.Exact/Do"), status(404)))
 			one := 0
 			const n = 400
-			for _, answer := range r.client.many(n, call("e.Split/Do")) {
+			// All at once, and each looks the name up and has a connection of its own.
+			for _, answer := range r.client.burst(n, n, call("e.Split/Do")) {
 				if by("one")(answer) == nil {
 					one++
 				} else if by("two")(answer) != nil {

@@ -257,6 +257,11 @@ spec:
 				}
 			}
 		}
+		for _, rule := range []string{"echo", "slow", "empty"} {
+			if !hasSeries(metrics.String(), "ambit_route_request_duration_milliseconds_bucket", `route="e2e-told/server"`, `rule="`+rule+`"`, `le="`) {
+				return fmt.Errorf("no series of durations for the rule %s", rule)
+			}
+		}
 		if !hasSeries(metrics.String(), "istio_requests_total", `destination_principal="`+server+`"`, `destination_workload="server"`, `response_code="200"`) {
 			return fmt.Errorf("no series of istio_requests_total with the server's identity")
 		}

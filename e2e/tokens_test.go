@@ -4,11 +4,15 @@ package e2e
 
 import (
 	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"math/big"
 	"strings"
 	"testing"
 	"time"
@@ -20,13 +24,58 @@ import (
 
 const issuerName = "https://issuer.example"
 
-// issuer publishes keys, in a namespace of its own.
-func (p *place) issuer(keys string) {
+// issuer publishes keys, in a namespace of its own, over TLS by a certificate of an authority.
+func (p *place) issuer(keys string, by certified) {
 	p.Helper()
-	p.apply(pod(podOptions{name: "issuer", node: "n3", role: "issuer", env: []string{"{name: KEYS, value: '" + keys + "'}"}}) +
+	p.apply(pod(podOptions{name: "issuer", node: "n3", role: "issuer", env: []string{
+		"{name: KEYS, value: '" + keys + "'}", "{name: CERTIFICATE, value: " + quoted(by.certificate) + "}", "{name: PRIVATE_KEY, value: " + quoted(by.key) + "}",
+	}}) +
 		service("issuer", "issuer", "{name: http, port: 8080}", "{name: https, port: 8443}"))
 	p.ready("issuer")
 	p.captured("issuer")
+}
+
+// certified is a certificate of a private authority, all of it in PEM.
+type certified struct{ authority, certificate, key string }
+
+// certify makes an authority, and has it vouch for a host.
+func certify(t *testing.T, host string) certified {
+	t.Helper()
+	text := func(kind string, der []byte) string {
+		return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
+	}
+	make := func(template, parent *x509.Certificate, signer *ecdsa.PrivateKey) (*ecdsa.PrivateKey, *x509.Certificate) {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if signer == nil {
+			parent, signer = template, key
+		}
+		template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(24*time.Hour)
+		der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), signer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		certificate, err := x509.ParseCertificate(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return key, certificate
+	}
+	rootKey, root := make(&x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "private"}, IsCA: true, BasicConstraintsValid: true}, nil, nil)
+	key, leaf := make(&x509.Certificate{SerialNumber: big.NewInt(2), DNSNames: []string{host}}, root, rootKey)
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return certified{text("CERTIFICATE", root.Raw), text("CERTIFICATE", leaf.Raw), text("PRIVATE KEY", der)}
+}
+
+// quoted is a string as YAML has it.
+func quoted(s string) string {
+	text, _ := json.Marshal(s) // strings can be
+	return string(text)
 }
 
 // gone kills a pod at once.
@@ -66,7 +115,8 @@ func TestTokensOfRequests(t *testing.T) {
 	t.Parallel()
 	issuers := newPlace(t, "e2e-tokens-issuer", modeLabel+"=ambient")
 	first, second := jwttest.New(t, issuerName, "first"), jwttest.New(t, issuerName, "second")
-	issuers.issuer(jwttest.Keys(t, first))
+	private := certify(t, "issuer.e2e-tokens-issuer.svc.cluster.local")
+	issuers.issuer(jwttest.Keys(t, first), private)
 	p := waypointed(t, "e2e-tokens", "server")
 	p.apply(`
 apiVersion: ambit.mesh/v1alpha1
@@ -200,11 +250,11 @@ spec:
 			}
 		}
 	}
-	issuers.issuer(jwttest.Keys(t, second))
+	issuers.issuer(jwttest.Keys(t, second), private)
 	p.answered("with the issuer back", "client", 200, next)
 	p.inForce(tokens)
 
-	// A certificate of no authority is no issuer's.
+	// A certificate of an authority that is not public, and not named, is no issuer's.
 	p.apply(`
 apiVersion: ambit.mesh/v1alpha1
 kind: RequestAuthentication
@@ -221,5 +271,46 @@ spec:
 	})
 	if a := p.ask("client", get(at+"public", bearer(jwttest.New(t, "https://other.example", "second").Token(nil))...))[0]; a.Status != 401 {
 		t.Errorf("a token of whose issuer there are no keys was answered with %d", a.Status)
+	}
+
+	// Whose authority is named has its keys, and by another's word they are nobody's.
+	const other = "https://other.example"
+	byOther := get(at+"public", bearer(jwttest.New(t, other, "second").Token(nil))...)
+	named := func(authority string) string {
+		return `
+apiVersion: ambit.mesh/v1alpha1
+kind: RequestAuthentication
+metadata: {name: untrusted}
+spec:
+  targetRefs: [{kind: Service, name: server}]
+  jwtRules:
+  - issuer: ` + other + `
+    jwksUri: https://issuer.e2e-tokens-issuer.svc.cluster.local:8443/keys
+    certificateAuthority: ` + quoted(authority) + "\n"
+	}
+	p.apply(named(private.authority))
+	p.inForce("requestauthentications.ambit.mesh/untrusted")
+	published := get(at+"public", bearer(second.Token(map[string]any{"iss": other}))...)
+	p.answered("the authority is named", "client", 200, published)
+	if a := p.ask("client", byOther)[0]; a.Status != 401 {
+		t.Errorf("a token of a key that is not published was answered with %d", a.Status)
+	}
+	p.apply(named(certify(t, "issuer.e2e-tokens-issuer.svc.cluster.local").authority))
+	p.answered("another authority is named", "client", 401, published)
+	p.eventually("the status names the authority", func() error {
+		if c := p.condition("requestauthentications.ambit.mesh/untrusted", "InForce"); !strings.Contains(c, "KeysMissing") || !strings.Contains(c, "unknown authority") {
+			return fmt.Errorf("it says %q", c)
+		}
+		return nil
+	})
+	p.apply(named("-----BEGIN CERTIFICATE-----\nMIIB"))
+	p.eventually("the status names the field", func() error {
+		if c := p.condition("requestauthentications.ambit.mesh/untrusted", "Accepted"); !strings.HasPrefix(c, "False Invalid: ") || !strings.Contains(c, "spec.jwtRules[0].certificateAuthority") {
+			return fmt.Errorf("it says %q", c)
+		}
+		return nil
+	})
+	if a := p.ask("client", published)[0]; a.Status != 401 {
+		t.Errorf("by an authority that cannot be read a token was answered with %d", a.Status)
 	}
 }

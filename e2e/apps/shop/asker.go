@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -24,7 +25,8 @@ import (
 // question is a line that the asker reads.
 type question struct {
 	ID int `json:"id"`
-	// URL: http, h2c (HTTP/2 without TLS), grpc (host:port/service/method), ws, or tcp.
+	// URL: http, h2c (HTTP/2 without TLS), grpc (host:port/service/method), ws, tcp, or
+	// tls, where the body is the name that is asked for.
 	URL     string              `json:"url"`
 	Method  string              `json:"method"`
 	Headers map[string][]string `json:"headers"`
@@ -34,7 +36,7 @@ type question struct {
 // reply is a line that it prints.
 type reply struct {
 	ID int `json:"id"`
-	// Status of HTTP, or code of gRPC.
+	// Status of HTTP, or code of gRPC, whose message is the body unless it is 0.
 	Status  int                 `json:"status"`
 	Headers map[string][]string `json:"headers"`
 	Body    string              `json:"body"`
@@ -90,6 +92,8 @@ func askOne(ctx context.Context, clients map[string]*http.Client, q question) (r
 		return saySocket(ctx, q)
 	case "tcp":
 		return hear(ctx, rest)
+	case "tls":
+		return meet(ctx, rest, q.Body)
 	}
 	client := clients[scheme]
 	if client == nil {
@@ -129,7 +133,10 @@ func call(ctx context.Context, url string, q question) (reply, error) {
 	var answer wrapperspb.StringValue
 	var headers metadata.MD
 	err = conn.Invoke(ctx, "/"+method, wrapperspb.String(q.Body), &answer, grpc.Header(&headers))
-	return reply{Status: int(status.Code(err)), Headers: headers, Body: answer.GetValue()}, nil
+	if err != nil {
+		return reply{Status: int(status.Code(err)), Headers: headers, Body: status.Convert(err).Message()}, nil
+	}
+	return reply{Headers: headers, Body: answer.GetValue()}, nil
 }
 
 func saySocket(ctx context.Context, q question) (reply, error) {
@@ -143,6 +150,20 @@ func saySocket(ctx context.Context, q question) (reply, error) {
 	}
 	_, answer, err := conn.Read(ctx)
 	return reply{Status: http.StatusSwitchingProtocols, Body: string(answer)}, err
+}
+
+// meet asks a server of TLS for a name, and returns whose certificate it shows.
+func meet(ctx context.Context, address, name string) (reply, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return reply{}, err
+	}
+	defer conn.Close()
+	secure := tls.Client(conn, &tls.Config{ServerName: name, InsecureSkipVerify: true}) // who it is, is what is asked
+	if err := secure.HandshakeContext(ctx); err != nil {
+		return reply{}, err
+	}
+	return reply{Body: strings.Join(secure.ConnectionState().PeerCertificates[0].DNSNames, " ")}, nil
 }
 
 // hear returns the first line of a server that speaks first.

@@ -15,7 +15,8 @@ import (
 )
 
 const (
-	// portIssuerTLS has the keys over TLS, by a certificate of no authority.
+	// portIssuerTLS has the keys over TLS, by the certificate in CERTIFICATE, with its key in
+	// PRIVATE_KEY, or else by one of no authority.
 	portIssuerTLS = ":8443"
 	maxKeys       = 64 << 10
 )
@@ -39,7 +40,7 @@ func serveIssuer(ctx context.Context) error {
 		}
 		keys.Store(text)
 	})
-	certificate, err := selfSigned()
+	certificate, err := certificateOf(env("CERTIFICATE", ""), env("PRIVATE_KEY", ""))
 	if err != nil {
 		return err
 	}
@@ -49,13 +50,21 @@ func serveIssuer(ctx context.Context) error {
 	return serveHTTP(ctx, env("LISTEN", ":8080"), mux)
 }
 
+// certificateOf is the one in PEM, or one for the pod's name that signs itself.
+func certificateOf(certificate, key string) (tls.Certificate, error) {
+	if certificate == "" {
+		return selfSigned()
+	}
+	return tls.X509KeyPair([]byte(certificate), []byte(key))
+}
+
 func selfSigned() (tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return tls.Certificate{}, err
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), DNSNames: []string{"issuer"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		SerialNumber: big.NewInt(1), DNSNames: []string{env("POD_NAME", "issuer")}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, err
