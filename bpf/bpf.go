@@ -30,7 +30,7 @@ import (
 
 //go:generate -command bpf2go go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -cflags "-Wall -Wextra -Werror -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu"
 //go:generate bpf2go -type number -type listener -type own -type class -type node -type node_flag -type verdict -type addr -type enrolment -type flow connect connect.c
-//go:generate bpf2go -no-global-types -type guard -type guard_flag -type tunnelled -type tunnelled_key -type egress_flag -type range_key -type name_key -type name -type allowance guard guard.c
+//go:generate bpf2go -no-global-types -type guard -type guard_flag -type tunnelled -type tunnelled_key -type egress_flag -type range_key -type name_key -type name -type allowance -type tried_key -type tried guard guard.c
 //go:generate bpf2go -no-global-types -type held hold hold.c
 //go:generate bpf2go -no-global-types permit permit.c
 //go:generate bpf2go -no-global-types steer steer.c

@@ -154,53 +154,71 @@ func TestObjectsAreOfTheseSources(t *testing.T) {
 	}
 }
 
-// What is told of a pod's way out is what is read, of that pod alone, and goes with it.
+// What is told of a pod's way out is what is read, of that pod alone, by the same policies, and goes with it.
 func TestEgressIsThePodsOwn(t *testing.T) {
 	n := load(t, netnstest.BPFFS(t))
 	const pod, other = 7<<40 | 1, 7<<40 | 2
-	ranges := []netip.Prefix{
-		netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("10.0.0.1/32"),
-		netip.MustParsePrefix("::/0"), netip.MustParsePrefix("fd00::/64"), netip.MustParsePrefix("fd00::1/128"),
+	told := map[Table]struct {
+		ranges []netip.Prefix
+		names  []netip.Addr
+	}{
+		InForce: {
+			[]netip.Prefix{
+				netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("10.0.0.1/32"),
+				netip.MustParsePrefix("::/0"), netip.MustParsePrefix("fd00::/64"), netip.MustParsePrefix("fd00::1/128"),
+			},
+			[]netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")},
+		},
+		OnTrial: {
+			[]netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("192.0.2.0/24")},
+			[]netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("fd00::2")},
+		},
 	}
-	names := []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}
 	for _, cookie := range []uint64{pod, other} {
-		if err := n.SetEgress(cookie, Egress{Denied: true, DNS: cookie == pod}); err != nil {
+		if err := n.SetEgress(cookie, Egress{Denied: true, Tried: cookie == other, DNS: cookie == pod}); err != nil {
 			t.Fatal(err)
 		}
-		for _, r := range ranges {
-			if err := n.AllowRange(cookie, r, Allowance{UDP: []PortRange{{53, 53}}}); err != nil {
-				t.Fatal(err)
+		for by, all := range told {
+			for _, r := range all.ranges {
+				if err := n.AllowRange(by, cookie, r, Allowance{UDP: []PortRange{{53, 53}}}); err != nil {
+					t.Fatal(err)
+				}
 			}
-		}
-		for _, ip := range names {
-			if err := n.AllowName(cookie, ip, Allowance{Every: true}, time.Minute); err != nil {
-				t.Fatal(err)
+			for _, ip := range all.names {
+				if err := n.AllowName(by, cookie, ip, Allowance{Every: true}, time.Minute); err != nil {
+					t.Fatal(err)
+				}
 			}
 		}
 	}
-	if err := n.AllowRange(pod, ranges[0], Allowance{UDP: make([]PortRange, MaxUDPRanges+1)}); err == nil {
+	if err := n.AllowRange(InForce, pod, told[InForce].ranges[0], Allowance{UDP: make([]PortRange, MaxUDPRanges+1)}); err == nil {
 		t.Error("ranges of ports were dropped")
 	}
-	expect := func(when string, cookie uint64, egress Egress, wantRanges []netip.Prefix, wantNames []netip.Addr) {
+	expect := func(when string, cookie uint64, egress Egress, there bool) {
 		t.Helper()
 		gotEgress, err := n.Egress(cookie)
 		if err != nil || gotEgress != egress {
 			t.Errorf("%s: %+v, %v", when, gotEgress, err)
 		}
-		gotRanges, err := n.Ranges(cookie)
-		slices.SortFunc(gotRanges, netip.Prefix.Compare)
-		slices.SortFunc(wantRanges, netip.Prefix.Compare)
-		if err != nil || !slices.Equal(gotRanges, wantRanges) {
-			t.Errorf("%s: %v, %v", when, gotRanges, err)
-		}
-		gotNames, err := n.Names(cookie)
-		slices.SortFunc(gotNames, netip.Addr.Compare)
-		if err != nil || !slices.Equal(gotNames, wantNames) {
-			t.Errorf("%s: %v, %v", when, gotNames, err)
+		for by, want := range told {
+			if !there {
+				want.ranges, want.names = nil, nil
+			}
+			ranges, err := n.Ranges(by, cookie)
+			slices.SortFunc(ranges, netip.Prefix.Compare)
+			slices.SortFunc(want.ranges, netip.Prefix.Compare)
+			if err != nil || !slices.Equal(ranges, want.ranges) {
+				t.Errorf("%s, table %d: %v, %v", when, by, ranges, err)
+			}
+			names, err := n.Names(by, cookie)
+			slices.SortFunc(names, netip.Addr.Compare)
+			if err != nil || !slices.Equal(names, want.names) {
+				t.Errorf("%s, table %d: %v, %v", when, by, names, err)
+			}
 		}
 	}
-	expect("told", pod, Egress{Denied: true, DNS: true}, slices.Clone(ranges), names)
-	if left, err := n.NameLeft(pod, names[0]); err != nil || left <= 0 || left > time.Minute {
+	expect("told", pod, Egress{Denied: true, DNS: true}, true)
+	if left, err := n.NameLeft(InForce, pod, told[InForce].names[0]); err != nil || left <= 0 || left > time.Minute {
 		t.Errorf("left %v, %v", left, err)
 	}
 	for range 2 { // the second time there is nothing to do
@@ -208,6 +226,6 @@ func TestEgressIsThePodsOwn(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	expect("removed", pod, Egress{}, nil, nil)
-	expect("the other", other, Egress{Denied: true}, slices.Clone(ranges), names)
+	expect("removed", pod, Egress{}, false)
+	expect("the other", other, Egress{Denied: true, Tried: true}, true)
 }

@@ -108,6 +108,7 @@ const (
 	connectNumberSYN_SIZE         connectNumber = 120
 	connectNumberMAX_UDP_RANGES   connectNumber = 16
 	connectNumberMAX_DESTINATIONS connectNumber = 65536
+	connectNumberMAX_TRIED        connectNumber = 4096
 	connectNumberMAX_TUNNELLED    connectNumber = 131072
 	connectNumberMAX_VERDICTS     connectNumber = 256
 )
@@ -134,6 +135,21 @@ type connectRangeKey struct {
 	Cookie      [2]uint32
 	Family      uint32
 	Destination connectAddr
+}
+
+type connectTried struct {
+	_       structs.HostLayout
+	Packets uint64
+	Source  connectAddr
+}
+
+type connectTriedKey struct {
+	_           structs.HostLayout
+	Cookie      uint64
+	Destination connectAddr
+	Port        uint16
+	Protocol    uint8
+	Unused      [5]uint8
 }
 
 type connectTunnelled uint32
@@ -226,7 +242,8 @@ const (
 	connectVerdictVERDICT_CONNECT_DENIED_NOT_STEERED    connectVerdict = 69
 	connectVerdictVERDICT_HOLD_DROPPED_RESET            connectVerdict = 70
 	connectVerdictVERDICT_GUARD_DROPPED_PLAINTEXT       connectVerdict = 71
-	connectVerdictVERDICT_COUNT                         connectVerdict = 72
+	connectVerdictVERDICT_GUARD_TRIED                   connectVerdict = 72
+	connectVerdictVERDICT_COUNT                         connectVerdict = 73
 )
 
 // Names of all BPF objects in the ELF.
@@ -247,6 +264,10 @@ const (
 	connectMapMeshPods         = "mesh_pods"
 	connectMapMeshPrecapture   = "mesh_precapture"
 	connectMapMeshRanges       = "mesh_ranges"
+	connectMapMeshTried        = "mesh_tried"
+	connectMapMeshTriedRest    = "mesh_tried_rest"
+	connectMapMeshTryNames     = "mesh_try_names"
+	connectMapMeshTryRanges    = "mesh_try_ranges"
 	connectMapMeshTunnelled    = "mesh_tunnelled"
 	connectMapMeshVerdicts     = "mesh_verdicts"
 	connectProgConnectConnect4 = "connect_connect4"
@@ -322,6 +343,10 @@ type connectMapSpecs struct {
 	MeshPods       *ebpf.MapSpec `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.MapSpec `ebpf:"mesh_precapture"`
 	MeshRanges     *ebpf.MapSpec `ebpf:"mesh_ranges"`
+	MeshTried      *ebpf.MapSpec `ebpf:"mesh_tried"`
+	MeshTriedRest  *ebpf.MapSpec `ebpf:"mesh_tried_rest"`
+	MeshTryNames   *ebpf.MapSpec `ebpf:"mesh_try_names"`
+	MeshTryRanges  *ebpf.MapSpec `ebpf:"mesh_try_ranges"`
 	MeshTunnelled  *ebpf.MapSpec `ebpf:"mesh_tunnelled"`
 	MeshVerdicts   *ebpf.MapSpec `ebpf:"mesh_verdicts"`
 }
@@ -371,6 +396,10 @@ type connectMaps struct {
 	MeshPods       *ebpf.Map `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.Map `ebpf:"mesh_precapture"`
 	MeshRanges     *ebpf.Map `ebpf:"mesh_ranges"`
+	MeshTried      *ebpf.Map `ebpf:"mesh_tried"`
+	MeshTriedRest  *ebpf.Map `ebpf:"mesh_tried_rest"`
+	MeshTryNames   *ebpf.Map `ebpf:"mesh_try_names"`
+	MeshTryRanges  *ebpf.Map `ebpf:"mesh_try_ranges"`
 	MeshTunnelled  *ebpf.Map `ebpf:"mesh_tunnelled"`
 	MeshVerdicts   *ebpf.Map `ebpf:"mesh_verdicts"`
 }
@@ -391,6 +420,10 @@ func (m *connectMaps) Close() error {
 		m.MeshPods,
 		m.MeshPrecapture,
 		m.MeshRanges,
+		m.MeshTried,
+		m.MeshTriedRest,
+		m.MeshTryNames,
+		m.MeshTryRanges,
 		m.MeshTunnelled,
 		m.MeshVerdicts,
 	)

@@ -15,8 +15,34 @@ const MaxUDPRanges = int(connectNumberMAX_UDP_RANGES)
 // what is allowed.
 type Egress struct {
 	Denied bool
+	// Tried has what policies on trial would drop told of, by TakeTried.
+	Tried bool
 	// DNS says that what the pod asks DNS servers is turned round at its devices, by the program of LoadDNS.
 	DNS bool
+}
+
+// A Table is the policies of a pod that allow something.
+type Table int
+
+const (
+	// InForce are those that are in force.
+	InForce Table = iota
+	// OnTrial are those that are on trial, as if they were in force, and those that are.
+	OnTrial
+)
+
+func (t Table) ranges() string {
+	if t == OnTrial {
+		return guardMapMeshTryRanges
+	}
+	return guardMapMeshRanges
+}
+
+func (t Table) names() string {
+	if t == OnTrial {
+		return guardMapMeshTryNames
+	}
+	return guardMapMeshNames
 }
 
 // An Allowance is what may leave for some addresses, other than by TCP.
@@ -49,6 +75,9 @@ func (n *Node) SetEgress(cookie uint64, e Egress) error {
 	if e.Denied {
 		flags |= uint32(guardEgressFlagEGRESS_DENIED)
 	}
+	if e.Tried {
+		flags |= uint32(guardEgressFlagEGRESS_TRIED)
+	}
 	if e.DNS {
 		flags |= uint32(guardEgressFlagEGRESS_DNS)
 	}
@@ -63,29 +92,30 @@ func (n *Node) Egress(cookie uint64) (Egress, error) {
 	}
 	return Egress{
 		Denied: flags&uint32(guardEgressFlagEGRESS_DENIED) != 0,
+		Tried:  flags&uint32(guardEgressFlagEGRESS_TRIED) != 0,
 		DNS:    flags&uint32(guardEgressFlagEGRESS_DNS) != 0,
 	}, nil
 }
 
 // AllowRange lets a pod send to a range of addresses. Of several ranges the longest counts alone.
-func (n *Node) AllowRange(cookie uint64, to netip.Prefix, a Allowance) error {
+func (n *Node) AllowRange(t Table, cookie uint64, to netip.Prefix, a Allowance) error {
 	value, err := a.value()
 	if err != nil {
 		return err
 	}
-	return n.maps[guardMapMeshRanges].Put(rangeKey(cookie, to), value)
+	return n.maps[t.ranges()].Put(rangeKey(cookie, to), value)
 }
 
 // ForbidRange ends what AllowRange began. To forbid what is not allowed is no error.
-func (n *Node) ForbidRange(cookie uint64, to netip.Prefix) error {
-	return ignoreMissing(n.maps[guardMapMeshRanges].Delete(rangeKey(cookie, to)))
+func (n *Node) ForbidRange(t Table, cookie uint64, to netip.Prefix) error {
+	return ignoreMissing(n.maps[t.ranges()].Delete(rangeKey(cookie, to)))
 }
 
 // Ranges are those that a pod may send to.
-func (n *Node) Ranges(cookie uint64) (ranges []netip.Prefix, err error) {
+func (n *Node) Ranges(t Table, cookie uint64) (ranges []netip.Prefix, err error) {
 	var key guardRangeKey
 	var value guardAllowance
-	entries := n.maps[guardMapMeshRanges].Iterate()
+	entries := n.maps[t.ranges()].Iterate()
 	for entries.Next(&key, &value) {
 		if key.Cookie == halves(cookie) {
 			ranges = append(ranges, key.prefix())
@@ -95,7 +125,7 @@ func (n *Node) Ranges(cookie uint64) (ranges []netip.Prefix, err error) {
 }
 
 // AllowName lets a pod send to an address that a name has, for a time, which is put off while it is used.
-func (n *Node) AllowName(cookie uint64, to netip.Addr, a Allowance, left time.Duration) error {
+func (n *Node) AllowName(t Table, cookie uint64, to netip.Addr, a Allowance, left time.Duration) error {
 	allowance, err := a.value()
 	if err != nil {
 		return err
@@ -104,18 +134,18 @@ func (n *Node) AllowName(cookie uint64, to netip.Addr, a Allowance, left time.Du
 	if err != nil {
 		return err
 	}
-	return n.maps[guardMapMeshNames].Put(nameKey(cookie, to), guardName{Ends: uint64(now + left), Allowance: allowance})
+	return n.maps[t.names()].Put(nameKey(cookie, to), guardName{Ends: uint64(now + left), Allowance: allowance})
 }
 
 // ForbidName ends what AllowName began. To forbid what is not allowed is no error.
-func (n *Node) ForbidName(cookie uint64, to netip.Addr) error {
-	return ignoreMissing(n.maps[guardMapMeshNames].Delete(nameKey(cookie, to)))
+func (n *Node) ForbidName(t Table, cookie uint64, to netip.Addr) error {
+	return ignoreMissing(n.maps[t.names()].Delete(nameKey(cookie, to)))
 }
 
 // NameLeft is how much longer an address is allowed; zero if it is not.
-func (n *Node) NameLeft(cookie uint64, to netip.Addr) (time.Duration, error) {
+func (n *Node) NameLeft(t Table, cookie uint64, to netip.Addr) (time.Duration, error) {
 	var value guardName
-	if err := n.maps[guardMapMeshNames].Lookup(nameKey(cookie, to), &value); err != nil {
+	if err := n.maps[t.names()].Lookup(nameKey(cookie, to), &value); err != nil {
 		return 0, ignoreMissing(err)
 	}
 	now, err := monotonic()
@@ -123,10 +153,10 @@ func (n *Node) NameLeft(cookie uint64, to netip.Addr) (time.Duration, error) {
 }
 
 // Names are the addresses of names that a pod may send to, or might.
-func (n *Node) Names(cookie uint64) (addrs []netip.Addr, err error) {
+func (n *Node) Names(t Table, cookie uint64) (addrs []netip.Addr, err error) {
 	var key guardNameKey
 	var value guardName
-	entries := n.maps[guardMapMeshNames].Iterate()
+	entries := n.maps[t.names()].Iterate()
 	for entries.Next(&key, &value) {
 		if key.Cookie == cookie {
 			addrs = append(addrs, connectAddr(key.Destination).netip())
@@ -137,17 +167,20 @@ func (n *Node) Names(cookie uint64) (addrs []netip.Addr, err error) {
 
 func (n *Node) forgetEgress(cookie uint64) error {
 	errs := []error{ignoreMissing(n.maps[guardMapMeshEgress].Delete(cookie))}
-	ranges, err := n.Ranges(cookie)
-	errs = append(errs, err)
-	for _, r := range ranges {
-		errs = append(errs, n.ForbidRange(cookie, r))
+	for _, t := range []Table{InForce, OnTrial} {
+		ranges, err := n.Ranges(t, cookie)
+		errs = append(errs, err)
+		for _, r := range ranges {
+			errs = append(errs, n.ForbidRange(t, cookie, r))
+		}
+		names, err := n.Names(t, cookie)
+		errs = append(errs, err)
+		for _, ip := range names {
+			errs = append(errs, n.ForbidName(t, cookie, ip))
+		}
 	}
-	names, err := n.Names(cookie)
-	errs = append(errs, err)
-	for _, ip := range names {
-		errs = append(errs, n.ForbidName(cookie, ip))
-	}
-	return errors.Join(errs...)
+	_, err := n.TakeTried(func(of uint64) bool { return of == cookie })
+	return errors.Join(append(errs, err)...)
 }
 
 func halves(cookie uint64) [2]uint32 { return [2]uint32{uint32(cookie), uint32(cookie >> 32)} }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
-/* What may leave a pod whose way out of the mesh is denied, other than by TCP: part of guard. */
+/* What may leave a pod whose way out of the mesh is denied, other than by TCP, and what is told of policies on trial: part of guard. */
 #pragma once
 
 #include "maps.h"
@@ -14,17 +14,26 @@
 
 #define IPPROTO_HOP_BY_HOP6 0
 
+/* linux/ip.h does not have them. */
+#define IPPROTO_FRAGMENT6 44
+#define IP_MORE_FRAGMENTS_OR_OFFSET 0x3fff
+
 /* RFC 4861 section 7.1: what was forwarded is no message between neighbours. */
 #define NEIGHBOUR_HOPS 255
 
-/* A packet that is not TCP's, as far as it was read. */
+/* A packet that wants to leave, as far as it was read. */
 struct leaving {
 	struct addr source;
 	struct addr destination;
 	__u32 family;
-	bool udp;   /* with a port */
-	__u16 port; /* host byte order */
+	__u16 port; /* of UDP and TCP, host byte order; else zero */
+	__u8 protocol;
+	bool udp;	/* with a port */
+	bool neighbour; /* what neighbours say to each other */
 };
+
+/* By whose word something may leave: that of the policies in force, or of those on trial together with them. */
+enum table { IN_FORCE, ON_TRIAL };
 
 static __always_inline bool allows(const struct allowance *a, const struct leaving *l)
 {
@@ -42,7 +51,7 @@ static __always_inline bool allows(const struct allowance *a, const struct leavi
 	return false;
 }
 
-static __always_inline bool is_excepted(__u64 cookie, const struct leaving *l)
+static __always_inline bool is_excepted(__u64 cookie, const struct leaving *l, enum table table)
 {
 	struct name_key name_key = { .cookie = cookie, .destination = l->destination };
 	struct range_key range_key = {
@@ -55,7 +64,7 @@ static __always_inline bool is_excepted(__u64 cookie, const struct leaving *l)
 	struct name *name;
 	__u64 now;
 
-	name = bpf_map_lookup_elem(&mesh_names, &name_key);
+	name = table == IN_FORCE ? bpf_map_lookup_elem(&mesh_names, &name_key) : bpf_map_lookup_elem(&mesh_try_names, &name_key);
 	if (name && allows(&name->allowance, l)) {
 		now = bpf_ktime_get_ns();
 		if (now < name->ends) {
@@ -64,7 +73,7 @@ static __always_inline bool is_excepted(__u64 cookie, const struct leaving *l)
 			return true;
 		}
 	}
-	range = bpf_map_lookup_elem(&mesh_ranges, &range_key);
+	range = table == IN_FORCE ? bpf_map_lookup_elem(&mesh_ranges, &range_key) : bpf_map_lookup_elem(&mesh_try_ranges, &range_key);
 	return range && allows(range, l);
 }
 
@@ -99,52 +108,87 @@ static __always_inline bool is_neighbourly(struct __sk_buff *skb, __u32 offset, 
 
 static __always_inline void read_port(struct __sk_buff *skb, __u32 offset, struct leaving *l)
 {
-	struct udphdr udp;
+	struct udphdr udp; /* TCP's begins with the same ports */
 
-	if (bpf_skb_load_bytes(skb, offset, &udp, sizeof(udp)))
+	if ((l->protocol != IPPROTO_UDP && l->protocol != IPPROTO_TCP) || bpf_skb_load_bytes(skb, offset, &udp, sizeof(udp)))
 		return;
-	l->udp = true;
+	l->udp = l->protocol == IPPROTO_UDP;
 	l->port = bpf_ntohs(udp.dest);
 }
 
-/* For a packet that is surely not TCP's. at is where IP begins. */
-static __always_inline enum verdict leave(struct __sk_buff *skb, __u32 at, __u64 cookie, __u32 flags, bool on_node)
+/* at is where IP begins. */
+static __always_inline bool read_leaving(struct __sk_buff *skb, __u32 at, const struct enrolment *pod, struct leaving *l)
 {
-	struct enrolment *pod = bpf_map_lookup_elem(&mesh_enrolled, &cookie);
-	struct leaving l = {};
 	__u8 version;
 
 	if (bpf_skb_load_bytes(skb, at, &version, sizeof(version)))
-		return VERDICT_GUARD_DROPPED_UNREADABLE;
+		return false;
 	if (version >> 4 == 4) {
 		struct iphdr ip;
 
 		if (bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)))
-			return VERDICT_GUARD_DROPPED_UNREADABLE;
-		l.family = AF_INET;
-		addr_from4(&l.source, ip.saddr);
-		addr_from4(&l.destination, ip.daddr);
+			return false;
+		l->family = AF_INET;
+		l->protocol = ip.protocol;
+		addr_from4(&l->source, ip.saddr);
+		addr_from4(&l->destination, ip.daddr);
 		/* Only the first fragment has ports, and without the others it is worth nothing. */
-		if (ip.protocol == IPPROTO_UDP && !(ip.frag_off & bpf_htons(0x3fff)))
-			read_port(skb, at + ip.ihl * 4, &l);
-	} else if (version >> 4 == 6) {
+		if (!(ip.frag_off & bpf_htons(IP_MORE_FRAGMENTS_OR_OFFSET)))
+			read_port(skb, at + ip.ihl * 4, l);
+		return true;
+	}
+	if (version >> 4 == 6) {
 		struct ipv6hdr ip;
 
 		if (bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)))
-			return VERDICT_GUARD_DROPPED_UNREADABLE;
-		if (is_neighbourly(skb, at + sizeof(ip), &ip, pod))
-			return VERDICT_GUARD_NEIGHBOUR;
-		l.family = AF_INET6;
-		__builtin_memcpy(&l.source, &ip.saddr, sizeof(l.source));
-		__builtin_memcpy(&l.destination, &ip.daddr, sizeof(l.destination));
-		if (ip.nexthdr == IPPROTO_UDP)
-			read_port(skb, at + sizeof(ip), &l);
-	} else {
-		return VERDICT_GUARD_DROPPED_UNREADABLE;
+			return false;
+		l->family = AF_INET6;
+		l->protocol = ip.nexthdr;
+		l->neighbour = is_neighbourly(skb, at + sizeof(ip), &ip, pod);
+		__builtin_memcpy(&l->source, &ip.saddr, sizeof(l->source));
+		__builtin_memcpy(&l->destination, &ip.daddr, sizeof(l->destination));
+		read_port(skb, at + sizeof(ip), l);
+		if (ip.nexthdr == IPPROTO_FRAGMENT6) /* of what; the header goes on as read_extension has it */
+			bpf_skb_load_bytes(skb, at + sizeof(ip), &l->protocol, sizeof(l->protocol));
+		return true;
 	}
+	return false;
+}
+
+/* For a packet that is surely not TCP's. */
+static __always_inline enum verdict leave(const struct leaving *l, const struct enrolment *pod, __u64 cookie, __u32 flags, bool on_node,
+					  enum table table)
+{
+	if (l->neighbour)
+		return VERDICT_GUARD_NEIGHBOUR;
 	/* dns.c comes after, and by the conditions that it has. What it leaves alone does not get past the node's end of the link. */
-	if (flags & EGRESS_DNS && !on_node && l.udp && l.port == PORT_DNS && pod && !addr_is_link_local6(&l.destination) &&
-	    (addr_equal(&l.source, &pod->self4) || addr_equal(&l.source, &pod->self6)))
+	if (flags & EGRESS_DNS && !on_node && l->udp && l->port == PORT_DNS && pod && !addr_is_link_local6(&l->destination) &&
+	    (addr_equal(&l->source, &pod->self4) || addr_equal(&l->source, &pod->self6)))
 		return VERDICT_GUARD_DNS;
-	return is_excepted(cookie, &l) ? VERDICT_GUARD_EXCEPTED : VERDICT_GUARD_DROPPED_EGRESS;
+	return is_excepted(cookie, l, table) ? VERDICT_GUARD_EXCEPTED : VERDICT_GUARD_DROPPED_EGRESS;
+}
+
+/* Counts what policies on trial would have dropped, apart from other such things as long as there is room. */
+static __always_inline void tell(__u64 cookie, const struct leaving *l)
+{
+	struct tried_key key = { .cookie = cookie, .destination = l->destination, .port = l->port, .protocol = l->protocol };
+	struct tried first = { .packets = 1, .source = l->source };
+	__u64 one = 1, *rest;
+	struct tried *tried;
+
+	tried = bpf_map_lookup_elem(&mesh_tried, &key);
+	if (!tried) {
+		if (!bpf_map_update_elem(&mesh_tried, &key, &first, BPF_NOEXIST))
+			return;
+		tried = bpf_map_lookup_elem(&mesh_tried, &key); /* another processor was first, or there is no room */
+	}
+	if (tried) {
+		__sync_fetch_and_add(&tried->packets, 1);
+		return;
+	}
+	if (!bpf_map_update_elem(&mesh_tried_rest, &cookie, &one, BPF_NOEXIST))
+		return;
+	rest = bpf_map_lookup_elem(&mesh_tried_rest, &cookie);
+	if (rest)
+		__sync_fetch_and_add(rest, 1);
 }

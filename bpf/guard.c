@@ -5,7 +5,8 @@
 /* What may leave a pod. ztunnel itself reaches strict pods by tunnels alone, from whatever pod: that is looked at here, since what
  * decides it is a program with faults of its own. In strict mode, and where the way out of the mesh is denied, TCP leaves from ztunnel's sockets, in answer
  * to the kubelet, and for a time from connections that are older than the pod's capture; what could be TCP and cannot be read does
- * not leave. Of what is not TCP, egress.h says what may where the way out is denied.
+ * not leave. Of what is not TCP, egress.h says what may where the way out is denied. Policies on trial drop nothing: what they would
+ * have dropped is told of, once, where it is dropped for another's sake or where the last guard lets it pass.
  *
  * Runs for every packet that leaves by a device of the pod, and again where the packet enters the node, out of the pod's
  * reach: one program a pod and place, with the pod's cookie loaded as a constant. Whose a packet is, its socket says, which
@@ -19,14 +20,11 @@
 #define PASS TC_ACT_UNSPEC
 #define DROP TC_ACT_SHOT
 
-/* linux/ip.h does not have them. */
-#define IP_MORE_FRAGMENTS_OR_OFFSET 0x3fff
-#define IPPROTO_FRAGMENT6 44
-
 /* Set at load. */
 const volatile __u64 cookie;  /* of the pod's network namespace */
 const volatile __s32 netns;   /* the pod's network namespace, by the number that it has where this runs; -1: here */
 const volatile bool on_node;  /* runs at the node's end of a link */
+const volatile bool last;     /* what passes here, no other guard of the pod sees */
 const volatile bool ethernet; /* what passes begins with an Ethernet header; else with IP's */
 
 /* A packet that is TCP's, as far as it was read. */
@@ -230,28 +228,97 @@ static __always_inline bool is_arp(struct __sk_buff *skb)
 	       kind == bpf_htons(ETH_P_ARP);
 }
 
+/* All other verdicts are reasons to drop. */
+static __always_inline bool passes(enum verdict verdict)
+{
+	return verdict == VERDICT_GUARD_OWN || verdict == VERDICT_GUARD_KUBELET || verdict == VERDICT_GUARD_PRECAPTURE ||
+	       verdict == VERDICT_GUARD_HANDSHAKE || verdict == VERDICT_GUARD_NOT_TCP || verdict == VERDICT_GUARD_NEIGHBOUR ||
+	       verdict == VERDICT_GUARD_DNS || verdict == VERDICT_GUARD_EXCEPTED;
+}
+
+/* What is not TCP's, of a pod of whose way out something is said: strictness has no say in it. */
+static __always_inline int answer_leaving(struct __sk_buff *skb, __u32 flags)
+{
+	enum verdict verdict = VERDICT_GUARD_DROPPED_UNREADABLE;
+	struct leaving l = {};
+	struct enrolment *pod;
+	__u64 key = cookie;
+	bool would, read;
+
+	pod = bpf_map_lookup_elem(&mesh_enrolled, &key);
+	read = read_leaving(skb, ethernet ? sizeof(struct ethhdr) : 0, pod, &l);
+	would = flags & EGRESS_TRIED && (!read || !passes(leave(&l, pod, key, flags, on_node, ON_TRIAL)));
+	if (flags & EGRESS_DENIED) {
+		if (read)
+			verdict = leave(&l, pod, key, flags, on_node, IN_FORCE);
+		if (passes(verdict))
+			return end(verdict, PASS);
+		if (would)
+			tell(key, &l);
+		return end(verdict, DROP);
+	}
+	if (!would || !last)
+		return end(VERDICT_GUARD_NOT_TCP, PASS);
+	tell(key, &l);
+	return end(VERDICT_GUARD_TRIED, PASS);
+}
+
+/* What may be TCP's, as of a pod that is strict or whose way out is denied. read is what became of reading it. */
+static __always_inline enum verdict judge(struct __sk_buff *skb, struct bpf_sock *sk, const struct guard *guard,
+					  const struct segment *segment, enum verdict read, bool own_listener, bool strict)
+{
+	if (read != VERDICT_COUNT)
+		return read;
+	/* A listener resets what belongs to no connection. Peers have to learn so that a tunnel has ended; but the plaintext listener
+	 * would do the same, in the pod's name, for what ztunnel sent to a connection that the application has closed. */
+	if (own_listener && (segment->opens || segment->flow.source_port == bpf_htons(PORT_HBONE)))
+		return VERDICT_GUARD_OWN;
+	if (is_answer_to_kubelet(segment))
+		return VERDICT_GUARD_KUBELET;
+	if (sk && is_precapture(skb, guard))
+		return VERDICT_GUARD_PRECAPTURE;
+	if (sk)
+		return VERDICT_GUARD_DROPPED_FOREIGN_SOCKET;
+	if (is_handshake(skb, segment))
+		return is_shut(segment, strict) ? VERDICT_GUARD_DROPPED_PLAINTEXT : VERDICT_GUARD_HANDSHAKE;
+	return VERDICT_GUARD_DROPPED_NO_SOCKET;
+}
+
+/* Tells of what judge would not let pass, if the way out were denied. */
+static __always_inline void tell_judged(struct __sk_buff *skb, enum verdict verdict)
+{
+	struct leaving l = {};
+
+	if (verdict != VERDICT_GUARD_DROPPED_ETHERTYPE)
+		read_leaving(skb, ethernet ? sizeof(struct ethhdr) : 0, 0, &l);
+	tell(cookie, &l);
+}
+
 SEC("tc")
 int guard_tc(struct __sk_buff *skb)
 {
 	struct segment segment = {};
 	struct guard *guard;
 	bool own_listener = false;
+	bool strict, denied, tried, would;
 	enum verdict verdict;
-	bool strict, denied;
 	struct bpf_sock *sk;
 	__u64 key = cookie;
 	__u32 *egress;
+	__u32 flags;
 	bool own;
 
 	guard = bpf_map_lookup_elem(&mesh_guards, &key);
 	egress = bpf_map_lookup_elem(&mesh_egress, &key);
+	flags = egress ? *egress : 0;
 	strict = guard && guard->flags & GUARD_STRICT;
-	denied = egress && *egress & EGRESS_DENIED;
+	denied = flags & EGRESS_DENIED;
+	tried = flags & EGRESS_TRIED;
 	sk = skb->sk;
 	if (sk)
 		sk = bpf_sk_fullsock(sk);
 	own = sk && is_own(sk);
-	if (!strict && !denied && !own)
+	if (!strict && !denied && !tried && !own)
 		return end(VERDICT_GUARD_PERMISSIVE, PASS);
 	verdict = read_packet(skb, &segment);
 	if (sk && own) {
@@ -263,29 +330,22 @@ int guard_tc(struct __sk_buff *skb)
 		if (!own_listener && (verdict == VERDICT_COUNT || verdict == VERDICT_GUARD_NOT_TCP || sk->type == SOCK_STREAM))
 			return end(VERDICT_GUARD_OWN, PASS);
 	}
-	if (!strict && !denied)
+	if (!strict && !denied && !tried)
 		return end(VERDICT_GUARD_PERMISSIVE, PASS);
-	if (verdict == VERDICT_GUARD_NOT_TCP && egress && denied && !is_arp(skb)) {
-		verdict = leave(skb, ethernet ? sizeof(struct ethhdr) : 0, key, *egress, on_node);
-		if (verdict == VERDICT_GUARD_NEIGHBOUR || verdict == VERDICT_GUARD_DNS || verdict == VERDICT_GUARD_EXCEPTED)
-			return end(verdict, PASS);
-		return end(verdict, DROP);
+	if (verdict == VERDICT_GUARD_NOT_TCP && (denied || tried) && !is_arp(skb))
+		return answer_leaving(skb, flags);
+	verdict = judge(skb, sk, guard, &segment, verdict, own_listener, strict);
+	/* What strictness drops is its own affair, and so is what ztunnel must not send. */
+	would = tried && !strict && !passes(verdict) && verdict != VERDICT_GUARD_DROPPED_PLAINTEXT;
+	if (strict || denied) {
+		if (would)
+			tell_judged(skb, verdict);
+		return end(verdict, passes(verdict) ? PASS : DROP);
 	}
-	if (verdict != VERDICT_COUNT)
-		return end(verdict, verdict == VERDICT_GUARD_NOT_TCP ? PASS : DROP);
-	/* A listener resets what belongs to no connection. Peers have to learn so that a tunnel has ended; but the plaintext listener
-	 * would do the same, in the pod's name, for what ztunnel sent to a connection that the application has closed. */
-	if (own_listener && (segment.opens || segment.flow.source_port == bpf_htons(PORT_HBONE)))
-		return end(VERDICT_GUARD_OWN, PASS);
-	if (is_answer_to_kubelet(&segment))
-		return end(VERDICT_GUARD_KUBELET, PASS);
-	if (sk && is_precapture(skb, guard))
-		return end(VERDICT_GUARD_PRECAPTURE, PASS);
-	if (sk)
-		return end(VERDICT_GUARD_DROPPED_FOREIGN_SOCKET, DROP);
-	if (is_handshake(skb, &segment))
-		return is_shut(&segment, strict) ? end(VERDICT_GUARD_DROPPED_PLAINTEXT, DROP) : end(VERDICT_GUARD_HANDSHAKE, PASS);
-	return end(VERDICT_GUARD_DROPPED_NO_SOCKET, DROP);
+	if (!would || !last)
+		return end(VERDICT_GUARD_PERMISSIVE, PASS);
+	tell_judged(skb, verdict);
+	return end(VERDICT_GUARD_TRIED, PASS);
 }
 
 /* No map names this type; a variable keeps it in the BTF, from which its Go twin is generated. */

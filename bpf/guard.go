@@ -24,6 +24,8 @@ type GuardPlace struct {
 	// OnNode is at the node's end of a link of the pod: there NetNS is the number that the node's namespace has for the pod's.
 	OnNode bool
 	NetNS  int32
+	// Last is where no other guard of the pod sees what this one lets pass: there is told what policies on trial would have dropped.
+	Last bool
 	// Ethernet is whether packets begin with an Ethernet header, and not with one of IP.
 	Ethernet bool
 }
@@ -45,6 +47,7 @@ func (n *Node) LoadGuard(p GuardPlace) (*ebpf.Program, error) {
 		guardVarCookie:   p.Cookie,
 		guardVarNetns:    netns,
 		guardVarOnNode:   p.OnNode,
+		guardVarLast:     p.Last,
 		guardVarEthernet: p.Ethernet,
 	})
 	if err != nil {

@@ -29,6 +29,7 @@ type guardEgressFlag uint32
 const (
 	guardEgressFlagEGRESS_DENIED guardEgressFlag = 1
 	guardEgressFlagEGRESS_DNS    guardEgressFlag = 2
+	guardEgressFlagEGRESS_TRIED  guardEgressFlag = 4
 )
 
 type guardGuard struct {
@@ -70,6 +71,27 @@ type guardRangeKey struct {
 	}
 }
 
+type guardTried struct {
+	_       structs.HostLayout
+	Packets uint64
+	Source  struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+}
+
+type guardTriedKey struct {
+	_           structs.HostLayout
+	Cookie      uint64
+	Destination struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	Port     uint16
+	Protocol uint8
+	Unused   [5]uint8
+}
+
 type guardTunnelled uint32
 
 const (
@@ -106,6 +128,10 @@ const (
 	guardMapMeshPods        = "mesh_pods"
 	guardMapMeshPrecapture  = "mesh_precapture"
 	guardMapMeshRanges      = "mesh_ranges"
+	guardMapMeshTried       = "mesh_tried"
+	guardMapMeshTriedRest   = "mesh_tried_rest"
+	guardMapMeshTryNames    = "mesh_try_names"
+	guardMapMeshTryRanges   = "mesh_try_ranges"
 	guardMapMeshTunnelled   = "mesh_tunnelled"
 	guardMapMeshVerdicts    = "mesh_verdicts"
 	guardProgGuardTc        = "guard_tc"
@@ -113,6 +139,7 @@ const (
 	guardVarEgressFlagInBtf = "egress_flag_in_btf"
 	guardVarEthernet        = "ethernet"
 	guardVarGuardFlagInBtf  = "guard_flag_in_btf"
+	guardVarLast            = "last"
 	guardVarNetns           = "netns"
 	guardVarOnNode          = "on_node"
 )
@@ -180,6 +207,10 @@ type guardMapSpecs struct {
 	MeshPods       *ebpf.MapSpec `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.MapSpec `ebpf:"mesh_precapture"`
 	MeshRanges     *ebpf.MapSpec `ebpf:"mesh_ranges"`
+	MeshTried      *ebpf.MapSpec `ebpf:"mesh_tried"`
+	MeshTriedRest  *ebpf.MapSpec `ebpf:"mesh_tried_rest"`
+	MeshTryNames   *ebpf.MapSpec `ebpf:"mesh_try_names"`
+	MeshTryRanges  *ebpf.MapSpec `ebpf:"mesh_try_ranges"`
 	MeshTunnelled  *ebpf.MapSpec `ebpf:"mesh_tunnelled"`
 	MeshVerdicts   *ebpf.MapSpec `ebpf:"mesh_verdicts"`
 }
@@ -192,6 +223,7 @@ type guardVariableSpecs struct {
 	EgressFlagInBtf *ebpf.VariableSpec `ebpf:"egress_flag_in_btf"`
 	Ethernet        *ebpf.VariableSpec `ebpf:"ethernet"`
 	GuardFlagInBtf  *ebpf.VariableSpec `ebpf:"guard_flag_in_btf"`
+	Last            *ebpf.VariableSpec `ebpf:"last"`
 	Netns           *ebpf.VariableSpec `ebpf:"netns"`
 	OnNode          *ebpf.VariableSpec `ebpf:"on_node"`
 }
@@ -230,6 +262,10 @@ type guardMaps struct {
 	MeshPods       *ebpf.Map `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.Map `ebpf:"mesh_precapture"`
 	MeshRanges     *ebpf.Map `ebpf:"mesh_ranges"`
+	MeshTried      *ebpf.Map `ebpf:"mesh_tried"`
+	MeshTriedRest  *ebpf.Map `ebpf:"mesh_tried_rest"`
+	MeshTryNames   *ebpf.Map `ebpf:"mesh_try_names"`
+	MeshTryRanges  *ebpf.Map `ebpf:"mesh_try_ranges"`
 	MeshTunnelled  *ebpf.Map `ebpf:"mesh_tunnelled"`
 	MeshVerdicts   *ebpf.Map `ebpf:"mesh_verdicts"`
 }
@@ -250,6 +286,10 @@ func (m *guardMaps) Close() error {
 		m.MeshPods,
 		m.MeshPrecapture,
 		m.MeshRanges,
+		m.MeshTried,
+		m.MeshTriedRest,
+		m.MeshTryNames,
+		m.MeshTryRanges,
 		m.MeshTunnelled,
 		m.MeshVerdicts,
 	)
@@ -263,6 +303,7 @@ type guardVariables struct {
 	EgressFlagInBtf *ebpf.Variable `ebpf:"egress_flag_in_btf"`
 	Ethernet        *ebpf.Variable `ebpf:"ethernet"`
 	GuardFlagInBtf  *ebpf.Variable `ebpf:"guard_flag_in_btf"`
+	Last            *ebpf.Variable `ebpf:"last"`
 	Netns           *ebpf.Variable `ebpf:"netns"`
 	OnNode          *ebpf.Variable `ebpf:"on_node"`
 }

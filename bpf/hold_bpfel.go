@@ -38,6 +38,10 @@ const (
 	holdMapMeshPods       = "mesh_pods"
 	holdMapMeshPrecapture = "mesh_precapture"
 	holdMapMeshRanges     = "mesh_ranges"
+	holdMapMeshTried      = "mesh_tried"
+	holdMapMeshTriedRest  = "mesh_tried_rest"
+	holdMapMeshTryNames   = "mesh_try_names"
+	holdMapMeshTryRanges  = "mesh_try_ranges"
 	holdMapMeshTunnelled  = "mesh_tunnelled"
 	holdMapMeshVerdicts   = "mesh_verdicts"
 	holdProgHoldEgress    = "hold_egress"
@@ -111,6 +115,10 @@ type holdMapSpecs struct {
 	MeshPods       *ebpf.MapSpec `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.MapSpec `ebpf:"mesh_precapture"`
 	MeshRanges     *ebpf.MapSpec `ebpf:"mesh_ranges"`
+	MeshTried      *ebpf.MapSpec `ebpf:"mesh_tried"`
+	MeshTriedRest  *ebpf.MapSpec `ebpf:"mesh_tried_rest"`
+	MeshTryNames   *ebpf.MapSpec `ebpf:"mesh_try_names"`
+	MeshTryRanges  *ebpf.MapSpec `ebpf:"mesh_try_ranges"`
 	MeshTunnelled  *ebpf.MapSpec `ebpf:"mesh_tunnelled"`
 	MeshVerdicts   *ebpf.MapSpec `ebpf:"mesh_verdicts"`
 }
@@ -160,6 +168,10 @@ type holdMaps struct {
 	MeshPods       *ebpf.Map `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.Map `ebpf:"mesh_precapture"`
 	MeshRanges     *ebpf.Map `ebpf:"mesh_ranges"`
+	MeshTried      *ebpf.Map `ebpf:"mesh_tried"`
+	MeshTriedRest  *ebpf.Map `ebpf:"mesh_tried_rest"`
+	MeshTryNames   *ebpf.Map `ebpf:"mesh_try_names"`
+	MeshTryRanges  *ebpf.Map `ebpf:"mesh_try_ranges"`
 	MeshTunnelled  *ebpf.Map `ebpf:"mesh_tunnelled"`
 	MeshVerdicts   *ebpf.Map `ebpf:"mesh_verdicts"`
 }
@@ -180,6 +192,10 @@ func (m *holdMaps) Close() error {
 		m.MeshPods,
 		m.MeshPrecapture,
 		m.MeshRanges,
+		m.MeshTried,
+		m.MeshTriedRest,
+		m.MeshTryNames,
+		m.MeshTryRanges,
 		m.MeshTunnelled,
 		m.MeshVerdicts,
 	)

@@ -180,6 +180,58 @@ struct {
 	__type(value, struct name);
 } mesh_names SEC(".maps");
 
+/* What may leave by policies on trial and those in force together: as mesh_ranges and mesh_names, and nothing is dropped by them.
+ * Apart, so that a trial takes no room from what is in force. Pinned. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_DESTINATIONS);
+	__type(key, struct range_key);
+	__type(value, struct allowance);
+} mesh_try_ranges SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_DESTINATIONS);
+	__type(key, struct name_key);
+	__type(value, struct name);
+} mesh_try_names SEC(".maps");
+
+/* Where something goes that policies on trial would drop. */
+struct tried_key {
+	__u64 cookie;
+	struct addr destination; /* none, if it cannot be read */
+	__u16 port;		 /* of UDP and TCP, host byte order; else zero */
+	__u8 protocol;		 /* IP's number */
+	__u8 unused[5];
+};
+_Static_assert(sizeof(struct tried_key) == 32, "no padding in a key");
+
+struct tried {
+	__u64 packets;
+	struct addr source; /* of the first */
+};
+_Static_assert(sizeof(struct tried) == 24, "no padding in a pinned map");
+
+/* What policies on trial would have dropped since Go looked last. Written by guard, taken out by Go. Once it is full, what is not in
+ * it is counted in mesh_tried_rest, so that a flood costs no more than counting. Pinned. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_TRIED);
+	__type(key, struct tried_key);
+	__type(value, struct tried);
+} mesh_tried SEC(".maps");
+
+/* Network namespace cookie -> packets that found no room in mesh_tried. Written by guard, taken out by Go. Pinned. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_PODS);
+	__type(key, __u64);
+	__type(value, __u64);
+} mesh_tried_rest SEC(".maps");
+
 /* slot * SLOT_SIZE + enum listener -> listening socket. Written by Go, emptied by the kernel when a socket closes.
  * Not pinned: sockets do not outlive the process, and without them steer drops. */
 struct {

@@ -41,6 +41,8 @@ enum number {
 	MAX_UDP_RANGES = 16,
 	/* Destinations outside the mesh that are told of all pods together. */
 	MAX_DESTINATIONS = 65536,
+	/* What policies on trial would drop that is told apart until it is read, of all pods together. */
+	MAX_TRIED = 4096,
 	/* Addresses, and ports of some, that ztunnel reaches by tunnels alone: two of each of 65,536 pods. What is beyond, Go makes
 	 * ranges of. */
 	MAX_TUNNELLED = 131072,
@@ -91,6 +93,8 @@ enum egress_flag {
 	EGRESS_DENIED = 1,
 	/* What the pod asks DNS servers turns round at its devices. */
 	EGRESS_DNS = 2,
+	/* What would not leave by policies on trial is told of, and leaves for all that these say. */
+	EGRESS_TRIED = 4,
 };
 
 /* Value in mesh_tunnelled: by whom the addresses are reached by tunnels alone. */
@@ -186,7 +190,8 @@ enum verdict {
 	VERDICT_CONNECT_DENIED_NOT_STEERED = 69,
 	VERDICT_HOLD_DROPPED_RESET = 70,
 	VERDICT_GUARD_DROPPED_PLAINTEXT = 71,
-	VERDICT_COUNT = 72,
+	VERDICT_GUARD_TRIED = 72,
+	VERDICT_COUNT = 73,
 };
 
 /* An IPv6 address, or an IPv4 one as ::ffff:a.b.c.d, in network byte order. All zero: no address. */

@@ -30,6 +30,10 @@ const (
 	permitMapMeshPods       = "mesh_pods"
 	permitMapMeshPrecapture = "mesh_precapture"
 	permitMapMeshRanges     = "mesh_ranges"
+	permitMapMeshTried      = "mesh_tried"
+	permitMapMeshTriedRest  = "mesh_tried_rest"
+	permitMapMeshTryNames   = "mesh_try_names"
+	permitMapMeshTryRanges  = "mesh_try_ranges"
 	permitMapMeshTunnelled  = "mesh_tunnelled"
 	permitMapMeshVerdicts   = "mesh_verdicts"
 	permitProgPermitSockops = "permit_sockops"
@@ -98,6 +102,10 @@ type permitMapSpecs struct {
 	MeshPods       *ebpf.MapSpec `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.MapSpec `ebpf:"mesh_precapture"`
 	MeshRanges     *ebpf.MapSpec `ebpf:"mesh_ranges"`
+	MeshTried      *ebpf.MapSpec `ebpf:"mesh_tried"`
+	MeshTriedRest  *ebpf.MapSpec `ebpf:"mesh_tried_rest"`
+	MeshTryNames   *ebpf.MapSpec `ebpf:"mesh_try_names"`
+	MeshTryRanges  *ebpf.MapSpec `ebpf:"mesh_try_ranges"`
 	MeshTunnelled  *ebpf.MapSpec `ebpf:"mesh_tunnelled"`
 	MeshVerdicts   *ebpf.MapSpec `ebpf:"mesh_verdicts"`
 }
@@ -142,6 +150,10 @@ type permitMaps struct {
 	MeshPods       *ebpf.Map `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.Map `ebpf:"mesh_precapture"`
 	MeshRanges     *ebpf.Map `ebpf:"mesh_ranges"`
+	MeshTried      *ebpf.Map `ebpf:"mesh_tried"`
+	MeshTriedRest  *ebpf.Map `ebpf:"mesh_tried_rest"`
+	MeshTryNames   *ebpf.Map `ebpf:"mesh_try_names"`
+	MeshTryRanges  *ebpf.Map `ebpf:"mesh_try_ranges"`
 	MeshTunnelled  *ebpf.Map `ebpf:"mesh_tunnelled"`
 	MeshVerdicts   *ebpf.Map `ebpf:"mesh_verdicts"`
 }
@@ -162,6 +174,10 @@ func (m *permitMaps) Close() error {
 		m.MeshPods,
 		m.MeshPrecapture,
 		m.MeshRanges,
+		m.MeshTried,
+		m.MeshTriedRest,
+		m.MeshTryNames,
+		m.MeshTryRanges,
 		m.MeshTunnelled,
 		m.MeshVerdicts,
 	)

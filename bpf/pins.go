@@ -17,7 +17,8 @@ import (
 // pinnedMaps outlive the process. The listeners do not, nor what they are told: they end with it.
 var pinnedMaps = []string{
 	guardMapMeshClasses, guardMapMeshEgress, guardMapMeshEnrolled, guardMapMeshGuards, guardMapMeshNames, guardMapMeshNode,
-	guardMapMeshOwn, guardMapMeshPermits, guardMapMeshPods, guardMapMeshPrecapture, guardMapMeshRanges, guardMapMeshTunnelled, guardMapMeshVerdicts,
+	guardMapMeshOwn, guardMapMeshPermits, guardMapMeshPods, guardMapMeshPrecapture, guardMapMeshRanges, guardMapMeshTried, guardMapMeshTriedRest,
+	guardMapMeshTryNames, guardMapMeshTryRanges, guardMapMeshTunnelled, guardMapMeshVerdicts,
 }
 
 // bind has the maps live as long as the program is attached, though it uses few of them: Adopt finds them by it.

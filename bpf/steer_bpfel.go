@@ -30,6 +30,10 @@ const (
 	steerMapMeshPods       = "mesh_pods"
 	steerMapMeshPrecapture = "mesh_precapture"
 	steerMapMeshRanges     = "mesh_ranges"
+	steerMapMeshTried      = "mesh_tried"
+	steerMapMeshTriedRest  = "mesh_tried_rest"
+	steerMapMeshTryNames   = "mesh_try_names"
+	steerMapMeshTryRanges  = "mesh_try_ranges"
 	steerMapMeshTunnelled  = "mesh_tunnelled"
 	steerMapMeshVerdicts   = "mesh_verdicts"
 	steerProgSteerSkLookup = "steer_sk_lookup"
@@ -103,6 +107,10 @@ type steerMapSpecs struct {
 	MeshPods       *ebpf.MapSpec `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.MapSpec `ebpf:"mesh_precapture"`
 	MeshRanges     *ebpf.MapSpec `ebpf:"mesh_ranges"`
+	MeshTried      *ebpf.MapSpec `ebpf:"mesh_tried"`
+	MeshTriedRest  *ebpf.MapSpec `ebpf:"mesh_tried_rest"`
+	MeshTryNames   *ebpf.MapSpec `ebpf:"mesh_try_names"`
+	MeshTryRanges  *ebpf.MapSpec `ebpf:"mesh_try_ranges"`
 	MeshTunnelled  *ebpf.MapSpec `ebpf:"mesh_tunnelled"`
 	MeshVerdicts   *ebpf.MapSpec `ebpf:"mesh_verdicts"`
 }
@@ -152,6 +160,10 @@ type steerMaps struct {
 	MeshPods       *ebpf.Map `ebpf:"mesh_pods"`
 	MeshPrecapture *ebpf.Map `ebpf:"mesh_precapture"`
 	MeshRanges     *ebpf.Map `ebpf:"mesh_ranges"`
+	MeshTried      *ebpf.Map `ebpf:"mesh_tried"`
+	MeshTriedRest  *ebpf.Map `ebpf:"mesh_tried_rest"`
+	MeshTryNames   *ebpf.Map `ebpf:"mesh_try_names"`
+	MeshTryRanges  *ebpf.Map `ebpf:"mesh_try_ranges"`
 	MeshTunnelled  *ebpf.Map `ebpf:"mesh_tunnelled"`
 	MeshVerdicts   *ebpf.Map `ebpf:"mesh_verdicts"`
 }
@@ -172,6 +184,10 @@ func (m *steerMaps) Close() error {
 		m.MeshPods,
 		m.MeshPrecapture,
 		m.MeshRanges,
+		m.MeshTried,
+		m.MeshTriedRest,
+		m.MeshTryNames,
+		m.MeshTryRanges,
 		m.MeshTunnelled,
 		m.MeshVerdicts,
 	)

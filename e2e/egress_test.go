@@ -13,7 +13,7 @@ import (
 )
 
 // A pod whose way out of the mesh is denied reaches what is excepted, by its name and on its port, and nothing else there; the
-// mesh goes on. Without the policy everything is as it was.
+// mesh goes on. On trial the policy refuses nothing and is told of, without it everything is as it was.
 func TestPodsLeaveTheMeshAsPolicySays(t *testing.T) {
 	t.Parallel()
 	p := enrolledPair(t, "e2e-egress")
@@ -44,15 +44,35 @@ func TestPodsLeaveTheMeshAsPolicySays(t *testing.T) {
 	}
 	open("without a policy")
 
-	p.apply(fmt.Sprintf(`
+	bank := func(annotations string) string {
+		return fmt.Sprintf(`
 apiVersion: ambit.mesh/v1alpha1
 kind: EgressPolicy
-metadata: {name: bank}
+metadata: {name: bank, annotations: {%s}}
 spec:
   action: Deny
   exceptions:
   - {dnsName: outside.example, ports: [{port: %d, protocol: Any}]}
-`, excepted))
+`, annotations, excepted)
+	}
+	p.apply(bank(`ambit.mesh/dry-run: "true"`))
+	ztunnel := p.ztunnel("n1")
+	metrics := "http://" + strings.TrimSpace(p.kubectl("-n", "ambit-system", "get", "pod", ztunnel, "-o", "jsonpath={.status.podIP}")) + ":15020/metrics"
+	for tool, protocol := range map[string]string{"dial": "TCP", "ask": "UDP"} {
+		series := fmt.Sprintf(`ambit_egress_would_refuse_total{destination="%s",policy="e2e-egress/bank",protocol="%s",source="spiffe://cluster.local/ns/e2e-egress/sa/`, byName(other), protocol)
+		p.eventually("the trial is counted for "+protocol, func() error {
+			p.must("client", tool, byName(other))
+			if all := p.must("client", "get", metrics); !strings.Contains(all, series) {
+				return fmt.Errorf("no series %s", series)
+			}
+			return nil
+		})
+	}
+	if log := p.kubectl("-n", "ambit-system", "logs", ztunnel, "--tail=-1"); !strings.Contains(log, `"egress policy on trial would refuse"`) || !strings.Contains(log, "e2e-egress/bank") {
+		t.Error("nothing of the trial in the log")
+	}
+
+	p.apply(bank(""))
 	p.eventually("another port is denied", func() error {
 		if _, err := p.tool("client", "dial", byAddress(other)); err == nil || !strings.Contains(err.Error(), "ECONNREFUSED") {
 			return fmt.Errorf("%v, want ECONNREFUSED", err)

@@ -88,6 +88,7 @@ func (c *capture) Release(ctx context.Context) error {
 	if err := c.redirect.Leave(); err != nil {
 		return withCode(err, "ReleaseFailed")
 	}
+	c.countTried()
 	if err := c.redirect.Release(ctx); err != nil {
 		return withCode(err, "ReleaseFailed")
 	}
@@ -136,6 +137,7 @@ func (c *capture) Close() error {
 	if !c.released {
 		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 		defer cancel()
+		c.countTried()
 		err = c.redirect.Release(ctx)
 	}
 	c.forget()

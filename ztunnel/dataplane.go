@@ -75,6 +75,9 @@ type dataplane struct {
 	logger                 *slog.Logger
 	tunnelled              tunnelled
 
+	// Owned by followEgress: when was last counted what policies on trial would drop.
+	counted time.Time
+
 	// ceded: another process tells the kernel what holds for the pods.
 	ceded atomic.Bool
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -14,7 +13,6 @@ import (
 	"github.com/ambit-mesh/ambit/bpf"
 	"github.com/ambit-mesh/ambit/internal/conns"
 	"github.com/ambit-mesh/ambit/internal/workload"
-	"github.com/ambit-mesh/ambit/ztunnel/dns"
 	"github.com/ambit-mesh/ambit/ztunnel/egress"
 	"github.com/ambit-mesh/ambit/ztunnel/pods"
 )
@@ -25,8 +23,6 @@ const (
 	lateGrace = 2 * time.Second
 	// leavingRetry is how soon the kernel is told again what it did not take.
 	leavingRetry = time.Second
-	// sweepNames is how often addresses are looked for whose time is over.
-	sweepNames = time.Minute
 )
 
 // leaving is what was last done about a pod's way out of the mesh.
@@ -38,11 +34,11 @@ type leaving struct {
 
 	mu sync.Mutex
 	// Guarded by mu.
-	told  egress.Rules // that the kernel goes by
-	known bool         // and it took them
-	// names of the addresses that the kernel allows for their names.
-	names map[netip.Addr][]string
-	swept time.Time
+	told    egress.Rules // that the kernel goes by
+	begun   bool         // and there are any
+	known   bool         // and it took them
+	allowed [2]allowed   // by bpf.Table
+	swept   time.Time
 }
 
 // startsDenied tells whether a pod's way out is denied from its first moment: as startsStrict.
@@ -70,6 +66,9 @@ func (d *dataplane) followEgress(ctx context.Context) error {
 					again = min(again, wait)
 				}
 			}
+		}
+		if wait := d.countDue(); wait > 0 {
+			again = min(again, wait)
 		}
 		select {
 		case <-ctx.Done():
@@ -126,11 +125,7 @@ func (c *capture) tell(snapshot *workload.Snapshot, rules egress.Rules) (wait ti
 		return c.sweepLocked()
 	}
 	again := rules.Equal(l.told)
-	l.told = rules
-	// First, so that what is allowed may fail.
-	errs := []error{c.redirect.SetEgress(rules.Restrict())}
-	errs = append(errs, c.redirect.AllowRanges(ranges(rules.Static())), c.allowNamesLocked())
-	err := errors.Join(errs...)
+	err := c.tellLocked(rules)
 	if l.known = err == nil; l.known {
 		return c.sweepLocked()
 	}
@@ -140,110 +135,32 @@ func (c *capture) tell(snapshot *workload.Snapshot, rules egress.Rules) (wait ti
 	return leavingRetry
 }
 
-func ranges(all egress.Allowances) map[netip.Prefix]bpf.Allowance {
-	told := make(map[netip.Prefix]bpf.Allowance, len(all))
-	for prefix, a := range all {
-		told[prefix] = allowance(a)
-	}
-	return told
-}
-
-func allowance(a egress.Allowance) bpf.Allowance {
-	told := bpf.Allowance{Every: a.Every}
-	for _, p := range a.UDP {
-		told.UDP = append(told.UDP, bpf.PortRange(p))
-	}
-	return told
-}
-
-// learn takes over an answer of the node's resolvers, before the pod gets it.
-func (c *capture) learn(answer dns.Answer) {
-	addresses := make([]egress.Address, len(answer.Addresses))
-	for i, a := range answer.Addresses {
-		addresses[i] = egress.Address(a)
-	}
-	c.egress.Names.Learn(answer.Name, addresses)
-	c.leaving.mu.Lock()
-	defer c.leaving.mu.Unlock()
-	if !c.leaving.told.Restrict() {
-		return
-	}
-	for _, a := range answer.Addresses {
-		if err := c.allowNameLocked(a.IP); err != nil {
-			c.logger.Warn("address of a name not allowed but by TCP", "name", answer.Name, "address", a.IP, "error", err)
-		}
-	}
-}
-
-// allowNameLocked has the kernel allow what rules say of an address for its names, and for those that it was allowed for, as long
-// as it still is: what goes there may live on.
-func (c *capture) allowNameLocked(ip netip.Addr) error {
+func (c *capture) tellLocked(rules egress.Rules) error {
 	l := &c.leaving
-	left, err := c.redirect.NameLeft(ip)
-	if err != nil {
-		return err
+	var errs []error
+	tries := len(rules.Trial()) > 0
+	if !tries {
+		errs = append(errs, c.redirect.SetTried(false))
 	}
-	var names []string
-	if left > 0 {
-		names = l.names[ip]
+	// What was counted up to now was by the rules of before; by those of now, if another process knew them.
+	if !l.begun {
+		l.told, l.begun = rules, true
 	}
-	ends := time.Now().Add(left)
-	for _, learnt := range c.egress.Names.At(ip) {
-		if _, ok := l.told.Learnt(learnt); !ok {
-			continue
-		}
-		names = append(slices.Clone(names), learnt.Name)
-		if learnt.Ends.After(ends) {
-			ends = learnt.Ends
-		}
+	c.countTriedLocked()
+	l.told = rules
+	l.allowed[bpf.InForce].rules, l.allowed[bpf.OnTrial].rules = rules, egress.Rules{}
+	if tries {
+		l.allowed[bpf.OnTrial].rules = rules.Tried()
 	}
-	slices.Sort(names)
-	merged, ok := l.told.LearntAll(ip, slices.Compact(names))
-	if !ok {
-		delete(l.names, ip)
-		return c.redirect.ForbidName(ip)
+	// First, so that what is allowed may fail.
+	errs = append(errs, c.redirect.SetEgress(rules.Restrict()))
+	for _, by := range []bpf.Table{bpf.InForce, bpf.OnTrial} {
+		errs = append(errs, c.redirect.AllowRanges(by, ranges(l.allowed[by].rules.Static())), c.allowNamesLocked(by))
 	}
-	if l.names == nil {
-		l.names = map[netip.Addr][]string{}
-	}
-	l.names[ip] = slices.Compact(names)
-	return c.redirect.AllowName(ip, allowance(merged), time.Until(ends))
-}
-
-// allowNamesLocked has the kernel go by the rules for all names that are known, and for those that it was told of.
-func (c *capture) allowNamesLocked() error {
-	told, err := c.redirect.Names()
-	errs := []error{err}
-	for _, learnt := range c.egress.Names.All() {
-		told = append(told, learnt.IP)
-	}
-	slices.SortFunc(told, netip.Addr.Compare)
-	for _, ip := range slices.Compact(told) {
-		errs = append(errs, c.allowNameLocked(ip))
+	if tries {
+		errs = append(errs, c.redirect.SetTried(true)) // last: what is allowed is not counted
 	}
 	return errors.Join(errs...)
-}
-
-// sweepLocked takes out of the kernel, from time to time, what it does not allow any more. It returns when the next time is; zero
-// if there is nothing to take out.
-func (c *capture) sweepLocked() (wait time.Duration) {
-	l := &c.leaving
-	if len(l.names) == 0 {
-		return 0
-	}
-	if wait := sweepNames - time.Since(l.swept); wait > 0 {
-		return wait
-	}
-	l.swept = time.Now()
-	for ip := range l.names {
-		if left, err := c.redirect.NameLeft(ip); err == nil && left == 0 {
-			delete(l.names, ip)
-			if err := c.redirect.ForbidName(ip); err != nil {
-				c.logger.Warn("address of a name not taken out of the kernel", "address", ip, "error", err)
-			}
-		}
-	}
-	return sweepNames
 }
 
 // dumpedEgress is what decides on the way out of a captured pod whose way out is denied, or of which names are known.

@@ -4,13 +4,17 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -280,6 +284,128 @@ func TestDatagramsLeaveAsPolicySays(t *testing.T) {
 	eventually(t, "it is dropped while a policy is missing", func() bool { return asks(quic.IPv4, 443) != nil })
 	b.egress(web, nil)
 	eventually(t, "it leaves where nothing is denied any more", func() bool { return asks(quic.IPv6, 443) == nil })
+}
+
+// What a policy on trial would drop leaves, and is counted and in the log by policy, source and destination; what it excepts is not.
+// Once it is in force, it drops.
+func TestDatagramsOnTrialLeaveAndAreTold(t *testing.T) {
+	b := newBed(t)
+	var log syncBuffer
+	b.logger = slog.New(slog.NewJSONHandler(&log, nil))
+	metrics := prometheus.NewRegistry()
+	b.dataplane.egress = egress.NewMetrics(metrics)
+	b.followLeaving()
+	web, quic := b.network.Node("a").Pod("web"), b.network.Node("b").Pod("quic")
+	quic.Start().ListenUDP("[::]:443")
+	b.serveNodesResolver(quic.IPv4, quic.IPv6)
+	app := web.Start()
+	b.capture(web)
+	to := netip.AddrPortFrom(quic.IPv4, 443)
+	asks := func(port uint16) error {
+		_, err := app.AskUDPWith(netip.AddrPortFrom(quic.IPv4, port), netnstest.DialOptions{Timeout: 150 * time.Millisecond})
+		return err
+	}
+	told := func(policy, destination string) float64 {
+		t.Helper()
+		return counterOf(t, metrics, "ambit_egress_would_refuse_total", map[string]string{
+			"policy": policy, "source": "spiffe://cluster.local/ns/shop/sa/web", "destination": destination, "protocol": "UDP",
+		})
+	}
+	trial := func(exceptions ...*mesh.EgressException) *mesh.EgressPolicy {
+		p := denying("trial", exceptions...)
+		p.DryRun = true
+		return p
+	}
+	udp := &mesh.EgressPort{Port: 443, Protocol: mesh.EgressPort_UDP}
+	tried := func() bool { return len(b.captured()[0].toldRules().Trial()) > 0 }
+
+	b.egress(web, nil, trial(byName("api.example", udp)))
+	eventually(t, "it is on trial", tried)
+	for range 3 {
+		if err := asks(443); err != nil {
+			t.Errorf("on trial: %v", err)
+		}
+	}
+	eventually(t, "each packet is counted", func() bool { return told("shop/trial", to.String()) == 3 })
+	lines := slices.DeleteFunc(strings.Split(log.String(), "\n"), func(line string) bool { return !strings.Contains(line, "egress policy on trial would refuse") })
+	for _, want := range []string{
+		`"policy":"shop/trial"`, `"source":"spiffe://cluster.local/ns/shop/sa/web"`,
+		`"src.addr":"` + web.IPv4.String() + `"`, `"dst.addr":"` + to.String() + `"`, `"protocol":"UDP"`, `"pod":"web"`,
+	} {
+		if len(lines) != 1 || !strings.Contains(lines[0], want) {
+			t.Errorf("want one line with %s in the log: %q", want, lines)
+		}
+	}
+
+	if _, err := lookUp(t, web, "udp", quic.IPv4, "api.example."); err != nil {
+		t.Fatal(err)
+	}
+	if err := asks(443); err != nil {
+		t.Errorf("excepted: %v", err)
+	}
+	_ = asks(444) // nobody answers there
+	eventually(t, "another port is counted", func() bool { return told("shop/trial", "api.example:444") == 1 })
+	if n := told("shop/trial", "api.example:443") + told("shop/trial", to.String()); n != 3 {
+		t.Errorf("what is excepted by its name is counted: %v", n)
+	}
+
+	b.egress(web, nil, trial(), denying("shut"))
+	eventually(t, "it is dropped by the policy in force", func() bool { return asks(443) != nil })
+	eventually(t, "and counted as the other's", func() bool {
+		_ = asks(443) // the first one may have come before the exception was gone
+		return told("shop/trial", "api.example:443") > 0
+	})
+	if n := told("shop/shut", "api.example:443"); n != 0 {
+		t.Errorf("%v packets are counted as if the policy in force were on trial", n)
+	}
+
+	b.egress(web, nil, trial())
+	eventually(t, "it leaves when that is gone", func() bool { return asks(443) == nil })
+	b.egress(web, nil, denying("trial"))
+	eventually(t, "it is dropped when the trial is over", func() bool { return asks(443) != nil })
+}
+
+// counterOf is a counter of which some labels are said; zero if there is none.
+func counterOf(t testing.TB, metrics prometheus.Gatherer, name string, labels map[string]string) (sum float64) {
+	t.Helper()
+	families, err := metrics.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, family := range families {
+		for _, m := range family.GetMetric() {
+			said := map[string]string{}
+			for _, l := range m.GetLabel() {
+				said[l.GetName()] = l.GetValue()
+			}
+			matches := family.GetName() == name
+			for label, want := range labels {
+				matches = matches && said[label] == want
+			}
+			if matches {
+				sum += m.GetCounter().GetValue()
+			}
+		}
+	}
+	return sum
+}
+
+// syncBuffer is written and read at the same time.
+type syncBuffer struct {
+	mu  sync.Mutex
+	all bytes.Buffer
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.all.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.all.String()
 }
 
 // What was learnt is known to the next process: who resolved a name before goes on.

@@ -5,6 +5,7 @@
 //	names.go    Names: which names the addresses that a pod asked for have, and until when
 //	allow.go    Allowances: the same rules for what only the kernel sees, as addresses and ports
 //	pod.go      Pod: all of it for one pod
+//	trial.go    Trials: what policies on trial would refuse, counted and in the log
 //
 // Where policies deny, nothing leaves that none of those that deny excepts; where one of them is missing, or could not be read,
 // nothing leaves at all. So it is for a pod of which nothing is known yet, if something of its namespace may be denied.
@@ -84,6 +85,9 @@ func (r Rules) Denying() []string { return keys(r.denying) }
 
 // Trial are the keys of the policies that deny on trial.
 func (r Rules) Trial() []string { return keys(r.trial) }
+
+// Tried are the rules as if the policies on trial were in force too; those that are missing are left out.
+func (r Rules) Tried() Rules { return Rules{denying: slices.Concat(r.denying, r.trial)} }
 
 // Equal tells whether both say the same, of the same policies.
 func (r Rules) Equal(other Rules) bool {

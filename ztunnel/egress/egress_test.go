@@ -395,8 +395,104 @@ func TestConnectionsAreCountedByPolicy(t *testing.T) {
 		if d := p.Open(snapshot, p.Flow(dst, nil)); d.Outcome != step.want {
 			t.Errorf("known as %q: %+v", step.learn, d)
 		}
-		if refused, trial := testutil.ToFloat64(p.metrics.refused.WithLabelValues("shop/shut")), testutil.ToFloat64(p.metrics.trial.WithLabelValues("shop/trial")); refused != step.refused || trial != step.trial {
+		if refused, trial := testutil.ToFloat64(p.metrics.refused.WithLabelValues("shop/shut")), p.onTrial("TCP"); refused != step.refused || trial != step.trial {
 			t.Errorf("known as %q: %v refused, %v on trial", step.learn, refused, trial)
+		}
+	}
+}
+
+// onTrial sums what was counted as refused on trial, of one protocol.
+func (p *Pod) onTrial(protocol string) (sum float64) {
+	for key := range p.metrics.trials.loggedAt {
+		if key.protocol == protocol {
+			sum += testutil.ToFloat64(p.metrics.trials.refused.WithLabelValues(key.policy, key.source, key.destination, key.protocol))
+		}
+	}
+	return sum
+}
+
+// What is on trial is told by policy, source and destination, in the log once a minute, and where these are too many together.
+func TestTrialsAreToldAndBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log strings.Builder
+		own := &workload.Workload{Namespace: "shop", Name: "web", Identity: spiffe.ID{TrustDomain: "cluster.local", Namespace: "shop", ServiceAccount: "web"}}
+		p := NewPod(func() *workload.Workload { return own }, NewMetrics(prometheus.NewRegistry()), slog.New(slog.NewTextHandler(&log, nil)))
+		rules := Rules{trial: []*workload.EgressPolicy{{Key: "shop/one", Deny: true, DryRun: true}, {Key: "shop/two", Deny: true, DryRun: true}}}
+		value := func(labels ...string) float64 {
+			return testutil.ToFloat64(p.metrics.trials.refused.WithLabelValues(labels...))
+		}
+		const source = "spiffe://cluster.local/ns/shop/sa/web"
+		p.Names.Learn("api.example", []Address{{netip.MustParseAddr("203.0.113.8"), time.Hour}})
+		for _, c := range []struct {
+			packets               Packets
+			destination, protocol string
+		}{
+			{Packets{17, netip.MustParseAddr("10.0.0.1"), netip.MustParseAddrPort("203.0.113.7:443"), 5}, "203.0.113.7:443", "UDP"},
+			{Packets{17, netip.MustParseAddr("10.0.0.1"), netip.MustParseAddrPort("203.0.113.8:443"), 5}, "api.example:443", "UDP"},
+			{Packets{1, netip.MustParseAddr("10.0.0.1"), netip.MustParseAddrPort("203.0.113.8:0"), 5}, "api.example", "ICMP"},
+			{Packets{58, netip.MustParseAddr("fd00::1"), netip.MustParseAddrPort("[2001:db8::7]:0"), 5}, "2001:db8::7", "ICMP"},
+			{Packets{47, netip.MustParseAddr("10.0.0.1"), netip.MustParseAddrPort("203.0.113.7:0"), 5}, "203.0.113.7", "other"},
+			{Packets{6, netip.MustParseAddr("10.0.0.1"), netip.MustParseAddrPort("203.0.113.7:80"), 5}, "203.0.113.7:80", "other"},
+			{Packets{Count: 5}, "unreadable", "other"},
+		} {
+			log.Reset()
+			for range 2 {
+				p.Tried(rules, c.packets)
+			}
+			for _, policy := range rules.Trial() {
+				if got := value(policy, source, c.destination, c.protocol); got != 10 {
+					t.Errorf("%+v: %v by %s", c, got, policy)
+				}
+			}
+			if lines := strings.Count(log.String(), "egress policy on trial would refuse"); lines != 2 {
+				t.Errorf("%+v: %d lines:\n%s", c, lines, log.String())
+			}
+		}
+		time.Sleep(trialLogEvery)
+		log.Reset()
+		p.Tried(rules, Packets{Count: 1})
+		if lines := strings.Count(log.String(), "policy=shop/"); lines != 2 {
+			t.Errorf("a minute later: %d lines", lines)
+		}
+		p.TriedRest(rules, 7)
+		if got := value("shop/one", source, "other", "other"); got != 7 {
+			t.Errorf("not told apart: %v", got)
+		}
+		log.Reset()
+		for i := range 2 * maxTrials {
+			p.Tried(rules, Packets{17, netip.Addr{}, netip.AddrPortFrom(netip.MustParseAddr("203.0.113.9"), uint16(i+1)), 1})
+		}
+		if n := testutil.CollectAndCount(p.metrics.trials.refused); n != maxTrials+1 {
+			t.Errorf("%d series", n)
+		}
+		if lines := strings.Count(log.String(), "\n"); lines > maxTrials {
+			t.Errorf("%d lines", lines)
+		}
+	})
+}
+
+// What policies on trial would drop is what Decide says that they would refuse.
+func TestTriedIsWhatDecideWouldRefuse(t *testing.T) {
+	except := func(prefix string) []workload.EgressException {
+		return []workload.EgressException{{Prefix: netip.MustParsePrefix(prefix)}}
+	}
+	shut := &workload.EgressPolicy{Key: "shop/shut", Deny: true, Exceptions: except("203.0.113.0/25")}
+	trial := &workload.EgressPolicy{Key: "shop/trial", Deny: true, DryRun: true, Exceptions: except("203.0.113.128/25")}
+	for _, rules := range []Rules{
+		{trial: []*workload.EgressPolicy{trial}},
+		{denying: []*workload.EgressPolicy{shut}, trial: []*workload.EgressPolicy{trial}},
+		{Missing: []string{"shop/late"}, trial: []*workload.EgressPolicy{trial}},
+	} {
+		for _, ip := range []string{"203.0.113.1", "203.0.113.200", "203.0.114.1"} {
+			dst := netip.MustParseAddr(ip)
+			would := len(rules.Decide(Flow{Protocol: UDP, Destination: netip.AddrPortFrom(dst, 443)}).WouldRefuse) > 0
+			allowed := false
+			for prefix := range rules.Tried().Static() {
+				allowed = allowed || prefix.Contains(dst)
+			}
+			if would == allowed {
+				t.Errorf("%+v: %s would be refused: %t, and is allowed in the kernel: %t", rules, ip, would, allowed)
+			}
 		}
 	}
 }

@@ -13,7 +13,7 @@ import (
 // Metrics are those of all pods together.
 type Metrics struct {
 	refused *prometheus.CounterVec
-	trial   *prometheus.CounterVec
+	trials  *trials
 }
 
 // NewMetrics registers the metrics.
@@ -22,11 +22,9 @@ func NewMetrics(registerer prometheus.Registerer) *Metrics {
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "ambit_egress_refused_total", Help: "Connections of pods that an EgressPolicy did not let out of the mesh, by policy.",
 		}, []string{"policy"}),
-		trial: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "ambit_egress_would_refuse_total", Help: "Connections of pods that an EgressPolicy on trial would not have let out of the mesh, by policy.",
-		}, []string{"policy"}),
+		trials: newTrials(registerer),
 	}
-	registerer.MustRegister(m.refused, m.trial)
+	registerer.MustRegister(m.refused)
 	return m
 }
 
@@ -64,8 +62,32 @@ func (p *Pod) Open(s *workload.Snapshot, f Flow) Decision {
 		}
 	}
 	for _, key := range d.WouldRefuse {
-		p.metrics.trial.WithLabelValues(key).Inc()
-		p.logger.Info("egress policy on trial would refuse", "policy", key, "dst.addr", f.Destination.String(), "dst.names", f.Names)
+		p.tell(key, f.Protocol.String(), f, 1)
 	}
 	return d
+}
+
+// Packets are some that are not carried by ztunnel, and that policies on trial would have dropped.
+type Packets struct {
+	// Protocol is IP's number.
+	Protocol uint8
+	// Source is that of one of them; what cannot be read is the zero Addr.
+	Source      netip.Addr
+	Destination netip.AddrPort // with a port of UDP and TCP, else zero
+	Count       uint64
+}
+
+// Tried counts what the policies that are on trial by some rules would have dropped.
+func (p *Pod) Tried(r Rules, some Packets) {
+	f := Flow{Destination: some.Destination, Names: p.Names.Of(some.Destination.Addr())}
+	for _, key := range r.Trial() {
+		p.tell(key, protocolOf(some.Protocol), f, some.Count, "src.addr", some.Source.String(), "ip_protocol", some.Protocol)
+	}
+}
+
+// TriedRest is Tried of packets that were not told apart.
+func (p *Pod) TriedRest(r Rules, count uint64) {
+	for _, key := range r.Trial() {
+		p.tellAs(trial{key, p.whose(), others, others}, count)
+	}
 }

@@ -15,10 +15,7 @@ import (
 // whatever becomes of the process. Connections from before the capture end, but for the grace of SetStrict.
 func (c *Capture) SetEgress(denied bool) error {
 	// First: what is attached shall not wait for what cannot be.
-	c.egress.Lock()
-	err := c.setEgress(denied, c.turnsDNS())
-	c.egress.Unlock()
-	if err != nil {
+	if err := c.changeEgress(func(e *bpf.Egress) { e.Denied = denied }); err != nil {
 		return fmt.Errorf("guard way out of pod %s: %w", c.pod.UID, err)
 	}
 	if !denied {
@@ -27,8 +24,24 @@ func (c *Capture) SetEgress(denied bool) error {
 	return c.guardNow()
 }
 
-func (c *Capture) setEgress(denied, dns bool) error {
-	return c.redirect.node.SetEgress(c.pod.NetNS.Cookie(), bpf.Egress{Denied: denied, DNS: dns})
+// SetTried says whether is counted what would not leave the pod by policies on trial. It holds as SetEgress does.
+func (c *Capture) SetTried(tried bool) error {
+	if err := c.changeEgress(func(e *bpf.Egress) { e.Tried = tried }); err != nil {
+		return fmt.Errorf("try policies on the way out of pod %s: %w", c.pod.UID, err)
+	}
+	return nil
+}
+
+func (c *Capture) changeEgress(change func(*bpf.Egress)) error {
+	c.egress.Lock()
+	defer c.egress.Unlock()
+	e, err := c.redirect.node.Egress(c.pod.NetNS.Cookie())
+	if err != nil {
+		return err
+	}
+	change(&e)
+	e.DNS = c.turnsDNS()
+	return c.redirect.node.SetEgress(c.pod.NetNS.Cookie(), e)
 }
 
 // EgressDenied tells what SetEgress said last, of whatever process.
@@ -50,37 +63,30 @@ func (c *Capture) raiseEgress(known bool) error {
 		}
 	}
 	// What is not turned round yet does not leave either.
-	if err := c.setEgress(e.Denied, e.DNS && c.pod.DNS); err != nil {
+	e.DNS = e.DNS && c.pod.DNS
+	if err := c.redirect.node.SetEgress(c.pod.NetNS.Cookie(), e); err != nil {
 		return fmt.Errorf("set guard on the way out: %w", err)
 	}
 	return nil
 }
 
 // letDNS lets what the pod asks DNS servers come to where it is turned round, now that it is.
-func (c *Capture) letDNS() error {
-	c.egress.Lock()
-	defer c.egress.Unlock()
-	denied, err := c.EgressDenied()
-	if err == nil {
-		err = c.setEgress(denied, c.turnsDNS())
-	}
-	return err
-}
+func (c *Capture) letDNS() error { return c.changeEgress(func(*bpf.Egress) {}) }
 
-// AllowRanges replaces what is allowed by addresses, that of an earlier process too. What cannot be told is not allowed, and is
+// AllowRanges replaces what some policies allow by addresses, that of an earlier process too. What cannot be told is not allowed, and is
 // an error.
-func (c *Capture) AllowRanges(want map[netip.Prefix]bpf.Allowance) error {
+func (c *Capture) AllowRanges(by bpf.Table, want map[netip.Prefix]bpf.Allowance) error {
 	node, cookie := c.redirect.node, c.pod.NetNS.Cookie()
-	before, err := node.Ranges(cookie)
+	before, err := node.Ranges(by, cookie)
 	errs := []error{err}
 	for _, r := range before {
 		if _, ok := want[r]; !ok {
-			errs = append(errs, node.ForbidRange(cookie, r))
+			errs = append(errs, node.ForbidRange(by, cookie, r))
 		}
 	}
 	for _, r := range slices.SortedFunc(maps.Keys(want), netip.Prefix.Compare) {
-		if err := node.AllowRange(cookie, r, want[r]); err != nil {
-			errs = append(errs, fmt.Errorf("allow %s: %w", r, err), node.ForbidRange(cookie, r))
+		if err := node.AllowRange(by, cookie, r, want[r]); err != nil {
+			errs = append(errs, fmt.Errorf("allow %s: %w", r, err), node.ForbidRange(by, cookie, r))
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -90,23 +96,44 @@ func (c *Capture) AllowRanges(want map[netip.Prefix]bpf.Allowance) error {
 }
 
 // AllowName allows an address that a name has, for a time, which is put off while it is used.
-func (c *Capture) AllowName(to netip.Addr, a bpf.Allowance, left time.Duration) error {
-	err := c.redirect.node.AllowName(c.pod.NetNS.Cookie(), to, a, left)
+func (c *Capture) AllowName(by bpf.Table, to netip.Addr, a bpf.Allowance, left time.Duration) error {
+	err := c.redirect.node.AllowName(by, c.pod.NetNS.Cookie(), to, a, left)
 	if err != nil {
-		err = fmt.Errorf("guard way out of pod %s: allow %s: %w", c.pod.UID, to, errors.Join(err, c.ForbidName(to)))
+		err = fmt.Errorf("guard way out of pod %s: allow %s: %w", c.pod.UID, to, errors.Join(err, c.ForbidName(by, to)))
 	}
 	return err
 }
 
 // ForbidName ends what AllowName began.
-func (c *Capture) ForbidName(to netip.Addr) error {
-	return c.redirect.node.ForbidName(c.pod.NetNS.Cookie(), to)
+func (c *Capture) ForbidName(by bpf.Table, to netip.Addr) error {
+	return c.redirect.node.ForbidName(by, c.pod.NetNS.Cookie(), to)
 }
 
 // Names are the addresses that AllowName allowed, of whatever process, and whose time may be over.
-func (c *Capture) Names() ([]netip.Addr, error) { return c.redirect.node.Names(c.pod.NetNS.Cookie()) }
+func (c *Capture) Names(by bpf.Table) ([]netip.Addr, error) {
+	return c.redirect.node.Names(by, c.pod.NetNS.Cookie())
+}
 
 // NameLeft is how much longer an address is allowed by AllowName; zero if it is not.
-func (c *Capture) NameLeft(to netip.Addr) (time.Duration, error) {
-	return c.redirect.node.NameLeft(c.pod.NetNS.Cookie(), to)
+func (c *Capture) NameLeft(by bpf.Table, to netip.Addr) (time.Duration, error) {
+	return c.redirect.node.NameLeft(by, c.pod.NetNS.Cookie(), to)
+}
+
+// TakeTried returns what policies on trial would have dropped since it was called last, of the captured pods that are wanted, by UID.
+func (r *Redirect) TakeTried(wanted func(uid string) bool) (map[string]bpf.AllTried, error) {
+	uids := map[uint64]string{}
+	for _, c := range r.snapshot() {
+		if wanted(c.pod.UID) {
+			uids[c.pod.NetNS.Cookie()] = c.pod.UID
+		}
+	}
+	byCookie, err := r.node.TakeTried(func(cookie uint64) bool { return uids[cookie] != "" })
+	byUID := make(map[string]bpf.AllTried, len(byCookie))
+	for cookie, tried := range byCookie {
+		byUID[uids[cookie]] = tried
+	}
+	if err != nil {
+		err = fmt.Errorf("read what policies on trial would drop: %w", err)
+	}
+	return byUID, err
 }

@@ -225,7 +225,7 @@ func testLeavers(t *testing.T, withoutTCX bool) {
 			}
 			allow := func(ranges map[netip.Prefix]bpf.Allowance) {
 				t.Helper()
-				if err := r.AllowRanges(ranges); err != nil {
+				if err := r.AllowRanges(bpf.InForce, ranges); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -252,7 +252,7 @@ func testLeavers(t *testing.T, withoutTCX bool) {
 		}
 	}
 	set(true)
-	if err := r.AllowRanges(map[netip.Prefix]bpf.Allowance{
+	if err := r.AllowRanges(bpf.InForce, map[netip.Prefix]bpf.Allowance{
 		netip.MustParsePrefix("0.0.0.0/0"): {Every: true}, netip.MustParsePrefix("::/0"): {Every: true},
 	}); err != nil {
 		t.Fatal(err)
@@ -352,19 +352,19 @@ func TestNamesAreAllowedForTheirTime(t *testing.T) {
 			}
 		}
 		answered("not allowed", false)
-		if err := r.AllowName(ip, quic, 50*time.Millisecond); err != nil {
+		if err := r.AllowName(bpf.InForce, ip, quic, 50*time.Millisecond); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(60 * time.Millisecond)
 		answered("its time is over", false)
-		if err := r.AllowName(ip, quic, 300*time.Millisecond); err != nil {
+		if err := r.AllowName(bpf.InForce, ip, quic, 300*time.Millisecond); err != nil {
 			t.Fatal(err)
 		}
 		answered("allowed", true)
-		if left, err := r.NameLeft(ip); err != nil || left < 20*time.Second {
+		if left, err := r.NameLeft(bpf.InForce, ip); err != nil || left < 20*time.Second {
 			t.Errorf("%s is used, and left are %v, %v", ip, left, err)
 		}
-		if err := r.ForbidName(ip); err != nil {
+		if err := r.ForbidName(bpf.InForce, ip); err != nil {
 			t.Fatal(err)
 		}
 		answered("forbidden", false)

@@ -33,6 +33,7 @@ type guard struct {
 type guardSite struct {
 	index  int
 	onNode bool
+	last   bool // nothing of what passes here passes another guard of the pod
 }
 
 func newGuard() guard { return guard{sites: map[guardSite]numbered{}} }
@@ -159,22 +160,22 @@ func (c *Capture) guardLocked() error {
 	there := map[guardSite]bool{}
 	var errs []error
 	for _, device := range inside {
-		at := guardSite{index: device.Attrs().Index}
+		other, err := c.otherEnd(device)
+		at := guardSite{index: device.Attrs().Index, last: err == nil && other == nil}
 		there[at] = true
 		errs = append(errs, c.putGuard(at, device))
-		other, err := c.otherEnd(device)
 		if err != nil {
 			errs = append(errs, err)
 		} else if other == nil {
 			c.guard.oneSided = append(c.guard.oneSided, device.Attrs().Name)
 		} else {
-			at := guardSite{index: other.Attrs().Index, onNode: true}
+			at := guardSite{index: other.Attrs().Index, onNode: true, last: true}
 			there[at] = true
 			errs = append(errs, c.putGuard(at, other))
 		}
 	}
 	for at, program := range c.guard.sites {
-		if !there[at] { // with its device
+		if !there[at] { // with its device, or in place of it there is another
 			program.Close()
 			delete(c.guard.sites, at)
 		}
@@ -291,7 +292,7 @@ func (c *Capture) site(at guardSite) site {
 
 func (c *Capture) loadGuard(at guardSite, device netlink.Link) (numbered, error) {
 	place := bpf.GuardPlace{
-		Cookie: c.pod.NetNS.Cookie(), OnNode: at.onNode, Ethernet: device.Attrs().EncapType == "ether",
+		Cookie: c.pod.NetNS.Cookie(), OnNode: at.onNode, Last: at.last, Ethernet: device.Attrs().EncapType == "ether",
 	}
 	if at.onNode {
 		id, err := c.numberOnNode()
