@@ -14,7 +14,7 @@
 // A failure is a connection that could not be established for a reason that may
 // lie with the endpoint. Whoever reports it decides that; what happens to an
 // established connection is no failure, because many protocols end theirs by a
-// reset.
+// reset. Who carries requests knows more, and goes by whether they are answered.
 //
 // The pods of a node share what they find out, so that not everyone has to pay
 // for it. What only one of them cannot reach, by a NetworkPolicy say, is tried

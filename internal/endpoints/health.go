@@ -1,6 +1,9 @@
 package endpoints
 
-import "time"
+import (
+	"sync/atomic"
+	"time"
+)
 
 const (
 	// Threshold is how many failures in a row eject an endpoint: what Envoy's
@@ -18,8 +21,10 @@ const (
 	maxEjectedShare = 0.5
 )
 
-// endpoint is what is known of one. Guarded by Registry.mu.
+// endpoint is what is known of one. Guarded by Registry.mu, but for unwell.
 type endpoint struct {
+	// unwell: it has failures, or is distrusted. While it is not, a success changes nothing.
+	unwell atomic.Bool
 	// active connections, those being established too.
 	active int
 	// failures in a row, and when the last one was.
@@ -81,6 +86,7 @@ func (r *Registry) failedLocked(l *Lease) (due bool) {
 	}
 	e.failures++
 	e.failedAt = now
+	e.unwell.Store(true)
 	return e.failures >= Threshold
 }
 
@@ -135,6 +141,7 @@ func (r *Registry) establishedLocked(l *Lease) (back bool) {
 	e := l.endpoint
 	back = e.distrusted
 	e.failures = 0
+	e.unwell.Store(false)
 	if back {
 		r.trustLocked(e)
 		e.until = r.now() // good standing begins

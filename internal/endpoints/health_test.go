@@ -70,6 +70,41 @@ func TestAProbeWithoutAnOutcome(t *testing.T) {
 	w.succeed(key(0))
 }
 
+// Who asks over a connection that stands says of each request whether it was answered.
+func TestRequestsThatAreNotAnswered(t *testing.T) {
+	w := newWorld(t)
+	kept := w.connect(key(0))
+	kept.Established()
+	for range Threshold - 1 {
+		kept.Unanswered("UpstreamGone", keys(2))
+	}
+	kept.Established()
+	for range Threshold - 1 {
+		kept.Unanswered("UpstreamGone", keys(2))
+	}
+	w.wantEjected(key(0), false)
+	kept.Unanswered("UpstreamGone", keys(2))
+	w.wantEjected(key(0), true)
+	w.wantMetrics(`ambit_endpoint_ejections_total{reason="UpstreamGone"} 1`)
+	w.pass(baseEjection)
+	// Whoever tries it has to have an answer: a connection that stays open without one keeps nobody from trying.
+	undecided := w.connect(key(0))
+	w.wantEjected(key(0), true)
+	undecided.Undecided()
+	w.wantEjected(key(0), false)
+	probe := w.connect(key(0))
+	w.wantEjected(key(0), true)
+	probe.Unanswered("UpstreamGone", keys(2)) // one is enough
+	w.pass(2*baseEjection - 1)
+	w.wantEjected(key(0), true)
+	w.pass(1)
+	probe.Established()
+	w.wantEjected(key(0), false)
+	for _, l := range []*Lease{kept, undecided, probe} {
+		l.End()
+	}
+}
+
 // Every ejection is longer than the one before, up to a bound, until the
 // endpoint has been well for a while.
 func TestEjectionsGrow(t *testing.T) {

@@ -40,9 +40,10 @@ func (r *Registry) Connect(key Key, regardless bool) (*Lease, bool) {
 	return l, true
 }
 
-// Established says that the connection stands.
+// Established says that the connection stands or, of one for requests, that one was
+// answered: it may be said again and again.
 func (l *Lease) Established() {
-	if l == nil {
+	if l == nil || !l.endpoint.unwell.Load() {
 		return
 	}
 	r := l.registry
@@ -59,6 +60,12 @@ func (l *Lease) Established() {
 // the endpoint. reason is a metric's label. peers is asked only if that may
 // eject the endpoint: all that the connection could have gone to.
 func (l *Lease) Failed(reason string, peers func() []Key) {
+	l.Unanswered(reason, peers)
+	l.End()
+}
+
+// Unanswered is Failed for a request on a connection that stands, and may go on to.
+func (l *Lease) Unanswered(reason string, peers func() []Key) {
 	if l == nil {
 		return
 	}
@@ -70,7 +77,18 @@ func (l *Lease) Failed(reason string, peers func() []Key) {
 		// Without the lock: there may be thousands.
 		r.eject(l, reason, peers())
 	}
-	l.End()
+	l.Undecided()
+}
+
+// Undecided says that the endpoint was asked, and nothing learnt by it of how it is
+// doing: if it was to be tried, somebody else tries it.
+func (l *Lease) Undecided() {
+	if l == nil || !l.endpoint.unwell.Load() {
+		return
+	}
+	l.registry.mu.Lock()
+	defer l.registry.mu.Unlock()
+	l.endProbeLocked()
 }
 
 // End says that the connection is over, or not to be. Only the first call counts.

@@ -135,10 +135,10 @@ type Config struct {
 
 // Engine carries the requests of all connections.
 type Engine struct {
-	cfg    Config
-	h2     *http2.Server
-	h2Base *http.Server // by which h2 is told to end in order
-	budget budget
+	cfg     Config
+	h2      *http2.Server
+	h2Base  *http.Server // by which h2 is told to end in order
+	budgets budgets
 
 	// mirrored has an element for each copy under way.
 	mirrored  chan struct{}
@@ -261,8 +261,6 @@ func (c *client) handle(r *Request, w responder) (keep bool) {
 	if _, waits := r.Field("expect"); waits && r.body != nil {
 		r.proceed = func() error { return x.proceed() }
 	}
-	e.budget.begin()
-	defer e.budget.end()
 	x.beginSpan()
 	defer func() {
 		e.cfg.Telemetry.record(x)
@@ -293,6 +291,8 @@ type exchange struct {
 	target   *target.Target
 	plan     Plan
 	outgoing Outgoing
+	// budget of the service that is asked; nil of a copy, which is not sent again.
+	budget *budget
 	// attempts that were made at endpoints.
 	attempts int
 	endpoint *workload.Workload
@@ -345,6 +345,8 @@ func (x *exchange) run() {
 	}
 	x.depart()
 	x.mirror()
+	x.budget = e.budgets.begin(x.service())
+	defer x.budget.end()
 	x.attempt(ctx)
 }
 
@@ -435,7 +437,7 @@ func (r *Request) idempotent() bool {
 
 // again waits for the next attempt, if there may be one.
 func (x *exchange) again(ctx context.Context) bool {
-	if x.attempts > x.plan.Retries || ctx.Err() != nil || !x.request.rewind() || !x.client.engine.budget.retry() {
+	if x.attempts > x.plan.Retries || ctx.Err() != nil || !x.request.rewind() || !x.budget.retry() {
 		return false
 	}
 	if x.plan.Backoff > 0 {
@@ -473,7 +475,7 @@ func (x *exchange) sendTo(ctx context.Context, avoid []string) (*response, error
 		endpoint = nil // another service's: any of its endpoints
 	}
 	want := upstream.Want{
-		Snapshot: x.snapshot, Service: service, Port: port.Service, Endpoint: endpoint, Client: c.session.Client.Addr, Avoid: avoid,
+		Snapshot: x.snapshot, Service: service, Port: port.Service, Endpoint: endpoint, Client: c.session.Client.Addr, Avoid: avoid, Asks: true,
 		Admit: func(w *workload.Workload, at netip.AddrPort) error {
 			x.endpoint, x.at = w, at
 			return x.admit(ctx, w, at)
@@ -489,6 +491,18 @@ func (x *exchange) sendTo(ctx context.Context, avoid []string) (*response, error
 		return x.send2(ctx, want)
 	}
 	return x.send1(ctx, want)
+}
+
+// judge tells how an endpoint did that has not answered: by the reason alone where that is
+// its own, and not if the connection had been over before it was asked, or by our doing.
+func (x *exchange) judge(conn *upstream.Conn, want upstream.Want, err error) {
+	switch reason := conns.ReasonOf(err); {
+	case errors.Is(err, errStale), errors.Is(err, errUntouched), x.revocation() != nil:
+	case reason == upstreamGone, reason == upstreamProtocol:
+		conn.Unanswered(want, reason)
+		return
+	}
+	conn.Undecided()
 }
 
 // speaksSecond tells whether the backend is to be spoken to by HTTP/2: as its port
@@ -658,46 +672,3 @@ func (x *exchange) respond(ctx context.Context, r *response) {
 const bodyBuffer = 16 << 10
 
 var bodies = sync.Pool{New: func() any { return new([bodyBuffer]byte) }}
-
-// budget bounds retries, so that a failure does not multiply what caused it: a fifth
-// of the requests under way, and never fewer than a few.
-type budget struct {
-	mu sync.Mutex
-	// Guarded by mu.
-	requests, retries int
-	reset             time.Time
-	counted           int
-}
-
-const (
-	retryShare  = 5
-	fewRetries  = 3
-	budgetEvery = 10 * time.Second
-)
-
-func (b *budget) begin() {
-	b.mu.Lock()
-	b.requests++
-	b.counted++
-	b.mu.Unlock()
-}
-
-func (b *budget) end() {
-	b.mu.Lock()
-	b.requests--
-	b.mu.Unlock()
-}
-
-// retry tells whether one more is within the budget of the last seconds.
-func (b *budget) retry() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if now := time.Now(); now.Sub(b.reset) >= budgetEvery {
-		b.reset, b.retries, b.counted = now, 0, b.requests
-	}
-	if b.retries >= max(fewRetries*int(budgetEvery/time.Second), b.counted/retryShare) {
-		return false
-	}
-	b.retries++
-	return true
-}

@@ -22,6 +22,7 @@ import (
 	"github.com/ambit-mesh/ambit/api/mesh"
 	api "github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/internal/conns"
+	"github.com/ambit-mesh/ambit/internal/endpoints"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/waypoint/exchange"
 	"github.com/ambit-mesh/ambit/waypoint/http1"
@@ -132,8 +133,10 @@ func (s *served) Close() error {
 }
 
 // serve runs an application at the endpoint.
-func (r *rig) serve(h http.HandlerFunc) {
-	r.endpoint.Serve(r.endpoint.ID, func(c net.Conn) {
+func (r *rig) serve(h http.HandlerFunc) { serve(r.endpoint, h) }
+
+func serve(pod *waypointtest.Pod, h http.HandlerFunc) {
+	pod.Serve(pod.ID, func(c net.Conn) {
 		l := &one{conn: make(chan net.Conn, 1), done: make(chan struct{}), addr: c.LocalAddr()}
 		l.conn <- &served{Conn: c, done: l.done}
 		var protocols http.Protocols
@@ -788,6 +791,45 @@ func TestWhatAnEndpointRefused(t *testing.T) {
 			want := map[bool][2]int{true: {503, 2}, false: {200, 3}}[name == "INTERNAL_ERROR"]
 			if got := [2]int{response.StatusCode, int(asked.Load())}; got != want {
 				t.Errorf("answered, after how many times: %v, want %v", got, want)
+			}
+		})
+	}
+}
+
+// An endpoint that takes requests and does not answer them is asked no more, for a time, unless it is the only one.
+func TestWhoDoesNotAnswerIsLeftAlone(t *testing.T) {
+	const requests = 40
+	for _, c := range []struct {
+		name        string
+		app         api.AppProtocol
+		alone       bool
+		least, most int // how many of the requests fail
+	}{
+		{"HTTP/1.1", api.AppProtocol_HTTP11, false, 1, endpoints.Threshold},
+		{"HTTP/2", api.AppProtocol_HTTP2, false, 1, endpoints.Threshold},
+		{"the only one", api.AppProtocol_HTTP11, true, requests, requests},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := start(t, c.app)
+			breaksOff := func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }
+			if c.alone {
+				r.serve(breaksOff)
+			} else {
+				r.serve(func(http.ResponseWriter, *http.Request) {})
+				bad := r.Pod("bad", "10.9.0.4")
+				serve(bad, breaksOff)
+				r.service = r.Service("cart", "10.9.100.1", c.app, r.endpoint, bad)
+			}
+			client := r.http1(t)
+			failed := 0
+			for range requests {
+				response, err := client.Post("http://cart/", "text/plain", strings.NewReader("once"))
+				if body(t, response, err); response.StatusCode != 200 {
+					failed++
+				}
+			}
+			if failed < c.least || failed > c.most {
+				t.Errorf("%d of %d requests failed, want %d to %d", failed, requests, c.least, c.most)
 			}
 		})
 	}

@@ -88,9 +88,11 @@ func (x *exchange) send1(ctx context.Context, want upstream.Want) (*response, er
 	}
 	response, err := s.roundTrip(ctx, x)
 	if err != nil {
+		x.judge(s.conn, want, err)
 		s.close()
 		return nil, err
 	}
+	s.conn.Answered()
 	return response, nil
 }
 

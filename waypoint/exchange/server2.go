@@ -97,23 +97,11 @@ func (x *exchange) send2(ctx context.Context, want upstream.Want) (*response, er
 	answer, err := s.h2.RoundTrip(x.request.http(ctx, &x.outgoing))
 	if err != nil {
 		defer cancel()
-		if failure, ok := errors.AsType[*conns.Failure](context.Cause(ctx)); ok {
-			return nil, failure
-		}
-		if ctx.Err() != nil {
-			return nil, conns.Fail(clientGone, context.Cause(ctx))
-		}
-		if errors.Is(err, errClient) {
-			return nil, conns.Fail(clientGone, err)
-		}
-		if untouched(err) {
-			err = errors.Join(errUntouched, err)
-		}
-		if !opened && !s.h2.CanTakeNewRequest() {
-			err = errors.Join(errStale, err)
-		}
-		return nil, conns.Fail(upstreamGone, fmt.Errorf("ask by HTTP/2: %w", err))
+		err = s.explain(ctx, err, opened)
+		x.judge(s.conn, want, err)
+		return nil, err
 	}
+	s.conn.Answered()
 	r := &response{
 		status: answer.StatusCode, fields: strip(fieldsOf(answer.Header)), length: answer.ContentLength, body: answer.Body,
 		ready:    never,
@@ -124,6 +112,26 @@ func (x *exchange) send2(ctx context.Context, want upstream.Want) (*response, er
 		cancel()
 	})
 	return r, nil
+}
+
+// explain says why no response came. Its error is always a *conns.Failure.
+func (s *server2) explain(ctx context.Context, err error, opened bool) error {
+	if failure, ok := errors.AsType[*conns.Failure](context.Cause(ctx)); ok {
+		return failure
+	}
+	if ctx.Err() != nil {
+		return conns.Fail(clientGone, context.Cause(ctx))
+	}
+	if errors.Is(err, errClient) {
+		return conns.Fail(clientGone, err)
+	}
+	if untouched(err) {
+		err = errors.Join(errUntouched, err)
+	}
+	if !opened && !s.h2.CanTakeNewRequest() {
+		err = errors.Join(errStale, err)
+	}
+	return conns.Fail(upstreamGone, fmt.Errorf("ask by HTTP/2: %w", err))
 }
 
 // untouched tells whether the endpoint has said that it has not acted on a request (RFC 9113

@@ -105,6 +105,9 @@ type Want struct {
 	Reuse func(w *workload.Workload, target netip.AddrPort) bool
 	// Avoid are the UIDs of endpoints that were tried before: others go first.
 	Avoid []string
+	// Asks: the connection is for requests. Its endpoint does well if it answers them, which
+	// Answered and Unanswered of the connection say, and not by taking connections.
+	Asks bool
 }
 
 // Stream is what a connection is made of: a *net.TCPConn or a tunnel's stream.
@@ -122,8 +125,9 @@ type Conn struct {
 	// in one.
 	Target, Via netip.AddrPort
 
-	lease *endpoints.Lease
-	once  sync.Once
+	opener *Opener
+	lease  *endpoints.Lease
+	once   sync.Once
 }
 
 // Close closes the connection; a tunnel's stream that is not over is reset by it.
@@ -132,6 +136,18 @@ func (c *Conn) Close() error {
 	c.once.Do(c.lease.End)
 	return err
 }
+
+// Answered says that the endpoint has answered a request.
+func (c *Conn) Answered() { c.lease.Established() }
+
+// Unanswered says that the endpoint took a request, as which want was opened, and failed
+// to answer it. One that does so again and again is left alone.
+func (c *Conn) Unanswered(want Want, why conns.Reason) {
+	c.lease.Unanswered(string(why), func() []endpoints.Key { return c.opener.peers(want) })
+}
+
+// Undecided says that a request ended without an answer, and not because of the endpoint.
+func (c *Conn) Undecided() { c.lease.Undecided() }
 
 // Quiet tells whether nothing has come on the connection that was not read, its end included.
 func (c *Conn) Quiet() bool {
@@ -205,8 +221,10 @@ func (o *Opener) Open(ctx context.Context, want Want) (*Conn, error) {
 		}
 		conn, err := o.connect(ctx, want, choice, want.Endpoint == nil && tried < maxEndpoints)
 		if err == nil {
-			lease.Established()
-			conn.lease = lease
+			if !want.Asks {
+				lease.Established()
+			}
+			conn.opener, conn.lease = o, lease
 			return conn, nil
 		}
 		if !mayLieWithEndpoint(err) || ctx.Err() != nil {
