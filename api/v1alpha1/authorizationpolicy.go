@@ -273,8 +273,9 @@ type Source struct {
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=64
 	NotIPBlocks []IPBlock `json:"notIpBlocks,omitempty"`
-	// RemoteIPBlocks are addresses of the client as proxies before the mesh
-	// reported them. For waypoints.
+	// RemoteIPBlocks are addresses of the client. No proxy before the mesh is
+	// trusted to report another one than its own: they are what ipBlocks are, of
+	// requests. For waypoints.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MinItems=1

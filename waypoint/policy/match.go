@@ -53,7 +53,6 @@ const (
 	namespaces
 	serviceAccounts
 	sourceIPs
-	remoteIPs
 	requestPrincipals
 	audiences
 	presenter
@@ -115,8 +114,6 @@ func (c *condition) anyOf(s *Subject) answer {
 	switch c.kind {
 	case sourceIPs:
 		return c.contains(s.Client)
-	case remoteIPs:
-		return c.contains(s.Remote)
 	case principals, namespaces, serviceAccounts:
 		return c.identity(s)
 	case ports, endpointIPs:

@@ -159,7 +159,7 @@ func (r *reader) source(in *mesh.RequestSource, field string) (m match) {
 	r.texts(&m, namespaces, in.GetNamespaces(), in.GetNotNamespaces(), field, "namespaces")
 	r.texts(&m, serviceAccounts, exactly(in.GetServiceAccounts()), exactly(in.GetNotServiceAccounts()), field, "service_accounts")
 	r.blocks(&m, sourceIPs, in.GetIpBlocks(), in.GetNotIpBlocks(), field, "ip_blocks")
-	r.blocks(&m, remoteIPs, in.GetRemoteIpBlocks(), in.GetNotRemoteIpBlocks(), field, "remote_ip_blocks")
+	r.blocks(&m, sourceIPs, in.GetRemoteIpBlocks(), in.GetNotRemoteIpBlocks(), field, "remote_ip_blocks")
 	r.texts(&m, requestPrincipals, in.GetRequestPrincipals(), in.GetNotRequestPrincipals(), field, "request_principals")
 	return m
 }
@@ -266,7 +266,7 @@ func (r *reader) ports(m *match, in []uint32, negated bool, field string) {
 // keys of conditions, and what they look at.
 var keys = map[string]kind{
 	"source.ip": sourceIPs, "source.namespace": namespaces, "source.principal": principals, "source.serviceAccount": serviceAccounts,
-	"destination.ip": endpointIPs, "destination.port": ports, "remote.ip": remoteIPs,
+	"destination.ip": endpointIPs, "destination.port": ports, "remote.ip": sourceIPs,
 	"request.auth.principal": requestPrincipals, "request.auth.audiences": audiences, "request.auth.presenter": presenter,
 }
 
@@ -313,7 +313,7 @@ func connectionField(name string) bool {
 
 func (r *reader) condition(c condition, in []*mesh.StringPattern, field string) condition {
 	switch c.kind {
-	case sourceIPs, remoteIPs, endpointIPs:
+	case sourceIPs, endpointIPs:
 		c.blocks = list(r, &c, in, field, textBlock)
 	case ports:
 		c.ports = list(r, &c, in, field, textPort)

@@ -84,12 +84,10 @@ type Provider struct {
 type Subject struct {
 	// Request is nil of a connection of which no requests are read.
 	Request *request.Request
-	// Identity that the client proved, and its address.
+	// Identity that the client proved, and its address: that of the tunnel, as no proxy is
+	// trusted to report another one. Policies have two words for it, source and remote.
 	Identity spiffe.ID
 	Client   netip.Addr
-	// Remote is the client's address as proxies that are trusted reported it; zero if
-	// that is not known.
-	Remote netip.Addr
 	// Endpoint is the workload's own address and port; zero as long as none is chosen.
 	// Then what speaks of it decides nothing, and Decide must be asked again.
 	Endpoint netip.AddrPort

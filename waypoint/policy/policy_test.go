@@ -92,6 +92,14 @@ func TestRules(t *testing.T) {
 	get := func(target string, fields ...string) policy.Subject {
 		return subject(t, "GET", "cart", target, fields...)
 	}
+	blocks := func(address ...byte) []*mesh.AddressRange {
+		return []*mesh.AddressRange{{Address: address, Length: 16}}
+	}
+	client := func(addr string) policy.Subject {
+		s := get("/")
+		s.Client, _ = netip.ParseAddr(addr)
+		return s
+	}
 	token := func(c *policy.Claims) policy.Subject { s := get("/"); s.Claims = c; return s }
 	nobody := get("/")
 	nobody.Identity = spiffe.ID{}
@@ -112,12 +120,15 @@ func TestRules(t *testing.T) {
 		"hosts": {operation(&mesh.RequestOperation{Hosts: text("Cart", "*.example", "bank:81")}),
 			subjects{subject(t, "GET", "CART", "/"), subject(t, "GET", "cart:80", "/"), subject(t, "GET", "cart.", "/"), subject(t, "GET", "a.example:1", "/"), subject(t, "GET", "bank:81", "/")},
 			subjects{subject(t, "GET", "carts", "/"), subject(t, "GET", "bank", "/"), subject(t, "GET", "bank:80", "/")}, nil},
-		"ports":            {operation(&mesh.RequestOperation{Ports: []uint32{8080}}), subjects{get("/")}, nil, nil},
-		"principals":       {from(&mesh.RequestSource{Principals: text("cluster.local/ns/shop/sa/web")}), subjects{get("/")}, subjects{nobody}, nil},
-		"service accounts": {from(&mesh.RequestSource{ServiceAccounts: []string{"shop/web"}, Namespaces: text("sho*")}), subjects{get("/")}, subjects{nobody}, nil},
-		"not namespaces":   {from(&mesh.RequestSource{NotNamespaces: text("shop")}), subjects{nobody}, subjects{get("/")}, nil},
-		"addresses":        {from(&mesh.RequestSource{IpBlocks: []*mesh.AddressRange{{Address: []byte{10, 9, 0, 0}, Length: 16}}}), subjects{get("/")}, nil, nil},
-		"remote addresses": {from(&mesh.RequestSource{RemoteIpBlocks: []*mesh.AddressRange{{Address: []byte{10, 9, 0, 0}, Length: 16}}}), nil, nil, subjects{get("/")}},
+		"ports":                       {operation(&mesh.RequestOperation{Ports: []uint32{8080}}), subjects{get("/")}, nil, nil},
+		"principals":                  {from(&mesh.RequestSource{Principals: text("cluster.local/ns/shop/sa/web")}), subjects{get("/")}, subjects{nobody}, nil},
+		"service accounts":            {from(&mesh.RequestSource{ServiceAccounts: []string{"shop/web"}, Namespaces: text("sho*")}), subjects{get("/")}, subjects{nobody}, nil},
+		"not namespaces":              {from(&mesh.RequestSource{NotNamespaces: text("shop")}), subjects{nobody}, subjects{get("/")}, nil},
+		"addresses":                   {from(&mesh.RequestSource{IpBlocks: []*mesh.AddressRange{{Address: []byte{10, 9, 0, 0}, Length: 16}}}), subjects{get("/")}, nil, nil},
+		"remote addresses":            {from(&mesh.RequestSource{RemoteIpBlocks: blocks(10, 9, 0, 0)}), subjects{get("/"), get("/", "x-forwarded-for", "192.0.2.1")}, subjects{client("10.8.0.2"), client("2001:db8::1")}, subjects{client("")}},
+		"not remote addresses":        {from(&mesh.RequestSource{NotRemoteIpBlocks: blocks(10, 9, 0, 0)}), subjects{client("10.8.0.2")}, subjects{get("/"), get("/", "x-forwarded-for", "192.0.2.1"), client("::ffff:10.9.0.2")}, subjects{client("")}},
+		"condition on remote":         {when("remote.ip", text("10.9.0.0/16"), text("10.9.0.1")), subjects{get("/")}, subjects{client("10.9.0.1"), client("10.8.0.2")}, subjects{client("")}},
+		"unreadable remote addresses": {when("remote.ip", nil, text("10.9.0")), nil, nil, subjects{get("/")}},
 		"a field": {when("request.headers[X-Role]", text("user"), nil),
 			subjects{get("/", "x-role", "user"), get("/", "x-role", "user", "x-role", "user"), get("/", "x-role", "user, user")},
 			subjects{get("/"), get("/", "x-role", "User"), get("/", "x-role", "users"), get("/", "x-rol", "user")},
