@@ -69,8 +69,8 @@ const anyPort = "{name: web, port: 8080}"
 func TestRoutesOfServices(t *testing.T) {
 	t.Parallel()
 	r := &routing{place: newPlace(t, "e2e-routes", modeLabel+"=ambient"), elsewhere: newPlace(t, "e2e-routes-elsewhere", modeLabel+"=ambient")}
-	manifests := pod(podOptions{name: "client", node: "n1", role: "echo"}) + pod(podOptions{name: "one", node: "n2", role: "echo"}) +
-		pod(podOptions{name: "two", node: "n3", role: "echo"}) + pod(podOptions{name: "broken-off", node: "n3", role: "wires"}) +
+	manifests := pod(podOptions{name: "client", node: "n1", role: "echo"}) + pod(podOptions{name: "one", node: "n2", role: "echo", labels: []string{"group: both"}}) +
+		pod(podOptions{name: "two", node: "n3", role: "echo", labels: []string{"group: both"}}) + pod(podOptions{name: "broken-off", node: "n3", role: "wires"}) +
 		pod(podOptions{name: "left", node: "n2", role: "issuer"}) + pod(podOptions{name: "right", node: "n3", role: "issuer"}) +
 		service("left", "left", "{name: tls, port: 443, targetPort: 8443}") + service("right", "right", "{name: tls, port: 443, targetPort: 8443}") +
 		service("one", "one", anyPort, "{name: calls, port: 9090, appProtocol: kubernetes.io/h2c}", "{name: greeting, port: 7000}") +
@@ -332,6 +332,18 @@ var routeCases = []routeCase{
 				}
 			}
 		},
+	},
+	{
+		// A session stays at the endpoint that began it, by what the client got from there.
+		name: "sessions",
+		rules: `
+  - {matches: [{path: {value: /cookie}}], sessionPersistence: {cookie: {name: basket, path: /cookie}}, backendRefs: [{name: both, port: 8080}]}
+  - {matches: [{path: {value: /permanent}}], sessionPersistence: {absoluteTimeout: 3s, cookie: {name: basket, lifetimeType: Permanent}}, backendRefs: [{name: both, port: 8080}]}
+  - {matches: [{path: {value: /header}}], sessionPersistence: {type: Header, header: {name: X-Basket}, absoluteTimeout: 3s}, backendRefs: [{name: both, port: 8080}]}
+  - {matches: [{path: {value: /split}}], sessionPersistence: {}, backendRefs: [{name: one, port: 8080}, {name: two, port: 8080}]}
+`,
+		more:  strings.Replace(service("both", "one", anyPort), "app: one", "group: both", 1),
+		check: checkSessions,
 	},
 	{
 		name: "mirrors",
