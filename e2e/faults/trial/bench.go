@@ -98,11 +98,15 @@ func nodeAddress(index, family int) netip.Addr {
 	return netip.MustParseAddr(fmt.Sprintf("fd00:172:30::%d", 11+index))
 }
 
+// apiServer is what pods reach as the Service kubernetes.
+var apiServer = netip.MustParseAddrPort("172.30.0.1:6443")
+
 // who is who, for the judgement of a mode.
 func (b *Bench) who(mode string) wire.Who {
 	w := wire.Who{
 		Pods: b.cast.addresses(mode), Strangers: map[netip.Addr]bool{}, Nodes: map[netip.Addr]bool{},
 		HealthPort: orders.HealthPort, TunnelPort: 15008, StrangersWelcome: mode != result.Strict,
+		Reused: b.cast.others(), APIServer: map[netip.AddrPort]bool{apiServer: true},
 	}
 	for other := range b.namespaces {
 		if other != mode {

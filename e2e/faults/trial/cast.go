@@ -22,9 +22,11 @@ type cast struct {
 
 	mu sync.Mutex
 	// pods that there are now; ever is every address that a pod of a mode had since
-	// forget, since a packet may be of one that is gone. Guarded by mu.
-	pods map[name]member
-	ever map[string]map[netip.Addr]bool
+	// forget, since a packet may be of one that is gone. reused are those that pods of
+	// other namespaces had. Guarded by mu.
+	pods   map[name]member
+	ever   map[string]map[netip.Addr]bool
+	reused map[netip.Addr]bool
 }
 
 // member is a pod.
@@ -47,7 +49,7 @@ func newCast(kubeconfig string, namespaces map[string]string) (*cast, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reach the cluster: %w", err)
 	}
-	c := &cast{client: client, modes: map[string]string{}, pods: map[name]member{}, ever: map[string]map[netip.Addr]bool{}}
+	c := &cast{client: client, modes: map[string]string{}, pods: map[name]member{}, ever: map[string]map[netip.Addr]bool{}, reused: map[netip.Addr]bool{}}
 	for mode, namespace := range namespaces {
 		c.modes[namespace] = mode
 		c.ever[mode] = map[netip.Addr]bool{}
@@ -57,21 +59,27 @@ func newCast(kubeconfig string, namespaces map[string]string) (*cast, error) {
 
 // look asks the API server once. What it does not say stays as it was.
 func (c *cast) look(ctx context.Context) error {
+	list, err := c.client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("list pods: %w", err)
+	}
 	pods := map[name]member{}
-	for namespace := range c.modes {
-		list, err := c.client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})
-		if err != nil {
-			return fmt.Errorf("list pods of %s: %w", namespace, err)
-		}
-		for _, pod := range list.Items {
-			if pod.DeletionTimestamp == nil {
-				pods[name{namespace, pod.Name}] = memberOf(&pod)
-			}
+	var others []netip.Addr
+	for _, pod := range list.Items {
+		_, ours := c.modes[pod.Namespace]
+		switch {
+		case ours && pod.DeletionTimestamp == nil:
+			pods[name{pod.Namespace, pod.Name}] = memberOf(&pod)
+		case !ours && !pod.Spec.HostNetwork:
+			others = append(others, memberOf(&pod).ips...)
 		}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.pods = pods
+	for _, ip := range others {
+		c.reused[ip] = true
+	}
 	for who, m := range pods {
 		for _, ip := range m.ips {
 			c.ever[c.modes[who.namespace]][ip] = true
@@ -109,6 +117,7 @@ func (c *cast) forget() {
 	for _, ips := range c.ever {
 		clear(ips)
 	}
+	clear(c.reused) // the next look finds them
 	for who, m := range c.pods {
 		for _, ip := range m.ips {
 			c.ever[c.modes[who.namespace]][ip] = true
@@ -121,6 +130,13 @@ func (c *cast) addresses(mode string) map[netip.Addr]bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return maps.Clone(c.ever[mode])
+}
+
+// others are the addresses that pods outside of the trial had.
+func (c *cast) others() map[netip.Addr]bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.reused)
 }
 
 // names are the pods of a mode.

@@ -14,6 +14,10 @@ type Who struct {
 	// Nodes are the kubelets' addresses, HealthPort where they ask.
 	Nodes      map[netip.Addr]bool
 	HealthPort uint16
+	// Reused are addresses that pods outside of the trial had as well, after a power cut say,
+	// APIServer what those ask and applications do not.
+	Reused    map[netip.Addr]bool
+	APIServer map[netip.AddrPort]bool
 	// TunnelPort is where everything else has to go.
 	TunnelPort uint16
 }
@@ -63,6 +67,8 @@ func (w Who) plaintext(p Packet) bool {
 		return p.Marked && !w.StrangersWelcome // ztunnel may refuse a stranger, the application may not answer
 	case w.Nodes[from.Addr()] && to.Port() == w.HealthPort, w.Nodes[to.Addr()] && from.Port() == w.HealthPort:
 		return p.Marked || p.Fragment || p.Options
+	case w.Reused[from.Addr()] && w.APIServer[to], w.Reused[to.Addr()] && w.APIServer[from]:
+		return p.Marked
 	}
 	return true
 }

@@ -83,9 +83,11 @@ func TestEveryTruncationIsParsed(t *testing.T) {
 }
 
 func TestPlaintextIsTold(t *testing.T) {
-	const mine, other, stranger, node = "10.244.1.5", "10.244.2.5", "10.244.2.9", "172.30.0.11"
+	const mine, other, stranger, node, reused, server = "10.244.1.5", "10.244.2.5", "10.244.2.9", "172.30.0.11", "10.244.1.7", "172.30.0.1"
 	who := Who{
-		Pods:      map[netip.Addr]bool{netip.MustParseAddr(mine): true, netip.MustParseAddr(other): true},
+		Pods:      map[netip.Addr]bool{netip.MustParseAddr(mine): true, netip.MustParseAddr(other): true, netip.MustParseAddr(reused): true},
+		Reused:    map[netip.Addr]bool{netip.MustParseAddr(reused): true},
+		APIServer: map[netip.AddrPort]bool{netip.AddrPortFrom(netip.MustParseAddr(server), 6443): true},
 		Strangers: map[netip.Addr]bool{netip.MustParseAddr(stranger): true},
 		Nodes:     map[netip.Addr]bool{netip.MustParseAddr(node): true}, HealthPort: 8080, TunnelPort: 15008,
 	}
@@ -114,6 +116,11 @@ func TestPlaintextIsTold(t *testing.T) {
 		"a stranger asks":            {with(packet(stranger, 4000, mine, 7100), marked), 0, 0},
 		"a stranger is refused":      {packet(mine, 7100, stranger, 4000), 0, 0},
 		"a stranger is answered":     {with(packet(mine, 7100, stranger, 4000), marked), 0, 1},
+		"another pod's, later":       {packet(reused, 4000, server, 6443), 0, 0},
+		"and back":                   {packet(server, 6443, reused, 4000), 0, 0},
+		"nobody else's":              {packet(mine, 4000, server, 6443), 0, 1},
+		"elsewhere":                  {packet(reused, 4000, server, 443), 0, 1},
+		"in clear, later":            {with(packet(reused, 4000, server, 6443), marked), 0, 1},
 		"strangers among themselves": {with(packet(stranger, 1, "10.244.1.9", 2), marked), 0, 0},
 	} {
 		v := who.Judge([]Packet{c.packet})
