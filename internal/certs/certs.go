@@ -193,7 +193,17 @@ func (s *Store) Forget(id spiffe.ID) {
 		return
 	}
 	e.forgotten = time.AfterFunc(linger, func() { s.drop(e) })
+	s.letGoLocked(e)
 	e.announceLocked()
+}
+
+// letGoLocked drops what an entry holds that nobody wants, once its root retires: the CA
+// renews it only for a pod that is there, and the root would be in use for as long as it lingers.
+func (s *Store) letGoLocked(e *entry) {
+	if e.wants == 0 && s.retiresLocked(e) {
+		s.replaced[e.root] = time.Now()
+		e.certificate = nil
+	}
 }
 
 // drop ends an entry that nobody has wanted for a while.
@@ -303,6 +313,7 @@ func (s *Store) BundleChanged() {
 				e.announceLocked()
 			}
 		}
+		s.letGoLocked(e)
 		if e.certificate == nil || s.retiresLocked(e) {
 			e.hurry()
 		}

@@ -210,6 +210,7 @@ func (s *Store) settle(e *entry, certificate *tls.Certificate, err error) {
 			s.trustHasChangedLocked() // tunnels can be made anew now
 		}
 		e.certificate, e.root = certificate, root
+		s.letGoLocked(e) // it was on its way
 		e.announceLocked()
 	}
 }
