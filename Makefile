@@ -122,17 +122,19 @@ conformance: cluster images-load gateway-api bin/ambit ## The Gateway API's own 
 	KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -C e2e/conformance/gateway -modfile $(SUITE_MODFILE) -tags conformance -count=1 -timeout 20m . \
 		-args -ambit-version '$(VERSION)' -report $(CURDIR)/e2e/conformance/$(SUITE)/report.yaml -list $(CURDIR)/e2e/conformance/$(SUITE)/tests.txt
 
-# CHANNEL=experimental has more fields, such as sessionPersistence. The definitions guard themselves against being replaced by those of
-# another channel; here the ones that were asked for last count.
+# CHANNEL=experimental has more fields, such as sessionPersistence. Definitions of one channel guard themselves against those of
+# another; here the ones that were asked for last count.
 CHANNEL ?= standard
 
+gateway-api: export KUBECONFIG = .cluster/kubeconfig
 gateway-api: cluster ## Install the Gateway API's definitions, of the release that SUITE names and of CHANNEL
 	go mod download -C e2e/conformance/gateway -modfile $(SUITE_MODFILE) sigs.k8s.io/gateway-api
-	$(KUBECTL) --kubeconfig .cluster/kubeconfig delete --ignore-not-found validatingadmissionpolicybindings safe-upgrades.gateway.networking.k8s.io
-	@for try in 1 2 3 4 5; do \
-		$(KUBECTL) --kubeconfig .cluster/kubeconfig apply --server-side -f "$$(go list -C e2e/conformance/gateway -modfile $(SUITE_MODFILE) -m -f '{{.Dir}}' sigs.k8s.io/gateway-api)/config/crd/$(CHANNEL)/gateway.*.yaml" && exit 0; \
-		sleep 3; \
-	done; exit 1 # what was deleted counts for some seconds more
+	@installed=$$($(KUBECTL) get --ignore-not-found crd httproutes.gateway.networking.k8s.io -o 'jsonpath={.metadata.annotations.gateway\.networking\.k8s\.io/channel}'); \
+	if [ -n "$$installed" ] && [ "$$installed" != '$(CHANNEL)' ]; then \
+		$(KUBECTL) delete validatingadmissionpolicybindings safe-upgrades.gateway.networking.k8s.io; \
+		sleep 10; : it counts for some seconds more; \
+	fi
+	$(KUBECTL) apply --server-side -f "$$(go list -C e2e/conformance/gateway -modfile $(SUITE_MODFILE) -m -f '{{.Dir}}' sigs.k8s.io/gateway-api)/config/crd/$(CHANNEL)/gateway.*.yaml"
 
 revocation: cluster images-load bin/ambit ## How long a permission outlives kubectl apply of a DENY: docs/faults/revocation.json, or .tmp/faults with TRIALS=..
 	go run ./e2e/revocation -version '$(VERSION)' -out $(if $(TRIALS),.tmp/faults -trials $(TRIALS),docs/faults)
