@@ -47,6 +47,10 @@ type PeerAuthentication struct {
 	// Status is what became of it.
 	// +optional
 	Status PolicyStatus `json:"status,omitempty"`
+
+	// Unread are the fields of Spec that were stored, and that this version does not
+	// know. It is no field of the object, but of what was read.
+	Unread []string `json:"-"`
 }
 
 // PeerAuthenticationSpec says which pods accept what.

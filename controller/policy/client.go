@@ -7,13 +7,11 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
-	kubewatch "k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/gentype"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/cache"
 
 	"github.com/ambit-mesh/ambit/api/v1alpha1"
-	"github.com/ambit-mesh/ambit/controller/watch"
 )
 
 // The API server is asked for that many writes of status a second at most: a
@@ -27,6 +25,8 @@ const (
 type Client struct {
 	rest  rest.Interface
 	codec runtime.ParameterCodec
+	// stored reads objects as they are stored, whatever version of Ambit wrote them.
+	stored dynamic.Interface
 }
 
 // NewClient returns a client with a rate limit of its own.
@@ -47,18 +47,11 @@ func NewClient(config *rest.Config) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make client for policies: %w", err)
 	}
-	return &Client{rest: client, codec: runtime.NewParameterCodec(scheme)}, nil
-}
-
-// Sources are where informers get the policies from.
-func (c *Client) Sources() watch.Policies {
-	return watch.Policies{
-		PeerAuthentications:   source(c.peerAuthentications(metav1.NamespaceAll)),
-		AuthorizationPolicies: source(c.authorizationPolicies(metav1.NamespaceAll)),
-		EgressPolicies:        source(c.egressPolicies(metav1.NamespaceAll)),
-
-		RequestAuthentications: source(c.requestAuthentications(metav1.NamespaceAll)),
+	stored, err := dynamic.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("make client for policies: %w", err)
 	}
+	return &Client{rest: client, codec: runtime.NewParameterCodec(scheme), stored: stored}, nil
 }
 
 func (c *Client) peerAuthentications(namespace string) *gentype.ClientWithList[*v1alpha1.PeerAuthentication, *v1alpha1.PeerAuthenticationList] {
@@ -83,21 +76,6 @@ func (c *Client) requestAuthentications(namespace string) *gentype.ClientWithLis
 	return gentype.NewClientWithList("requestauthentications", c.rest, c.codec, namespace,
 		func() *v1alpha1.RequestAuthentication { return &v1alpha1.RequestAuthentication{} },
 		func() *v1alpha1.RequestAuthenticationList { return &v1alpha1.RequestAuthenticationList{} })
-}
-
-// reader is the part of a client that an informer uses.
-type reader[L runtime.Object] interface {
-	List(ctx context.Context, options metav1.ListOptions) (L, error)
-	Watch(ctx context.Context, options metav1.ListOptions) (kubewatch.Interface, error)
-}
-
-func source[L runtime.Object](client reader[L]) cache.ListerWatcher {
-	return &cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
-			return client.List(ctx, options)
-		},
-		WatchFuncWithContext: client.Watch,
-	}
 }
 
 // updateStatus writes a policy's status, and returns the object as it is then.

@@ -2,7 +2,8 @@
 // became of each: whether it is in force as it is written, on how many of the
 // nodes that have to enforce it, and in which version.
 //
-//	client.go    reads policies, writes their status
+//	client.go    writes policies' status
+//	read.go      reads policies, and what of them this version does not know
 //	describe.go  what became of a policy -> its status; pure
 //	progress.go  which nodes work with which policy
 //	keep.go      what triggers that, and the writes
@@ -12,7 +13,8 @@
 // the policy and the workloads that name it. A node whose proxy connects anew
 // keeps what it had for a moment: a policy that flickers is read by nobody.
 //
-// Invariants: only the leader writes; only changes are written, and not more
+// Invariants: a policy with a field that is not known is told to be Unread, and never
+// taken for what the rest of it says; only the leader writes; only changes are written, and not more
 // often than once a second for each policy; conditions of others are left as
 // they are; a status is about the generation that it names.
 //

@@ -275,6 +275,10 @@ func readAuthentication(object *v1alpha1.RequestAuthentication, system string) *
 		one.outcome.DryRun = false
 		one.outcome.say(Invalid, "metadata.annotations["+v1alpha1.DryRunAnnotation+"]", "is for policies: this is enforced")
 	}
+	if len(object.Unread) > 0 {
+		one.outcome.unread(object.Unread, "every token is refused")
+		return one
+	}
 	if len(object.Spec.JWTRules) == 0 {
 		one.outcome.say(Invalid, "spec.jwtRules", "is empty: every token is refused")
 	}

@@ -52,7 +52,7 @@ func (o *output) authorizationPolicies(in Input, t *targets, refs targetsOfRefs,
 				p.Problems = append(p.Problems, problem)
 			}
 		}
-		if object.Spec.Action == v1alpha1.AuthorizationCustom {
+		if object.Spec.Action == v1alpha1.AuthorizationCustom && len(object.Unread) == 0 {
 			if !refs.provider(p, object, r) {
 				message.Rules = []*security.Rule{{}}
 			}
@@ -74,6 +74,11 @@ func (t *targets) attach(p *Policy, pod *pod) {
 // where no waypoint enforces them.
 func readAction(p *Policy, object *v1alpha1.AuthorizationPolicy, message *security.Authorization) []Problem {
 	action := object.Spec.Action
+	if len(object.Unread) > 0 {
+		p.unread(object.Unread, "everything is denied")
+		message.Action, message.Rules, message.DryRun = security.Action_DENY, []*security.Rule{{}}, p.DryRun
+		return nil
+	}
 	switch action {
 	case v1alpha1.AuthorizationAllow, "":
 		message.Action = security.Action_ALLOW

@@ -115,6 +115,11 @@ func (e *egress) read(object *v1alpha1.EgressPolicy) *mesh.EgressPolicy {
 	message := &mesh.EgressPolicy{
 		Name: object.Name, Namespace: object.Namespace, Action: mesh.EgressPolicy_DENY, DryRun: e.outcome.DryRun,
 	}
+	if len(object.Unread) > 0 {
+		e.outcome.unread(object.Unread, "it is Deny, without exceptions")
+		e.level = unreadLevel
+		return message
+	}
 	switch object.Spec.Action {
 	case v1alpha1.EgressAllow:
 		message.Action = mesh.EgressPolicy_ALLOW

@@ -71,6 +71,11 @@ func readPeerAuthentication(object *v1alpha1.PeerAuthentication, t *targets) *pe
 		ports: make(map[uint32]v1alpha1.MutualTLSMode), lost: make(map[string]int),
 	}
 	a.outcome.Version = contentHash(object.Spec, a.outcome.DryRun)
+	if len(object.Unread) > 0 {
+		a.outcome.unread(object.Unread, "all ports are STRICT")
+		a.level, a.mode, a.ports = unreadLevel, v1alpha1.MutualTLSStrict, nil
+		return a
+	}
 	if m := object.Spec.MTLS; m != nil {
 		a.mode = a.readMode("spec.mtls.mode", m.Mode)
 	}

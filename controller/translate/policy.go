@@ -102,6 +102,13 @@ func newPolicy(kind PolicyKind, o metav1.Object) *Policy {
 	return p
 }
 
+// unread says of fields that this version does not know how the policy is read therefore.
+func (p *Policy) unread(fields []string, reading string) {
+	for _, field := range fields {
+		p.say(Invalid, field, "is not known to this version of Ambit: "+reading)
+	}
+}
+
 // ID is kind, namespace and name.
 func (p *Policy) ID() string { return string(p.Kind) + " " + p.key() }
 
@@ -238,6 +245,8 @@ const (
 	namespaceLevel
 	meshSelectorLevel
 	selectorLevel
+	// unreadLevel is of what could not be read, which may have been as specific as any.
+	unreadLevel
 )
 
 func (t *targets) level(namespace string, selector *v1alpha1.WorkloadSelector) level {

@@ -128,6 +128,10 @@ func (r *requests) policiesAtWaypoints(p *pod, w *waypoints, services *serviceIn
 func (r *requests) requestPolicy(object *v1alpha1.AuthorizationPolicy) *mesh.RequestPolicy {
 	out := &mesh.RequestPolicy{Namespace: object.Namespace, Name: object.Name}
 	out.DryRun = object.Annotations[v1alpha1.DryRunAnnotation] == "true"
+	if len(object.Unread) > 0 {
+		out.Action, out.Invalid = mesh.RequestPolicy_DENY, object.Unread[0]+": is not known to the controller"
+		return out
+	}
 	switch object.Spec.Action {
 	case v1alpha1.AuthorizationAllow, "":
 		out.Action = mesh.RequestPolicy_ALLOW
