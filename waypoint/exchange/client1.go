@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/ambit-mesh/ambit/waypoint/http1"
+	"github.com/ambit-mesh/ambit/waypoint/request"
 )
 
 // serve1 carries the requests of a connection that speaks HTTP/1.1, one after the other.
@@ -61,6 +62,18 @@ func (c *client) serve1(conn net.Conn) {
 			return
 		}
 	}
+}
+
+// parseRequest reads the head of a request; what it says of the connection goes to w.
+func parseRequest(head []byte, w *responder1) (*Request, error) {
+	in, err := http1.ParseRequest(head)
+	if err != nil {
+		return nil, err
+	}
+	w.chunks, w.head, w.framing = in.Minor > 0, in.Method == "HEAD", in.Framing
+	w.keep = w.keep && !in.Close
+	r := &Request{Scheme: "http", Version: 1, Upgrade: in.Upgrade, length: in.Length}
+	return r, r.see(request.Read(in.Method, in.Host, in.Target, http1.EndToEnd(in.Fields)))
 }
 
 const (

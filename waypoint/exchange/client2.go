@@ -2,7 +2,6 @@ package exchange
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -10,6 +9,7 @@ import (
 	"golang.org/x/net/http2"
 
 	"github.com/ambit-mesh/ambit/waypoint/http1"
+	"github.com/ambit-mesh/ambit/waypoint/request"
 )
 
 // serve2 carries the requests of a connection that speaks HTTP/2.
@@ -23,39 +23,20 @@ func (c *client) serve2(conn net.Conn) {
 
 func (c *client) serveRequest2(w http.ResponseWriter, in *http.Request) {
 	responder := &responder2{w: w, draining: c.draining}
-	r := &Request{
-		Method: in.Method, Scheme: "http", Authority: in.Host, Path: in.RequestURI, Version: 2,
-		Fields: fieldsOf(in.Header), ctx: in.Context(), length: max(0, in.ContentLength),
-	}
+	r := &Request{Scheme: "http", Version: 2, ctx: in.Context(), length: max(0, in.ContentLength)}
 	if in.ContentLength != 0 && in.Body != nil && in.Body != http.NoBody {
 		r.body, r.length = in.Body, in.ContentLength
 		r.trailers = func() []http1.Field { return fieldsOf(in.Trailer) }
 		r.stop = func() { in.Body.Close() }
 	}
-	err := r.see()
-	if err == nil && !sameHosts(in) {
-		err = errHosts
-	}
-	if err != nil {
+	if err := r.see(request.ReadHTTP2(in)); err != nil {
+		r.Method, r.Authority, r.Path, r.Fields = in.Method, in.Host, in.RequestURI, fieldsOf(in.Header) // as they came
 		x := c.unread(r, responder)
 		x.answer(http.StatusBadRequest, flagMalformed, err.Error(), nil)
 		c.engine.cfg.Telemetry.record(x)
 		return
 	}
 	c.handle(r, responder)
-}
-
-var errHosts = fmt.Errorf("host and :authority differ: %w", http1.ErrMalformed)
-
-// sameHosts tells whether the field host, where there is one, is what :authority says:
-// RFC 9113 section 8.3.1.
-func sameHosts(in *http.Request) bool {
-	for _, host := range in.Header["Host"] {
-		if host != in.Host {
-			return false
-		}
-	}
-	return true
 }
 
 // responder2 answers by HTTP/2.

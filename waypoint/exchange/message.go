@@ -54,15 +54,14 @@ type Request struct {
 	received int64
 }
 
-// see makes the canonical form of a request whose fields are complete. From there on
-// everything else is made from it.
-func (r *Request) see() error {
-	seen, err := request.Read(r.Method, r.Authority, r.Path, strip(r.Fields))
+// see takes the canonical form of the request. From there on everything else is made from
+// it.
+func (r *Request) see(seen request.Request, err error) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", http1.ErrMalformed, err)
 	}
 	r.Seen = seen
-	r.Authority, r.Path, r.Fields = seen.Authority(), seen.Target(), seen.Fields
+	r.Method, r.Authority, r.Path, r.Fields = seen.Method, seen.Authority(), seen.Target(), seen.Fields
 	return nil
 }
 
@@ -148,45 +147,6 @@ func (r *Request) ReadAhead(ctx context.Context, n int) (begin []byte, whole boo
 	}
 	r.body = io.MultiReader(bytes.NewReader(begin), source)
 	return begin[:min(n, len(begin))], len(begin) <= n, nil
-}
-
-// connectionFields are about one connection: RFC 9110 section 7.6.1.
-func connectionField(name string) bool {
-	switch name {
-	case "connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade", "te", "content-length", "host", "http2-settings":
-		return true
-	}
-	return false
-}
-
-// strip removes what is about the connection, and what its field Connection names.
-func strip(fields []http1.Field) []http1.Field {
-	var named []string
-	for _, f := range fields {
-		if f.Name == "connection" {
-			for name := range strings.SplitSeq(f.Value, ",") {
-				named = append(named, strings.ToLower(strings.Trim(name, " \t")))
-			}
-		}
-	}
-	kept := fields[:0]
-next:
-	for _, f := range fields {
-		if f.Name == "te" && http1.HasToken(f.Value, "trailers") {
-			kept = append(kept, http1.Field{Name: "te", Value: "trailers"})
-			continue
-		}
-		if connectionField(f.Name) {
-			continue
-		}
-		for _, name := range named {
-			if f.Name == name {
-				continue next
-			}
-		}
-		kept = append(kept, f)
-	}
-	return kept
 }
 
 // response of an endpoint.

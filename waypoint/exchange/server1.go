@@ -112,7 +112,8 @@ func (s *server1) roundTrip(ctx context.Context, x *exchange) (*response, error)
 	}
 	r := x.request
 	pooled := heads.Get().(*[]byte)
-	head := appendRequest((*pooled)[:0], r, &x.outgoing)
+	parts := r.head(&x.outgoing)
+	head := parts.Append((*pooled)[:0])
 	inline := r.body != nil && (r.inline || r.at < len(r.kept) && int64(len(r.kept)) == r.length)
 	var err error
 	if inline {
@@ -246,34 +247,18 @@ func appendBody(b []byte, r *Request) ([]byte, error) {
 	return b, nil
 }
 
-// appendRequest adds a head.
-func appendRequest(b []byte, r *Request, o *Outgoing) []byte {
-	b = append(b, r.Method...)
-	b = append(b, ' ')
-	b = append(b, o.Path...)
-	b = append(b, " HTTP/1.1\r\nhost: "...)
-	b = append(b, o.Authority...)
-	b = append(b, "\r\n"...)
-	for i := range o.Fields {
-		if o.Fields[i].Name == "te" {
-			continue // of this connection, which has its own
-		}
-		b = http1.AppendField(b, o.Fields[i].Name, o.Fields[i].Value)
-	}
-	if r.Upgrade != "" {
-		b = append(b, "connection: upgrade\r\nupgrade: "...)
-		b = append(b, r.Upgrade...)
-		b = append(b, "\r\n"...)
-	}
+// head is that of the request as it goes on.
+func (r *Request) head(o *Outgoing) http1.Request {
+	out := http1.Request{Method: r.Method, Target: o.Path, Host: o.Authority, Fields: o.Fields, Upgrade: r.Upgrade}
 	switch {
 	case r.body != nil && r.length >= 0:
-		b = http1.AppendFraming(b, http1.Length, r.length)
+		out.Framing, out.Length = http1.Length, r.length
 	case r.body != nil:
-		b = http1.AppendFraming(b, http1.Chunked, 0)
+		out.Framing = http1.Chunked
 	case r.length == 0 && (r.Method == "POST" || r.Method == "PUT" || r.Method == "PATCH"):
-		b = http1.AppendFraming(b, http1.Length, 0)
+		out.Framing = http1.Length
 	}
-	return append(b, "\r\n"...)
+	return out
 }
 
 // readHead reads the head of the response, and those before it that inform.
@@ -293,7 +278,7 @@ func (s *server1) readHead(x *exchange) (*response, error) {
 		case parsed.Status == 101:
 			return s.switching(parsed), nil
 		case parsed.Status < 200:
-			if err := x.responder.Inform(parsed.Status, strip(parsed.Fields)); err != nil {
+			if err := x.responder.Inform(parsed.Status, http1.EndToEnd(parsed.Fields)); err != nil {
 				return nil, err
 			}
 			continue
@@ -303,7 +288,7 @@ func (s *server1) readHead(x *exchange) (*response, error) {
 }
 
 func (s *server1) response(parsed *http1.Response) *response {
-	r := &response{status: parsed.Status, fields: strip(parsed.Fields), length: parsed.Length, ready: never, trailers: noTrailers}
+	r := &response{status: parsed.Status, fields: http1.EndToEnd(parsed.Fields), length: parsed.Length, ready: never, trailers: noTrailers}
 	if parsed.Close {
 		r.onClose = append(r.onClose, func() { r.complete = false })
 	}

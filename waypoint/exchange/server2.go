@@ -103,7 +103,7 @@ func (x *exchange) send2(ctx context.Context, want upstream.Want) (*response, er
 	}
 	s.conn.Answered()
 	r := &response{
-		status: answer.StatusCode, fields: strip(fieldsOf(answer.Header)), length: answer.ContentLength, body: answer.Body,
+		status: answer.StatusCode, fields: http1.EndToEnd(fieldsOf(answer.Header)), length: answer.ContentLength, body: answer.Body,
 		ready:    never,
 		trailers: func() []http1.Field { return fieldsOf(answer.Trailer) },
 	}

@@ -20,7 +20,7 @@ func (s *server1) switching(parsed *http1.Response) *response {
 			upgrade = f.Value
 		}
 	}
-	r.fields = append(strip(parsed.Fields), http1.Field{Name: "connection", Value: "upgrade"}, http1.Field{Name: "upgrade", Value: upgrade})
+	r.fields = append(http1.EndToEnd(parsed.Fields), http1.Field{Name: "connection", Value: "upgrade"}, http1.Field{Name: "upgrade", Value: upgrade})
 	r.switched = func(x *exchange) {
 		raw, ok := x.responder.(interface{ switched() (net.Conn, io.Reader) })
 		if !ok {

@@ -144,7 +144,7 @@ func chunkSize(line []byte) (int64, error) {
 		if d == 0xff {
 			break
 		}
-		if size > math.MaxInt64>>4 {
+		if digits == maxDigits || size > math.MaxInt64>>4 {
 			return 0, fmt.Errorf("size of chunk: %w", ErrMalformed)
 		}
 		size = size<<4 | int64(d)
@@ -178,8 +178,7 @@ func (b *Body) trailers() (out []Field, err error) {
 		if err != nil {
 			return nil, err
 		}
-		switch f.Name {
-		case "content-length", "transfer-encoding", "host", "connection", "te", "trailer", "upgrade", "authorization", "content-encoding", "content-type", "content-range":
+		if beforeBody(f.Name) {
 			return nil, fmt.Errorf("trailer %s: %w", f.Name, ErrMalformed)
 		}
 		out = append(out, f)

@@ -1,16 +1,19 @@
 // Package http1 reads and writes messages of HTTP/1.1 (RFC 9112) as a proxy has to:
-// the framing of both sides, and the heads of responses.
+// the heads of both sides, and how what follows them is framed.
 //
 //	reader.go    bytes of a connection: a head, or what follows it
+//	request.go   the head of a request <-> method, target, fields, how its body is framed
+//	fields.go    which are about the connection
 //	body.go      by length, in chunks, until the end
 //	response.go  the head of a response -> status, fields, how its body is framed
 //	write.go     heads and chunks
 //
 // Invariants: how long a message is can be read in one way only, or it is an error; a
 // head, a line of a chunk and trailers are bounded; nothing is read from a connection
-// beyond what was asked for and the buffer holds.
+// beyond what was asked for and the buffer holds. What is read here net/http reads as the
+// same, which fuzzers hold: there is no message that one of both takes for another.
 //
-// Heads of requests are package request's: what they mean is everybody's business.
+// What the target and the host of a request mean is package request's.
 package http1
 
 import "errors"
@@ -27,6 +30,8 @@ const (
 	maxTrailers = 8 << 10
 	// maxChunkLine is the size of a chunk, and extensions that nobody uses.
 	maxChunkLine = 256
+	// maxDigits of a chunk's size: what 64 bits have.
+	maxDigits = 16
 	// bufferSize is what is read at once; heads that are longer get their own.
 	bufferSize = 8 << 10
 )

@@ -27,7 +27,6 @@ func ParseResponse(head []byte, method string) (*Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.Close = minor == 0
 	for rest != "" {
 		line, rest, _ = strings.Cut(rest, "\r\n")
 		f, err := ParseField(line)
@@ -66,6 +65,7 @@ func (r *Response) statusLine(line string) (minor int, err error) {
 func (r *Response) frame(method string, minor int) error {
 	var coding string
 	codings, lengths := 0, 0
+	closes, keeps, announced := false, false, false
 	for _, f := range r.Fields {
 		switch f.Name {
 		case "transfer-encoding":
@@ -79,16 +79,18 @@ func (r *Response) frame(method string, minor int) error {
 			lengths++
 			r.Length = n
 		case "connection":
-			if HasToken(f.Value, "close") {
-				r.Close = true
-			} else if minor == 0 && HasToken(f.Value, "keep-alive") {
-				r.Close = false
-			}
+			closes = closes || HasToken(f.Value, "close")
+			keeps = keeps || HasToken(f.Value, "keep-alive")
+		case "trailer":
+			announced = announced || announcesFraming(f.Value)
 		}
 	}
+	r.Close = closes || minor == 0 && !keeps
 	switch {
 	case codings > 0 && (codings > 1 || !strings.EqualFold(coding, "chunked") || lengths > 0 || minor == 0):
 		return fmt.Errorf("transfer-encoding: %w", ErrMalformed)
+	case codings > 0 && announced:
+		return fmt.Errorf("trailer: %w", ErrMalformed)
 	case method == "HEAD" || r.Status < 200 || r.Status == 204 || r.Status == 304:
 		r.Framing = None
 	case codings > 0:

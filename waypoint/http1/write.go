@@ -43,10 +43,14 @@ func AppendChunk(b, chunk []byte) []byte {
 	return append(b, "\r\n"...)
 }
 
-// AppendLastChunk ends a body in chunks.
+// AppendLastChunk ends a body in chunks. Of trailers that came by another version of HTTP
+// it leaves out those that cannot come after a body.
 func AppendLastChunk(b []byte, trailers []Field) []byte {
 	b = append(b, "0\r\n"...)
 	for _, f := range trailers {
+		if beforeBody(f.Name) {
+			continue
+		}
 		b = AppendField(b, f.Name, f.Value)
 	}
 	return append(b, "\r\n"...)

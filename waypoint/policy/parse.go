@@ -274,7 +274,7 @@ func (r *reader) when(in *mesh.RequestCondition, field string) (m match) {
 	c := condition{kind: keys[in.GetKey()]}
 	if name, ok := strings.CutPrefix(in.GetKey(), "request.headers["); ok && strings.HasSuffix(name, "]") {
 		c.kind, c.name = fields, strings.ToLower(strings.TrimSuffix(name, "]"))
-		if !http1.IsToken(c.name) || connectionField(c.name) {
+		if !http1.IsToken(c.name) || http1.OfConnection(c.name) {
 			c.kind = unknownKind
 		}
 	}
@@ -300,15 +300,6 @@ func (r *reader) when(in *mesh.RequestCondition, field string) (m match) {
 		m = append(m, r.condition(c, in.GetNotValues(), field+".not_values"))
 	}
 	return m
-}
-
-// connectionField tells of fields that are about one connection, which policy does not see.
-func connectionField(name string) bool {
-	switch name {
-	case "connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade", "te", "content-length", "host", "http2-settings":
-		return true
-	}
-	return false
 }
 
 func (r *reader) condition(c condition, in []*mesh.StringPattern, field string) condition {

@@ -1,6 +1,7 @@
 // Package request is the one reading of a request that router, policy and log share.
 //
 //	request.go  Request, and Read: what a message says -> its canonical form
+//	http2.go    ReadHTTP2: a request of HTTP/2, as the library has read it -> its canonical form
 //	path.go     paths
 //	host.go     hosts
 //
