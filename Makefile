@@ -119,8 +119,10 @@ conformance: cluster images-load gateway-api bin/ambit ## The Gateway API's own 
 	go run ./e2e/conformance/echoimage -modfile $(SUITE_MODFILE) -out .tmp/conformance
 	$(CLUSTER) load .tmp/conformance/*.tar
 	bin/ambit install --kubeconfig .cluster/kubeconfig
-	KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -C e2e/conformance/gateway -modfile $(SUITE_MODFILE) -tags conformance -count=1 -timeout 20m . \
-		-args -ambit-version '$(VERSION)' -report $(CURDIR)/e2e/conformance/$(SUITE)/report.yaml -list $(CURDIR)/e2e/conformance/$(SUITE)/tests.txt
+	@echo 'the whole log: .tmp/conformance/$(SUITE).log'
+	KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -C e2e/conformance/gateway -modfile $(SUITE_MODFILE) -tags conformance -count=1 -timeout 20m -v . \
+		-args -ambit-version '$(VERSION)' -report $(CURDIR)/e2e/conformance/$(SUITE)/report.yaml -list $(CURDIR)/e2e/conformance/$(SUITE)/tests.txt \
+		2>&1 | tee .tmp/conformance/$(SUITE).log | grep -E '^( *--- (PASS|FAIL)|PASS|FAIL|ok|panic)'
 
 # CHANNEL=experimental has more fields, such as sessionPersistence. Definitions of one channel guard themselves against those of
 # another; here the ones that were asked for last count.
