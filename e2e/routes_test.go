@@ -340,7 +340,7 @@ var routeCases = []routeCase{
   - {matches: [{path: {value: /cookie}}], sessionPersistence: {cookie: {name: basket, path: /cookie}}, backendRefs: [{name: both, port: 8080}]}
   - {matches: [{path: {value: /permanent}}], sessionPersistence: {absoluteTimeout: 3s, cookie: {name: basket, lifetimeType: Permanent}}, backendRefs: [{name: both, port: 8080}]}
   - {matches: [{path: {value: /header}}], sessionPersistence: {type: Header, header: {name: X-Basket}, absoluteTimeout: 3s}, backendRefs: [{name: both, port: 8080}]}
-  - {matches: [{path: {value: /split}}], sessionPersistence: {}, backendRefs: [{name: one, port: 8080}, {name: two, port: 8080}]}
+  - {matches: [{path: {value: /split}}], sessionPersistence: {cookie: {}}, backendRefs: [{name: one, port: 8080}, {name: two, port: 8080}]}
 `,
 		more:  strings.Replace(service("both", "one", anyPort), "app: one", "group: both", 1),
 		check: checkSessions,
