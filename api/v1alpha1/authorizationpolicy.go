@@ -196,7 +196,7 @@ type AuthorizationRule struct {
 	When []Condition `json:"when,omitempty"`
 	// Condition is an expression in CEL that has to be true besides, such as
 	// request.auth.claims.role == 'admin' && request.method != 'DELETE'. Of the
-	// request there are method, path, query, host, headers (by their names in lower
+	// request there are method, path (decoded), query, host, headers (by their names in lower
 	// case, several of a name with a comma between them), auth.principal,
 	// auth.audiences, auth.presenter and auth.claims; of the source ip, principal,
 	// namespace and serviceAccount; of the destination ip and port. One that cannot
@@ -349,7 +349,8 @@ type Operation struct {
 	// +kubebuilder:validation:MaxItems=64
 	NotMethods []StringMatch `json:"notMethods,omitempty"`
 	// Paths of the request, with * as in principals, or as templates with {*} for
-	// one segment and {**} for any number. For waypoints.
+	// one segment and {**} for any number. Encodings stand for what they encode:
+	// /a%3Ab is /a:b. For waypoints.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MinItems=1

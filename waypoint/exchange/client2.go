@@ -26,11 +26,11 @@ func (c *client) serveRequest2(w http.ResponseWriter, in *http.Request) {
 	r := &Request{Scheme: "http", Version: 2, ctx: in.Context(), length: max(0, in.ContentLength)}
 	if in.ContentLength != 0 && in.Body != nil && in.Body != http.NoBody {
 		r.body, r.length = in.Body, in.ContentLength
-		r.trailers = func() []http1.Field { return fieldsOf(in.Trailer) }
+		r.trailers = func() []http1.Field { return request.FieldsOf(in.Trailer) }
 		r.stop = func() { in.Body.Close() }
 	}
 	if err := r.see(request.ReadHTTP2(in)); err != nil {
-		r.Method, r.Authority, r.Path, r.Fields = in.Method, in.Host, in.RequestURI, fieldsOf(in.Header) // as they came
+		r.Method, r.Authority, r.Path, r.Fields = in.Method, in.Host, in.RequestURI, request.FieldsOf(in.Header) // as they came
 		x := c.unread(r, responder)
 		x.answer(http.StatusBadRequest, flagMalformed, err.Error(), nil)
 		c.engine.cfg.Telemetry.record(x)

@@ -16,6 +16,7 @@ import (
 	"github.com/ambit-mesh/ambit/internal/conns"
 	"github.com/ambit-mesh/ambit/internal/workload"
 	"github.com/ambit-mesh/ambit/waypoint/http1"
+	"github.com/ambit-mesh/ambit/waypoint/request"
 	"github.com/ambit-mesh/ambit/waypoint/upstream"
 )
 
@@ -103,9 +104,9 @@ func (x *exchange) send2(ctx context.Context, want upstream.Want) (*response, er
 	}
 	s.conn.Answered()
 	r := &response{
-		status: answer.StatusCode, fields: http1.EndToEnd(fieldsOf(answer.Header)), length: answer.ContentLength, body: answer.Body,
+		status: answer.StatusCode, fields: http1.EndToEnd(request.FieldsOf(answer.Header)), length: answer.ContentLength, body: answer.Body,
 		ready:    never,
-		trailers: func() []http1.Field { return fieldsOf(answer.Trailer) },
+		trailers: func() []http1.Field { return request.FieldsOf(answer.Trailer) },
 	}
 	r.onClose = append(r.onClose, func() {
 		answer.Body.Close()
@@ -182,14 +183,3 @@ func (b *requestBody) Read(p []byte) (int, error) {
 }
 
 func (b *requestBody) Close() error { return nil }
-
-func fieldsOf(h http.Header) []http1.Field {
-	out := make([]http1.Field, 0, len(h))
-	for name, values := range h {
-		lower := strings.ToLower(name)
-		for _, v := range values {
-			out = append(out, http1.Field{Name: lower, Value: v})
-		}
-	}
-	return out
-}

@@ -62,6 +62,16 @@ func TestPrefixesAreReplaced(t *testing.T) {
 	}
 }
 
+// The path of OPTIONS * is none that begins with anything.
+func TestNoPathHasNoPrefix(t *testing.T) {
+	seen := read(t, "OPTIONS", "*")
+	h := filter.Head{Authority: seen.Authority(), Path: seen.Target()}
+	compile(t, rewrite(&mesh.URLRewrite{Path: prefix("/xyz")})).Request(seen, filter.Matched{HasPrefix: true}, &h)
+	if h.Path != "*" {
+		t.Errorf("%+v", h)
+	}
+}
+
 // HTTPRequestRedirectFilter: which port is named, and what stays as it was.
 func TestRedirects(t *testing.T) {
 	for _, c := range []struct {

@@ -50,7 +50,7 @@ func (p *pathChange) apply(path string, m Matched) string {
 	if !p.prefix {
 		return p.path
 	}
-	if !m.HasPrefix {
+	if !m.HasPrefix || path == "*" { // which has no beginning to replace
 		return path
 	}
 	rest := path[len(m.Prefix):]

@@ -5,6 +5,7 @@ import (
 	"unicode/utf8"
 
 	cel "github.com/ambit-mesh/ambit/internal/condition"
+	"github.com/ambit-mesh/ambit/waypoint/request"
 )
 
 // evaluate a condition in CEL. What it speaks of and is not there, or no text, leaves it
@@ -84,7 +85,7 @@ func ofRequest(s *Subject, name string) (value any, ok bool) {
 	case cel.Method:
 		text = s.Request.Method
 	case cel.Path:
-		text = s.Request.Path
+		text = request.Plain(s.Request.Path)
 	case cel.Query:
 		text = s.Request.Query
 	case cel.Host:

@@ -1,11 +1,14 @@
 package policy
 
 import (
-	cel "github.com/ambit-mesh/ambit/internal/condition"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
+
+	cel "github.com/ambit-mesh/ambit/internal/condition"
+	"github.com/ambit-mesh/ambit/waypoint/request"
 )
 
 // answer to whether a request is what a value says.
@@ -138,11 +141,11 @@ func (c *condition) anyOf(s *Subject) answer {
 	}
 	switch c.kind {
 	case hosts:
-		return max(c.text(s.Request.Host), c.withPort(s))
+		return max(c.text(s.Request.Host), c.withPort(s.Request))
 	case methods:
 		return c.text(s.Request.Method)
 	case paths:
-		return c.text(s.Request.Path)
+		return c.path(request.Plain(s.Request.Path))
 	case fields:
 		return c.field(s)
 	}
@@ -174,11 +177,25 @@ func (c *condition) text(s string) answer {
 }
 
 // withPort compares the host with values that have a port.
-func (c *condition) withPort(s *Subject) answer {
-	if s.Request.Port == 0 || !slices.ContainsFunc(c.patterns, func(p pattern) bool { return strings.Contains(p.value, ":") }) {
+func (c *condition) withPort(r *request.Request) answer {
+	if !slices.ContainsFunc(c.patterns, func(p pattern) bool { return strings.Contains(p.value, ":") }) {
 		return no
 	}
-	return c.text(s.Request.Authority())
+	port := r.Port
+	if port == 0 {
+		port = request.DefaultPort
+	}
+	return c.text(r.Host + ":" + strconv.Itoa(int(port)))
+}
+
+// path of OPTIONS may be *, which stands for all of them: what is said of the root, and of
+// all below it, may be meant for it.
+func (c *condition) path(path string) answer {
+	found := c.text(path)
+	if path == "*" && found == no && c.text("/") == yes {
+		return unsure
+	}
+	return found
 }
 
 func (c *condition) identity(s *Subject) answer {

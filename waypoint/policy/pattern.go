@@ -113,12 +113,13 @@ func parsePattern(k kind, in *mesh.StringPattern) (p pattern, err error) {
 	return p, nil
 }
 
-// asPath brings a value into the form in which paths are compared.
+// asPath brings a value into the form in which paths are compared: the normal one, and of
+// that what it stands for.
 func (p pattern) asPath() (pattern, error) {
 	switch p.how {
 	case exact:
 		normal, err := request.Path(p.value)
-		p.value = normal
+		p.value = request.Plain(normal)
 		return p, err
 	case template:
 		if p.value[0] != '/' {
@@ -130,10 +131,11 @@ func (p pattern) asPath() (pattern, error) {
 				continue
 			}
 			normal, err := request.Path("/" + segment)
-			if err != nil || segment == "" || strings.ContainsAny(segment, "{}*") {
+			plain := request.Plain(normal)
+			if err != nil || segment == "" || strings.ContainsAny(plain, "{}*") {
 				return p, fmt.Errorf("template: %q is no segment that a path can have", segment)
 			}
-			p.segments[i] = normal[1:]
+			p.segments[i] = plain[1:]
 		}
 		return p, nil
 	case prefix:
@@ -146,5 +148,6 @@ func (p pattern) asPath() (pattern, error) {
 	if normal, err := request.Path(whole); err != nil || normal != whole {
 		return p, fmt.Errorf("%q is in no path as it is written here, want its normal form", p.value)
 	}
+	p.value = request.Plain(p.value)
 	return p, nil
 }

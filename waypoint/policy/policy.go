@@ -16,7 +16,8 @@
 // Of a field that occurs more than once, and of a list in one, every value counts: where
 // some match and some do not, nobody can say whether it does. Paths are compared in
 // package request's form, without the query; hosts without a port, unless the value has
-// one; neither is ever decoded any further.
+// one. Of a path it counts what it stands for, since that is what endpoints look at: /a%3Ab
+// is /a:b. A host without a port has 80, and the path * of OPTIONS may be what is said of /.
 //
 // Invariants: what cannot be read, judged, or is not UTF-8 counts as whatever denies
 // more: in a DENY as a match, in an ALLOW as none, negated or not. Literals are literals.

@@ -68,5 +68,8 @@ func readPort(s string) (uint16, error) {
 	if err != nil || port == 0 || s[0] == '0' {
 		return 0, bad("host: port")
 	}
+	if port == DefaultPort {
+		port = 0
+	}
 	return uint16(port), nil
 }

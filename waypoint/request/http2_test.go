@@ -84,11 +84,7 @@ func (m message2) asked(t *testing.T) (found *whole) {
 			case in.ContentLength > 0:
 				one.framing = http1.Length
 			}
-			for name, values := range in.Trailer {
-				for _, v := range values {
-					one.trailers = append(one.trailers, http1.Field{Name: strings.ToLower(name), Value: v})
-				}
-			}
+			one.trailers = request.FieldsOf(in.Trailer)
 			read <- one
 		}),
 	})
@@ -225,7 +221,7 @@ func TestMalformedHTTP2(t *testing.T) {
 		{fields: lines(get2 + "/a/../%62?c\nx-a:b\nx-a:c\ncookie:a\ncookie:b\ncontent-length:3"), body: []byte("abc")},
 		{fields: lines(":method:OPTIONS\n:scheme:https\n:path:*\nhost:A.:80\nte:trailers")},
 		{fields: lines(get2 + "/\nx-role: admin\nx-role:\tadmin \t\nempty:  ")},
-		{fields: lines(get2 + "/\ntrailer:x-sum"), body: []byte("abc"), trailers: lines("x-sum:3")},
+		{fields: lines(get2 + "/\ntrailer:x-sum"), body: []byte("abc"), trailers: lines("x-sum: 3")},
 	} {
 		w := m.asked(t)
 		if w == nil {

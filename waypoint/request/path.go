@@ -22,6 +22,24 @@ func Path(path string) (string, error) {
 	return removeDots(decoded)
 }
 
+// Plain is what a path in its normal form stands for: what endpoints make of it that decode
+// it. As there are no encoded separators, the segments stay what they are.
+func Plain(path string) string {
+	if strings.IndexByte(path, '%') < 0 {
+		return path
+	}
+	out := make([]byte, 0, len(path))
+	for i := 0; i < len(path); i++ {
+		c := path[i]
+		if b, ok := hexByte(path[i+1:]); c == '%' && ok {
+			c = b
+			i += 2
+		}
+		out = append(out, c)
+	}
+	return string(out)
+}
+
 // isPlain tells that nothing is to be done: most paths are so.
 func isPlain(path string) bool {
 	for i := range len(path) {

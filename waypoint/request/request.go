@@ -23,9 +23,13 @@
 //	%zz, %FF         error: no encoding, and no UTF-8
 //	# " < >, space, bytes beyond ASCII  error
 //
+// Other characters mean something else encoded than as themselves (section 2.2), and stay as
+// they are. To most endpoints they do not: what must not depend on that has [Plain].
+//
 // A query is kept as it came, of the characters that a path may have, and / ? ; and
 // encodings, whatever they stand for. A host is in lower case, without a dot at its end
-// and without its port; addresses are in their one form; there are no users.
+// and without its port, of which 80 is none; addresses are in their one form; there are no
+// users.
 //
 // Invariants: what Read returns it reads as the same again; a Path begins with / or is
 // *, and has only characters of RFC 3986 section 3.3; nothing of a Request changes.
@@ -46,6 +50,9 @@ import (
 // at all.
 var ErrAmbiguous = errors.New("ambiguous request")
 
+// DefaultPort is the one of a host without any.
+const DefaultPort = 80
+
 // maxTarget is how long a path and its query may be: RFC 9110 section 4.1 wants 8000 at
 // least.
 const maxTarget = 16 << 10
@@ -55,7 +62,8 @@ type Request struct {
 	Method string
 	// Host in lower case, without its port; an IPv6 address stands in brackets.
 	Host string
-	// Port that the client named; 0 for none.
+	// Port that the client named; 0 for none, and for the one that is meant then: RFC 9110
+	// section 4.2.1.
 	Port uint16
 	Path string
 	// Query as it came, with its question mark; empty for none.

@@ -2,6 +2,8 @@ package request_test
 
 import (
 	"errors"
+	"fmt"
+	"math/rand/v2"
 	"net/url"
 	"strings"
 	"testing"
@@ -37,8 +39,8 @@ func TestAmbiguousPaths(t *testing.T) {
 
 func TestHosts(t *testing.T) {
 	for in, want := range map[string]string{
-		"Cart": "cart", "cart.shop:80": "cart.shop:80", "cart.shop.": "cart.shop", "cart.shop.:8080": "cart.shop:8080", "10.1.2.3": "10.1.2.3",
-		"[2001:DB8:0::1]:80": "[2001:db8::1]:80", "xn--bcher-kva.example": "xn--bcher-kva.example", "my_host": "my_host",
+		"Cart": "cart", "cart.shop:80": "cart.shop", "cart.shop:443": "cart.shop:443", "cart.shop.": "cart.shop", "cart.shop.:8080": "cart.shop:8080", "10.1.2.3": "10.1.2.3",
+		"[2001:DB8:0::1]:81": "[2001:db8::1]:81", "xn--bcher-kva.example": "xn--bcher-kva.example", "my_host": "my_host",
 	} {
 		r, err := request.Read("GET", in, "/", nil)
 		if err != nil || r.Authority() != want {
@@ -58,7 +60,7 @@ func TestHosts(t *testing.T) {
 func TestTargets(t *testing.T) {
 	for _, c := range []struct{ method, host, target, want string }{
 		{"GET", "a", "/x?y=%2F;z", "/x?y=%2F;z"}, {"GET", "a", "/x?", "/x?"}, {"OPTIONS", "a", "*", "*"},
-		{"GET", "a:80", "http://A:80/x/../y?z", "/y?z"}, {"GET", "a", "HTTP://a", "/"}, {"GET", "a", "http://a?b", "/?b"},
+		{"GET", "a:81", "http://A:81/x/../y?z", "/y?z"}, {"GET", "a", "http://a:80/", "/"}, {"GET", "a", "HTTP://a", "/"}, {"GET", "a", "http://a?b", "/?b"},
 	} {
 		r, err := request.Read(c.method, c.host, c.target, nil)
 		if err != nil || r.Target() != c.want {
@@ -73,6 +75,75 @@ func TestTargets(t *testing.T) {
 			t.Errorf("%.40q: %q, %v", c, r.Target(), err)
 		}
 	}
+}
+
+// What means the same (RFC 3986 section 6.2, RFC 9110 section 4.2.3) is read as the same,
+// or not at all, however it is spelt; and what does not is not.
+func TestEqualMeaningsHaveOneForm(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	pick := func(of ...string) string { return of[random.IntN(len(of))] }
+	read, refused := 0, 0
+	for range 20000 {
+		var segments, spelt []string
+		for range 1 + random.IntN(4) {
+			segment := ""
+			for range 1 + random.IntN(4) {
+				segment += pick("a", "B", "7", "~", "-", "_", ".x", "%25", "%C3%A9", "%3F", "!", "@", "=", "%7B")
+			}
+			segments = append(segments, segment)
+			for random.IntN(3) == 0 { // what goes away
+				spelt = append(spelt, pick("", ".", "%2e", "x/..", "x/y/../%2E%2e", "//.", "%2E/"))
+			}
+			spelt = append(spelt, respell(random, segment))
+		}
+		want, end := "/"+strings.Join(segments, "/"), pick("", "/", "/.", "//", "/x/..", "/%2e/")
+		if end != "" {
+			want += "/"
+		}
+		target := "/" + strings.Join(spelt, "/") + end
+		host, scheme := pick("cart.shop", "CART.Shop", "cart.shop.", "cart.shop:80", "Cart.shop.:80"), pick("", "", "http://", "HTTP://")
+		if scheme != "" {
+			target = scheme + pick("cart.shop", "cart.SHOP.", "cart.shop:80") + target
+		}
+		if random.IntN(10) == 0 { // what others may read in another way
+			target += pick(";x", "%2f", "\\", "%00", "%252e", "/../../../../../../../..", "#", " ", "%")
+		}
+		r, err := request.Read("GET", host, target, nil)
+		if errors.Is(err, request.ErrAmbiguous) {
+			refused++
+			continue
+		}
+		read++
+		if err != nil || r.Path != want || r.Authority() != "cart.shop" {
+			t.Fatalf("%q of %q is %+v, %v, want %q", target, host, r, err, want)
+		}
+		if again, err := request.Path(r.Path); err != nil || again != r.Path {
+			t.Fatalf("%q becomes %q, %v", r.Path, again, err)
+		}
+	}
+	if read < 15000 || refused < 500 {
+		t.Errorf("%d read, %d refused: too few of one kind to say anything", read, refused)
+	}
+}
+
+// respell writes a segment in another way that means the same.
+func respell(random *rand.Rand, segment string) (out string) {
+	for i := 0; i < len(segment); i++ {
+		c := segment[i]
+		switch {
+		case c == '%' && random.IntN(2) == 0:
+			out += strings.ToLower(segment[i : i+3])
+			i += 2
+		case c == '%':
+			out += segment[i : i+3]
+			i += 2
+		case !strings.ContainsRune("!@=", rune(c)) && random.IntN(4) == 0: // those mean something else when they are encoded
+			out += fmt.Sprintf([]string{"%%%02x", "%%%02X"}[random.IntN(2)], c)
+		default:
+			out += string(c)
+		}
+	}
+	return strings.ReplaceAll(out, "%7b", []string{"{", "%7b"}[random.IntN(2)])
 }
 
 // FuzzRead: what is read is read as the same again, has nothing in it that the package
