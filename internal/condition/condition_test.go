@@ -123,3 +123,40 @@ func TestCostIsBounded(t *testing.T) {
 		}
 	}
 }
+
+// FuzzCondition: whatever somebody writes is refused or ends in time, whatever a request
+// has in it.
+func FuzzCondition(f *testing.F) {
+	for _, text := range []string{
+		`request.method == 'GET' && request.headers['x-a'] == '1'`, `request.auth.claims.l.all(a, request.auth.claims.l.exists(b, a == b))`,
+		`request.path.matches('(a*)*b')`, `request.auth.claims.l.map(a, request.auth.claims.s + a).size() > 0`, `[1,2,3].map(x, [x, x, x]) == []`,
+		`timestamp('2020-01-01T00:00:00Z') < timestamp('2021-01-01T00:00:00Z')`, `int(request.auth.claims.s) / 0 == 1`, `string(b'\xff') == request.query`, `dyn(request.auth.claims) == dyn(1)`,
+		`request.auth.audiences.exists_one(a, a.startsWith('x') ? true : false)`, `source.ip in ['a'] || destination.port > 1`, `{'a': request.path}['b'] == 'c'`, `request.auth.claims.l.all(a, request.auth.claims.l.all(b, request.auth.claims.l.all(c, c == a || true)))`, `duration('1h') + duration('1s') == duration('x')`,
+	} {
+		f.Add(text, "a", "b")
+	}
+	list := make([]any, 500)
+	for i := range list {
+		list[i] = strings.Repeat("a", i)
+	}
+	f.Fuzz(func(t *testing.T, text, path, claim string) {
+		began := time.Now()
+		c, err := Compile(text)
+		if err != nil {
+			return
+		}
+		values := map[string]any{
+			Method: "GET", Path: path, Query: "?" + claim, Host: "cart", Headers: map[string]string{"x-a": claim}, Principal: claim, Audiences: []string{claim, path}, Presenter: path,
+			Claims: map[string]any{"l": list, "s": strings.Repeat("a", 16<<10), "c": claim, "n": 1.5, "o": map[string]any{"c": claim}, "null": nil}, SourceIP: "10.0.0.1",
+			SourcePrincipal: claim, SourceNamespace: "shop", SourceAccount: "shop/web", DestinationIP: "10.0.0.2", DestinationPort: int64(80),
+		}
+		first, err := c.Holds(func(name string) (any, bool) { v, ok := values[name]; return v, ok })
+		if took := time.Since(began); took > 5*time.Second {
+			t.Fatalf("%q took %v", text, took)
+		}
+		again, later := c.Holds(func(name string) (any, bool) { v, ok := values[name]; return v, ok })
+		if first != again || (err == nil) != (later == nil) || err != nil && first {
+			t.Fatalf("%q is %t, %v, and then %t, %v", text, first, err, again, later)
+		}
+	})
+}

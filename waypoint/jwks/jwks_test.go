@@ -17,6 +17,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -354,6 +355,35 @@ func TestWhereKeysMayNotComeFrom(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// FuzzCheckAddress: an address is judged the same in whatever form of IPv6 it comes, and
+// what a form stands for that has no such address in it is judged by itself.
+func FuzzCheckAddress(f *testing.F) {
+	for _, a := range []string{"127.0.0.1", "169.254.169.254", "10.9.0.40", "100.100.100.200", "0.0.0.1", "224.0.0.1", "255.255.255.255", "168.63.129.16", "192.0.0.192", "1.1.1.1"} {
+		b := netip.MustParseAddr(a).As4()
+		f.Add(b[:])
+	}
+	f.Fuzz(func(t *testing.T, in []byte) {
+		a, ok := netip.AddrFromSlice(in)
+		if !ok {
+			return
+		}
+		err := checkAddress(netip.AddrPortFrom(a, 443).String())
+		if (a.IsLoopback() || a.IsLinkLocalUnicast() || a.IsUnspecified() || a.IsMulticast()) && err == nil {
+			t.Fatalf("%s may be connected to", a)
+		}
+		if !a.Is4() {
+			return
+		}
+		b := a.As4()
+		for _, form := range []string{"::ffff:%x%02x:%x%02x", "64:ff9b::%x%02x:%x%02x", "64:ff9b:1::%x%02x:%x%02x", "2002:%x%02x:%x%02x::1"} {
+			disguised := fmt.Sprintf("["+form+"]:443", b[0], b[1], b[2], b[3])
+			if got := checkAddress(disguised); (got == nil) != (err == nil) {
+				t.Fatalf("%s is judged %v, and %s %v", disguised, got, a, err)
+			}
+		}
+	})
 }
 
 // mesh has one Service.

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/ambit-mesh/ambit/api/mesh"
+	"github.com/ambit-mesh/ambit/waypoint/http1"
 	"github.com/ambit-mesh/ambit/waypoint/policy"
 	"github.com/ambit-mesh/ambit/waypoint/request"
 	"github.com/ambit-mesh/ambit/waypoint/route"
@@ -121,6 +122,48 @@ func TestPoliciesDenyWhatRoutesTake(t *testing.T) {
 		}
 	}
 	for _, kind := range []string{"refused", "none", "exact", "prefix", "*"} {
+		if taken[kind] < 100 {
+			t.Errorf("%v: too few of one kind to say anything", taken)
+		}
+	}
+}
+
+// Of whatever routes there are, none that another namespace than the Service's has attached
+// takes a request of any other client than its own; and those of its own namespace take a
+// client's requests before all others.
+func TestRoutesOfOthersTakeNothing(t *testing.T) {
+	random := paths{rand.New(rand.NewPCG(9, 10))}
+	taken := map[string]int{}
+	for range 3000 {
+		var routes []*mesh.Route
+		own := map[string]bool{} // namespaces that have attached something to the port
+		for i := range 1 + random.IntN(5) {
+			r := &mesh.Route{Kind: []mesh.Route_Kind{mesh.Route_HTTP, mesh.Route_GRPC}[random.IntN(2)], Namespace: random.pick("shop", "web", "mobile"), Name: fmt.Sprint("r", i), Port: uint32(80 + random.IntN(2)*10)}
+			r.Consumer = r.Namespace != "shop"
+			r.Rules = []*mesh.RouteRule{{Name: r.Namespace, Matches: []*mesh.RouteMatch{{}}}}
+			if r.Kind == mesh.Route_HTTP {
+				r.Rules[0].Matches = []*mesh.RouteMatch{prefix(random.pick("/", "/a", "/a/b"))}
+			}
+			routes = append(routes, r)
+			own[r.Namespace] = own[r.Namespace] || r.Consumer && r.Port == 80
+		}
+		router := route.Compile(routes)
+		for _, client := range []string{"shop", "web", "mobile", "", "other"} {
+			q := read(t, "POST", "cart", random.pick("/", "/a", "/a/b/c"), http1.Field{Name: "content-type", Value: "application/grpc"})
+			m := router.Match(q, client, 80)
+			switch {
+			case m.Rule == nil:
+				taken["none"]++
+			case m.Rule.Name != "shop" && m.Rule.Name != client:
+				t.Fatalf("a client of %q is taken by %v of %v", client, m.Rule.Route, routes)
+			case m.Rule.Name == "shop" && own[client]:
+				t.Fatalf("a client of %q, which has routes of its own, is taken by %v of %v", client, m.Rule.Route, routes)
+			default:
+				taken[m.Rule.Name]++
+			}
+		}
+	}
+	for _, kind := range []string{"none", "shop", "web", "mobile"} {
 		if taken[kind] < 100 {
 			t.Errorf("%v: too few of one kind to say anything", taken)
 		}
