@@ -136,7 +136,7 @@ gateway-api: cluster ## Install the Gateway API's definitions, of the release th
 		$(KUBECTL) delete validatingadmissionpolicybindings safe-upgrades.gateway.networking.k8s.io; \
 		sleep 10; : it counts for some seconds more; \
 	fi
-	$(KUBECTL) apply --server-side -f "$$(go list -C e2e/conformance/gateway -modfile $(SUITE_MODFILE) -m -f '{{.Dir}}' sigs.k8s.io/gateway-api)/config/crd/$(CHANNEL)/gateway.*.yaml"
+	$(KUBECTL) apply --server-side -f "$$(go list -C e2e/conformance/gateway -modfile $(SUITE_MODFILE) -m -f '{{.Dir}}' sigs.k8s.io/gateway-api)/config/crd/$(CHANNEL)/gateway.networking.k8s.io_*.yaml"
 
 revocation: cluster images-load bin/ambit ## How long a permission outlives kubectl apply of a DENY: docs/faults/revocation.json, or .tmp/faults with TRIALS=..
 	go run ./e2e/revocation -version '$(VERSION)' -out $(if $(TRIALS),.tmp/faults -trials $(TRIALS),docs/faults)

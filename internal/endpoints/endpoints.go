@@ -99,7 +99,7 @@ func New(cfg Config) *Registry {
 }
 
 // Load is how many connections the node's pods have to an endpoint or are
-// establishing. A recent failure counts as a connection: an endpoint that refuses
+// establishing, and of connections for requests, how many requests are under way. A recent failure counts as a connection: an endpoint that refuses
 // at once would look idle, and draw everybody to it.
 func (r *Registry) Load(uid string, target netip.AddrPort) int {
 	r.mu.Lock()
@@ -108,10 +108,11 @@ func (r *Registry) Load(uid string, target netip.AddrPort) int {
 	if e == nil {
 		return 0
 	}
+	load := e.active + int(e.asked.Load())
 	if e.failures > 0 && r.now().Sub(e.failedAt) < baseEjection {
-		return e.active + e.failures
+		load += e.failures
 	}
-	return e.active
+	return max(0, load)
 }
 
 // Ejected tells that an endpoint is to be left alone.

@@ -21,12 +21,15 @@ const (
 	maxEjectedShare = 0.5
 )
 
-// endpoint is what is known of one. Guarded by Registry.mu, but for unwell.
+// endpoint is what is known of one. Guarded by Registry.mu, but for what is atomic.
 type endpoint struct {
 	// unwell: it has failures, or is distrusted. While it is not, a success changes nothing.
 	unwell atomic.Bool
 	// active connections, those being established too.
 	active int
+	// asked is what is to be added to that for the load: of connections for requests, it is the
+	// requests that count.
+	asked atomic.Int64
 	// failures in a row, and when the last one was.
 	failures int
 	failedAt time.Time

@@ -105,6 +105,35 @@ func TestRequestsThatAreNotAnswered(t *testing.T) {
 	}
 }
 
+// Of connections for requests, those count that are under way, and not connections that wait for one.
+func TestRequestsAreTheLoadOfConnectionsForThem(t *testing.T) {
+	w := newWorld(t)
+	load := func(want int) {
+		t.Helper()
+		if got := w.Load(key(0).UID, key(0).Target); got != want {
+			t.Fatalf("load %d, want %d", got, want)
+		}
+	}
+	plain, one, two := w.connect(key(0)), w.connect(key(0)), w.connect(key(0))
+	load(3) // whoever connects has something in mind
+	one.ForRequests()
+	two.ForRequests()
+	load(1)
+	first, second, third := one.Asked(), one.Asked(), two.Asked()
+	load(4)
+	first()
+	load(3)
+	one.End() // before its request is
+	load(3)
+	second()
+	load(2)
+	third()
+	two.End()
+	load(1)
+	plain.End()
+	load(0)
+}
+
 // Every ejection is longer than the one before, up to a bound, until the
 // endpoint has been well for a while.
 func TestEjectionsGrow(t *testing.T) {

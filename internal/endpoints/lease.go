@@ -11,6 +11,8 @@ type Lease struct {
 
 	// Guarded by registry.mu.
 	ended bool
+	// asks: its share is that of the requests under way.
+	asks bool
 }
 
 // Connect counts a connection that is about to be established. It fails if the
@@ -38,6 +40,29 @@ func (r *Registry) Connect(key Key, regardless bool) (*Lease, bool) {
 		e.probe = l
 	}
 	return l, true
+}
+
+// ForRequests says that the connection is for requests: while none is under way, it is no load.
+func (l *Lease) ForRequests() {
+	if l == nil {
+		return
+	}
+	l.registry.mu.Lock()
+	defer l.registry.mu.Unlock()
+	if !l.ended && !l.asks {
+		l.asks = true
+		l.endpoint.asked.Add(-1)
+	}
+}
+
+// Asked counts a request that is under way, until done is called, once.
+func (l *Lease) Asked() (done func()) {
+	if l == nil {
+		return func() {}
+	}
+	e := l.endpoint
+	e.asked.Add(1)
+	return func() { e.asked.Add(-1) }
 }
 
 // Established says that the connection stands or, of one for requests, that one was
@@ -103,6 +128,9 @@ func (l *Lease) End() {
 		return
 	}
 	l.ended = true
+	if l.asks {
+		l.endpoint.asked.Add(1)
+	}
 	l.endProbeLocked()
 	r.releaseLocked(l.key, l.endpoint)
 }

@@ -100,6 +100,7 @@ var heads = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return &b }
 
 // roundTrip sends the request and reads the head of its response.
 func (s *server1) roundTrip(ctx context.Context, x *exchange) (*response, error) {
+	done := s.conn.Asked()
 	stop := func() bool { return true }
 	if ctx != x.client.cut {
 		stop = context.AfterFunc(ctx, func() { s.conn.Reset() })
@@ -107,6 +108,7 @@ func (s *server1) roundTrip(ctx context.Context, x *exchange) (*response, error)
 	forget := x.follow(func() { s.conn.Reset() })
 	ended := stop
 	stop = func() bool {
+		done()
 		forget()
 		return ended()
 	}

@@ -91,7 +91,9 @@ func (x *exchange) send2(ctx context.Context, want upstream.Want) (*response, er
 	}
 	ctx, end := context.WithCancel(ctx)
 	forget := x.follow(end)
+	done := s.conn.Asked()
 	cancel := func() {
+		done()
 		forget()
 		end()
 	}

@@ -137,6 +137,9 @@ func (c *Conn) Close() error {
 	return err
 }
 
+// Asked counts a request among what its endpoint has to do, until done is called, once.
+func (c *Conn) Asked() (done func()) { return c.lease.Asked() }
+
 // Answered says that the endpoint has answered a request.
 func (c *Conn) Answered() { c.lease.Established() }
 
@@ -221,7 +224,9 @@ func (o *Opener) Open(ctx context.Context, want Want) (*Conn, error) {
 		}
 		conn, err := o.connect(ctx, want, choice, want.Endpoint == nil && tried < maxEndpoints)
 		if err == nil {
-			if !want.Asks {
+			if want.Asks {
+				lease.ForRequests()
+			} else {
 				lease.Established()
 			}
 			conn.opener, conn.lease = o, lease
