@@ -348,7 +348,7 @@ func (z *ztunnel) takeOver(running context.Context, before *succession.Predecess
 
 // bequeath leaves the node to the next process, and carries the connections that
 // are left until the last has ended, or Kubernetes' patience. Should the next
-// process end before this one is told to, somebody has to look after the node
+// process end before this one is told to, or hang, somebody has to look after the node
 // again: a new process, which an error asks the kubelet for.
 func (z *ztunnel) bequeath(ctx, running, force context.Context) error {
 	z.logger.Info("the next ztunnel takes over: carries what is left", "connections", len(z.conns.Live()))
@@ -364,11 +364,17 @@ func (z *ztunnel) bequeath(ctx, running, force context.Context) error {
 		time.AfterFunc(max(0, z.settings.Grace-killMargin), stop)
 	})
 	defer ending()
+	late := time.NewTimer(heirPatience)
+	defer late.Stop()
 	select {
 	case <-z.heir.Captured():
 	case <-z.heir.Lost():
 		if running.Err() == nil {
 			return errors.New("the next ztunnel ended before it had captured the node's pods")
+		}
+	case <-late.C:
+		if running.Err() == nil {
+			return fmt.Errorf("the next ztunnel has not captured the node's pods in %s", heirPatience)
 		}
 	case <-ctx.Done():
 		return context.Cause(ctx)
@@ -399,6 +405,9 @@ func (z *ztunnel) bequeath(ctx, running, force context.Context) error {
 	}
 	return nil
 }
+
+// heirPatience is many times what a process takes that captures a node full of pods.
+const heirPatience = 5 * time.Minute
 
 func closed(c <-chan struct{}) bool {
 	select {

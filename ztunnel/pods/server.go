@@ -6,14 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"net/http"
-	"os"
 	"strings"
 	"time"
 
 	"github.com/ambit-mesh/ambit/ztunnel/cniproto"
+	"github.com/ambit-mesh/ambit/ztunnel/rootonly"
 )
 
 const (
@@ -29,18 +28,9 @@ const (
 
 // ServeCNI answers the CNI plugin on a unix socket until the context ends.
 func (p *Pods) ServeCNI(ctx context.Context, path string) error {
-	// A socket left by a killed process would refuse a new one its name.
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("serve CNI plugin: %w", err)
-	}
-	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	listener, err := rootonly.Listen(path, p.logger)
 	if err != nil {
 		return fmt.Errorf("serve CNI plugin: %w", err)
-	}
-	// The name may be the next process's by the time that this one closes.
-	listener.SetUnlinkOnClose(false)
-	if err := os.Chmod(path, 0o600); err != nil {
-		return errors.Join(fmt.Errorf("serve CNI plugin: %w", err), listener.Close())
 	}
 	server := &http.Server{
 		Handler:        p.cniRoutes(),
@@ -58,7 +48,7 @@ func (p *Pods) ServeCNI(ctx context.Context, path string) error {
 			server.Close()
 		}
 	})
-	err = server.Serve(rootOnly{listener, p.logger})
+	err = server.Serve(listener)
 	if !stop() {
 		<-stopped
 	}

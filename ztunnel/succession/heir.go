@@ -3,13 +3,12 @@ package succession
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
-	"os"
 	"sync"
+
+	"github.com/ambit-mesh/ambit/ztunnel/rootonly"
 )
 
 // An Heir is the ztunnel that is to come, as the one that runs waits for it.
@@ -51,25 +50,17 @@ func (h *Heir) Cede() {
 // Wait waits for the next process until the context ends, and then listens to
 // the one that asked.
 func (h *Heir) Wait(ctx context.Context) error {
-	if err := os.Remove(h.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("wait for the next ztunnel: %w", err)
-	}
-	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: h.path, Net: "unix"})
+	listener, err := rootonly.Listen(h.path, h.logger)
 	if err != nil {
 		return fmt.Errorf("wait for the next ztunnel: %w", err)
 	}
-	// The name is the next process's by the time that this one closes.
-	listener.SetUnlinkOnClose(false)
 	stop := context.AfterFunc(ctx, func() { listener.Close() })
 	defer stop()
 	defer listener.Close()
-	if err := os.Chmod(h.path, 0o600); err != nil {
-		return fmt.Errorf("wait for the next ztunnel: %w", err)
-	}
 	var group sync.WaitGroup
 	defer group.Wait()
 	for {
-		conn, err := listener.AcceptUnix()
+		conn, err := listener.Accept()
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -81,7 +72,7 @@ func (h *Heir) Wait(ctx context.Context) error {
 }
 
 // hear follows one process; the first that asks is the heir.
-func (h *Heir) hear(ctx context.Context, conn *net.UnixConn) {
+func (h *Heir) hear(ctx context.Context, conn net.Conn) {
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	from := bufio.NewReaderSize(conn, maxLine)

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/ambit-mesh/ambit/ztunnel/rootonly/rootonlytest"
 )
 
 func await(t *testing.T, what string, c <-chan struct{}) {
@@ -145,6 +147,17 @@ func TestNobodyBefore(t *testing.T) {
 	if p, err := Find(path); p != nil || err != nil {
 		t.Errorf("found %v, %v, of a process that has ended", p, err)
 	}
+}
+
+// Whoever is not root is not heard, though he gets as far as connecting.
+func TestAnotherUserGetsNoNode(t *testing.T) {
+	path := filepath.Join(rootonlytest.Dir(t), "s")
+	heir, _ := wait(t, path)
+	other := rootonlytest.Dial(t, path, 65534)
+	other.Write([]byte(takeOver + "\n"))
+	notYet(t, "asked by another user", heir.Asked())
+	rootonlytest.Dial(t, path, 0).Write([]byte(takeOver + "\n"))
+	await(t, "asked", heir.Asked())
 }
 
 func TestASecondIsRefused(t *testing.T) {
