@@ -95,3 +95,29 @@ func TestEndpointsReadWhatWasAsked(t *testing.T) {
 		})
 	}
 }
+
+// So do endpoints that speak HTTP/2.
+func TestEndpointsOfHTTP2ReadWhatWasAsked(t *testing.T) {
+	r := start(t, api.AppProtocol_HTTP2)
+	var got recorded
+	r.serve(func(_ http.ResponseWriter, q *http.Request) {
+		text, err := spell(q)
+		if err != nil {
+			t.Error(err)
+		}
+		got.mu.Lock()
+		got.got = append(got.got, text)
+		got.mu.Unlock()
+	})
+	r.raw(t, "GET /a/../b? HTTP/1.1\r\nHost: CART.shop.:80\r\nX-A:  1 \r\nx-a: 2\r\nConnection: x-b\r\nX-B: 3\r\n\r\n"+
+		"POST /%7bx%7D?a=b?c;d&%2F HTTP/1.1\r\nHost: cart:81\r\nContent-Length: 3\r\n\r\nabc"+
+		"PUT /c HTTP/1.1\r\nHost: cart\r\nTransfer-Encoding: chunked\r\nTE: trailers\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
+	want := []string{
+		`GET cart.shop /b? "" [] X-A[1 2]`, `POST cart:81 /%7Bx%7D?a=b?c;d&%2F "abc" [] Content-Length[3]`, `PUT cart /c "abc" [] Te[trailers]`,
+	}
+	got.mu.Lock()
+	defer got.mu.Unlock()
+	if !slices.Equal(got.got, want) {
+		t.Errorf(" got %q\nwant %q", got.got, want)
+	}
+}

@@ -148,9 +148,9 @@ func untouched(err error) bool {
 
 // http is the request as the library wants it.
 func (r *Request) http(ctx context.Context, o *Outgoing) *http.Request {
-	path, query, _ := strings.Cut(o.Path, "?")
+	path, query, asks := strings.Cut(o.Path, "?")
 	out := &http.Request{
-		Method: r.Method, URL: &url.URL{Scheme: "http", Host: o.Authority, Opaque: path, RawQuery: query}, Host: o.Authority,
+		Method: r.Method, URL: &url.URL{Scheme: "http", Host: o.Authority, Opaque: path, RawQuery: query, ForceQuery: asks}, Host: o.Authority,
 		Header: make(http.Header, len(o.Fields)), ContentLength: max(0, r.length),
 	}
 	for _, f := range o.Fields {
