@@ -56,6 +56,9 @@ func TestConformance(t *testing.T) {
 	options := conformance.DefaultOptions(t)
 	options.ConformanceProfiles = []suite.ConformanceProfileName{suite.MeshHTTPConformanceProfileName, suite.MeshGRPCConformanceProfileName}
 	options.SupportedFeatures = supported().UnsortedList()
+	// The suite deletes its namespaces, and waits for that as long as it takes usually: a waypoint that goes has
+	// 45 seconds for what its clients have open.
+	options.TimeoutConfig.DeleteTimeout = 2 * time.Minute
 	options.NamespaceLabels = map[string]string{"ambit.mesh/dataplane-mode": "ambient"}
 	options.Implementation = confv1.Implementation{
 		Organization: "ambit-mesh", Project: "ambit", URL: "https://github.com/ambit-mesh/ambit",
