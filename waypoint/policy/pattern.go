@@ -106,11 +106,31 @@ func parsePattern(k kind, in *mesh.StringPattern) (p pattern, err error) {
 	}
 	switch k {
 	case hosts:
-		p.value = strings.ToLower(p.value)
+		return p.asHost(), nil
 	case paths:
 		return p.asPath()
 	}
 	return p, nil
+}
+
+// asHost brings a value into the form in which hosts are compared; one with a port keeps it.
+func (p pattern) asHost() pattern {
+	p.value = strings.ToLower(p.value)
+	switch p.how {
+	case suffix:
+		p.value = strings.TrimSuffix(p.value, ".")
+	case exact:
+		r, err := request.Read("GET", p.value, "/", nil)
+		if err != nil {
+			return p // no host is that
+		}
+		port := ""
+		if i := strings.LastIndexByte(p.value, ':'); i > strings.LastIndexByte(p.value, ']') {
+			port = p.value[i:]
+		}
+		p.value = r.Host + port
+	}
+	return p
 }
 
 // asPath brings a value into the form in which paths are compared: the normal one, and of
