@@ -72,6 +72,7 @@ var questions = []question{
 	{"AMB020", "what is bound to a waypoint is in force, and no port of it contested", askBindings},
 	{"AMB021", "the clocks of nodes and controller agree", askClocks},
 	{"AMB022", "no connection is older than the capture of its pod", askOlder},
+	{"AMB023", "ztunnel runs wherever pods are to be captured", askAlone},
 }
 
 // Run asks everything. Without an answer to the first question there is no

@@ -26,6 +26,7 @@ const (
 	reasonPending        = "Pending"
 	reasonRefused        = "Refused"
 	reasonKeysMissing    = "KeysMissing"
+	reasonNotCaptured    = "NotCaptured"
 )
 
 const (
@@ -129,6 +130,14 @@ func inForce(p *translate.Policy, on progress) metav1.Condition {
 		c.Status, c.Reason = metav1.ConditionFalse, reasonKeysMissing
 		for _, waypoint := range firstFew(slices.Sorted(maps.Keys(on.troubles))) {
 			c.Message += fmt.Sprintf("; waypoint %s refuses tokens: %s", waypoint, shorten(on.troubles[waypoint]))
+		}
+	case len(p.Uncaptured) > 0:
+		c.Status, c.Reason = metav1.ConditionFalse, reasonNotCaptured
+		for _, node := range firstFew(slices.Sorted(maps.Keys(p.Uncaptured))) {
+			c.Message += fmt.Sprintf("; on node %s %d pods run that are to be captured and are not: nothing enforces it for them", node, p.Uncaptured[node])
+		}
+		if more := len(p.Uncaptured) - listed; more > 0 {
+			c.Message += fmt.Sprintf("; and on %d more nodes", more)
 		}
 	case on.inForce < on.required:
 		c.Status, c.Reason = metav1.ConditionFalse, reasonPending

@@ -69,6 +69,10 @@ func TestInForce(t *testing.T) {
 		reason  string
 		message string
 	}{
+		"uncaptured": {progress{required: 3, inForce: 1, waiting: []string{"n1", "n2"}}, metav1.ConditionFalse, "NotCaptured",
+			"on 1 of 3 nodes, version abc; on node n2 3 pods run that are to be captured and are not: nothing enforces it for them"},
+		"uncaptured, and refused": {progress{required: 2, inForce: 1, waiting: []string{"n2"}, refusals: map[string]string{"n2": "rules[0]: too long"}},
+			metav1.ConditionFalse, "Refused", "on 1 of 2 nodes, version abc; node n2 refused it: rules[0]: too long"},
 		"everywhere": {progress{required: 3, inForce: 3}, metav1.ConditionTrue, "InForce", "on 3 of 3 nodes, version abc"},
 		"nowhere to be": {progress{}, metav1.ConditionTrue, "NoCapturedPods",
 			"no node has to enforce it: no captured pod that it applies to is running"},
@@ -79,6 +83,10 @@ func TestInForce(t *testing.T) {
 		"refused": {progress{required: 2, inForce: 1, waiting: []string{"n2"}, refusals: map[string]string{"n2": "rules[0]: too long"}},
 			metav1.ConditionFalse, "Refused", "on 1 of 2 nodes, version abc; node n2 refused it: rules[0]: too long"},
 	} {
+		policy.Uncaptured = nil
+		if strings.HasPrefix(name, "uncaptured") {
+			policy.Uncaptured = map[string]int{"n2": 3}
+		}
 		got := inForce(policy, test.on)
 		if got.Status != test.status || got.Reason != test.reason || got.Message != test.message {
 			t.Errorf("%s: %s %s %q", name, got.Status, got.Reason, got.Message)

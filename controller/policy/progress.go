@@ -66,7 +66,8 @@ func (m memory) measure(policies []*translate.Policy, proxies Proxies, now time.
 	result := make(map[*translate.Policy]progress, len(policies))
 	known := make(map[remembered]bool)
 	for _, p := range policies {
-		on := progress{required: len(p.Nodes) + len(p.Waypoints), refusals: make(map[string]string), troubles: make(map[string]string)}
+		nodes := enforcing(p)
+		on := progress{required: len(nodes) + len(p.Waypoints), refusals: make(map[string]string), troubles: make(map[string]string)}
 		for _, waypoint := range p.Waypoints {
 			key := keyOn(p, "waypoint "+waypoint)
 			known[key] = true
@@ -84,9 +85,13 @@ func (m memory) measure(policies []*translate.Policy, proxies Proxies, now time.
 				on.waiting = append(on.waiting, "waypoint "+waypoint)
 			}
 		}
-		for _, node := range slices.Sorted(maps.Keys(p.Nodes)) {
+		for _, node := range nodes {
 			key := keyOn(p, node)
-			f := states[p][node]
+			f, captures := states[p][node]
+			if !captures {
+				on.waiting = append(on.waiting, node)
+				continue
+			}
 			if f.proxies > 0 && f.inForce == f.proxies {
 				m[key] = now
 			}
@@ -94,6 +99,8 @@ func (m memory) measure(policies []*translate.Policy, proxies Proxies, now time.
 			switch known[key] = true; {
 			case f.refusal != "":
 				on.refusals[node] = f.refusal
+				on.waiting = append(on.waiting, node)
+			case p.Uncaptured[node] > 0:
 				on.waiting = append(on.waiting, node)
 			case remembers && now.Sub(last) < grace:
 				on.inForce++
@@ -105,6 +112,13 @@ func (m memory) measure(policies []*translate.Policy, proxies Proxies, now time.
 	}
 	maps.DeleteFunc(m, func(key remembered, _ time.Time) bool { return !known[key] })
 	return result
+}
+
+// enforcing are the nodes where a policy ought to be enforced, sorted: where pods that it applies to are captured, or ought to be.
+func enforcing(p *translate.Policy) []string {
+	nodes := slices.AppendSeq(slices.Collect(maps.Keys(p.Nodes)), maps.Keys(p.Uncaptured))
+	slices.Sort(nodes)
+	return slices.Compact(nodes)
 }
 
 func keyOn(p *translate.Policy, node string) remembered {

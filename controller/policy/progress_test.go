@@ -89,6 +89,20 @@ func TestMeasure(t *testing.T) {
 	}
 }
 
+// Where pods run that ought to be captured and are not, a policy is not in force, whatever the node has of it.
+func TestWhereNobodyCapturesNothingIsInForce(t *testing.T) {
+	all := fleet{{"n1", "a"}: {has: []string{theDeny, webPod}}, {"n2", "b"}: {has: []string{theDeny, dbPod}}}
+	p := deny()
+	p.Uncaptured = map[string]int{"n2": 1, "n3": 2}
+	on := memory{}.measure([]*translate.Policy{p}, all, time.Now())[p]
+	if on.required != 3 || on.inForce != 1 || !slices.Equal(on.waiting, []string{"n2", "n3"}) {
+		t.Errorf("%+v", on)
+	}
+	if c := inForce(p, on); c.Reason != reasonNotCaptured || !strings.Contains(c.Message, "on node n2 1 pods") || !strings.Contains(c.Message, "on node n3 2 pods") {
+		t.Errorf("%+v", c)
+	}
+}
+
 // A proxy that connects anew takes nothing out of force, one that stays away
 // does; a new version starts from nothing, and so does a refusal.
 func TestGrace(t *testing.T) {

@@ -22,7 +22,7 @@ type known struct {
 	observation *report.Observation
 	// reporting: the node has sent its whole state.
 	reporting bool
-	// silent: the node's heartbeat stopped, at heartbeat.
+	// silent: the node's heartbeat stopped, at heartbeat, which is zero if there never was one.
 	silent    bool
 	heartbeat time.Time
 	// previous is the status that the pod has, nil if none.
@@ -133,12 +133,36 @@ func (k known) state() state {
 		}
 	case k.observation != nil:
 		return k.stateObserved()
+	case k.alone() && k.alonenessLeft() <= 0:
+		return state{state: v1alpha1.StateFailed, reason: fmt.Sprintf(
+			"NoZtunnel: no ztunnel was ever heard of on node %s, and the pod runs there outside of the mesh; ambit check (AMB023) says why", k.pod.Spec.NodeName)}
 	case !k.reporting && k.lasts():
 		return state{state: k.previous.State, reason: k.previous.Reason}
 	default:
 		return state{state: v1alpha1.StatePending, reason: fmt.Sprintf(
 			"NotReported: ztunnel on node %s has not reported this pod", k.pod.Spec.NodeName)}
 	}
+}
+
+// aloneAfter is what a ztunnel has to start on a node that is new, whose pods start with it.
+const aloneAfter = time.Minute
+
+// alone says whether the pod runs, and was never captured, on a node of which no ztunnel was ever heard.
+func (k known) alone() bool {
+	return k.enrolment.mode == modeAmbient && k.pod.Status.Phase == corev1.PodRunning &&
+		k.heartbeat.IsZero() && k.observation == nil && !k.reporting && !k.hbone
+}
+
+// alonenessLeft is how much longer a pod that is alone is merely one of a new node.
+func (k known) alonenessLeft() time.Duration {
+	started := k.pod.CreationTimestamp.Time
+	if k.pod.Status.StartTime != nil {
+		started = k.pod.Status.StartTime.Time
+	}
+	if started.IsZero() {
+		return aloneAfter // nobody says since when
+	}
+	return started.Add(aloneAfter).Sub(k.now)
 }
 
 // untouched says whether the node does nothing with the pod, as far as it said.
@@ -156,7 +180,7 @@ func (k known) lasts() bool {
 	case v1alpha1.StateCaptured, v1alpha1.StatePending, v1alpha1.StateStale:
 		return true
 	case v1alpha1.StateFailed:
-		return word(k.previous.Reason) != "UnknownDataplaneMode"
+		return word(k.previous.Reason) != "UnknownDataplaneMode" && word(k.previous.Reason) != "NoZtunnel"
 	default:
 		return false
 	}

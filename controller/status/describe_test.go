@@ -91,6 +91,27 @@ func TestState(t *testing.T) {
 			k.observation = said(reportapi.CaptureState_CAPTURED, "")
 			k.silent, k.heartbeat = true, now.Add(-time.Minute)
 		}), "Stale since 11:59:00Z", "NodeSilent", now.Add(-time.Minute)},
+		"on a node without ztunnel": {enrolled(func(k *known) {
+			k.reporting, k.pod.Status.StartTime = false, seconds(now.Add(-time.Minute))
+		}), "Failed: NoZtunnel", "node n1", now},
+		"on a node without ztunnel, for long": {enrolled(func(k *known) {
+			k.reporting, k.pod.Status.StartTime = false, seconds(earlier)
+			k.previous = had(v1alpha1.StateFailed, "NoZtunnel: x")
+		}), "Failed: NoZtunnel", "node n1", earlier},
+		"on a node that is new": {enrolled(func(k *known) {
+			k.reporting, k.pod.Status.StartTime = false, seconds(now.Add(-59*time.Second))
+		}), "Pending: NotReported", "node n1", now},
+		"not running yet, on a node without ztunnel": {enrolled(func(k *known) {
+			k.reporting, k.pod.Status.StartTime, k.pod.Status.Phase = false, seconds(earlier), corev1.PodPending
+		}), "Pending: NotReported", "node n1", now},
+		"captured by an earlier node of the name": {enrolled(func(k *known) {
+			k.reporting, k.pod.Status.StartTime, k.hbone = false, seconds(earlier), true
+			k.previous = had(v1alpha1.StateCaptured, "")
+		}), "Captured", "", earlier},
+		"a node without ztunnel got one": {enrolled(func(k *known) {
+			k.reporting, k.pod.Status.StartTime, k.heartbeat = false, seconds(earlier), now
+			k.previous = had(v1alpha1.StateFailed, "NoZtunnel: x")
+		}), "Pending: NotReported", "node n1", now},
 		"not scheduled": {enrolled(func(k *known) {
 			k.pod.Spec.NodeName = ""
 		}), "Pending: Unscheduled", "Unscheduled", now},

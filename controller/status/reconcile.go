@@ -103,6 +103,9 @@ func (r *Reconciler) keep(ctx context.Context, k known, present *v1alpha1.Worklo
 		}
 	}
 	r.cfg.Registry.Remember(keyOf(k.pod), k.pod.UID, hbone)
+	if left := k.alonenessLeft(); k.alone() && left > 0 && (again == 0 || left < again) {
+		again = left
+	}
 	return again, nil
 }
 

@@ -343,6 +343,22 @@ func TestRestartForgetsNothingAndWritesNothing(t *testing.T) {
 	}
 }
 
+// A pod that runs on a node where no ztunnel is, from the beginning, is said to be outside of the mesh, though nothing happens any more.
+func TestANodeThatNeverHadAZtunnel(t *testing.T) {
+	pod := runningPod()
+	c := newCluster(t)
+	started := metav1.NewTime(c.now().Add(-aloneAfter + 2*time.Second))
+	pod.Status.StartTime = &started
+	c.create(pod)
+	c.lead()
+	c.shows("Pending: NotReported", v1alpha1.ProtocolTCP)
+	c.shows("Failed: NoZtunnel", v1alpha1.ProtocolTCP)
+	n, _ := c.node("n1")
+	n.report(pod, reportapi.CaptureState_CAPTURED)
+	n.complete()
+	c.shows("Captured", v1alpha1.ProtocolHBONE)
+}
+
 func TestStaleAndBack(t *testing.T) {
 	pod := runningPod()
 	other := runningPod()

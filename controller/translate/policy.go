@@ -78,6 +78,8 @@ type Policy struct {
 	// run there. The names are of Address resources that they need besides, those
 	// that say that the policy applies.
 	Nodes map[string][]string
+	// Uncaptured counts by node the pods that it applies to, that run and are to be captured, and are not.
+	Uncaptured map[string]int
 	// Waypoints are those that have to enforce it, namespace/name of their Gateways,
 	// sorted, and AtWaypoints what they need.
 	Waypoints   []string
@@ -90,7 +92,7 @@ type Ref struct{ Type, Name string }
 func newPolicy(kind PolicyKind, o metav1.Object) *Policy {
 	p := &Policy{
 		Kind: kind, Namespace: o.GetNamespace(), Name: o.GetName(), UID: o.GetUID(), Generation: o.GetGeneration(),
-		Nodes: make(map[string][]string),
+		Nodes: make(map[string][]string), Uncaptured: make(map[string]int),
 	}
 	const field = "metadata.annotations[" + v1alpha1.DryRunAnnotation + "]"
 	switch value, ok := o.GetAnnotations()[v1alpha1.DryRunAnnotation]; {
@@ -213,6 +215,10 @@ func (t *targets) of(p *pod) *attachment {
 func (t *targets) enforce(policy *Policy, p *pod, attached bool) {
 	policy.Workloads++
 	if !t.captured.Has(p.UID) {
+		// Before it runs it is held until it is captured.
+		if t.awaits(p) && p.Status.Phase == corev1.PodRunning {
+			policy.Uncaptured[p.Spec.NodeName]++
+		}
 		return
 	}
 	names := policy.Nodes[p.Spec.NodeName]
