@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"sync"
@@ -32,10 +34,15 @@ const ackPatience = 5 * time.Second
 // comes or goes: a waypoint has to know what it is to stand before, and nodes whose word
 // they have to take, before any client comes through it; and whoever goes straight to
 // what is behind it is kept away only once no client does so any more. From one waypoint
-// to another it is the same, but that those two are the only ones let in meanwhile. What
-// is bound when the process begins may have been enforced by the one before, and is.
+// to another it is the same, but that those two are the only ones let in meanwhile.
+//
+// How far they are is written down before it is published: the next leader goes on from
+// there. What nothing is written of may have been enforced, and is. Only the leader takes
+// them on.
 type bindings struct {
 	// Fixed after newBindings.
+	record  bindingRecord
+	logger  *slog.Logger
 	acked   func(publication uint64) bool                           // by every node
 	held    func(waypoint types.NamespacedName, target string) bool // by every pod of it, one at least
 	changed func()                                                  // one is at another stage
@@ -43,11 +50,21 @@ type bindings struct {
 	now     func() time.Time
 	wake    chan struct{} // capacity 1
 
+	written string // what the record says; owned by whoever leads
+
 	mu sync.Mutex
 	// Guarded by mu.
-	begun  bool
+	leads  bool
+	begun  bool // all that may have been enforced is in states
 	news   bool // since the last look at who is ready
 	states map[translate.Target]*bindingState
+}
+
+// bindingRecord outlives the leader.
+type bindingRecord interface {
+	// read returns what was written last; empty if nothing was.
+	read(ctx context.Context) (string, error)
+	write(ctx context.Context, text string) error
 }
 
 // bindingState is how far one is.
@@ -61,7 +78,7 @@ type bindingState struct {
 	publication uint64
 	// inForce: it is enforced, and every node has heard of that.
 	inForce bool
-	// bound is what was published of it last.
+	// bound is what was published of it last, by the leader before maybe.
 	bound *translate.Bound
 	// ready is a reason of binding.ReadyCondition; empty: nobody knows yet. It is something
 	// else by now since lacking, if that is not zero.
@@ -69,14 +86,48 @@ type bindingState struct {
 	lacking time.Time
 }
 
-func newBindings(acked func(publication uint64) bool, held func(types.NamespacedName, string) bool, changed, settled func()) *bindings {
+func newBindings(record bindingRecord, logger *slog.Logger, acked func(publication uint64) bool, held func(types.NamespacedName, string) bool, changed, settled func()) *bindings {
 	return &bindings{
+		record: record, logger: logger,
 		acked: acked, held: held, changed: changed, settled: settled, now: time.Now, wake: make(chan struct{}, 1),
 		states: make(map[translate.Target]*bindingState),
 	}
 }
 
-// Standing is translate.Bindings'. Before the first publication all are enforced.
+// takeOver goes on with what the leader before wrote down, and takes bindings on from
+// here. What it cannot read is as if nothing were written.
+func (b *bindings) takeOver(ctx context.Context) error {
+	text, err := b.record.read(ctx)
+	if err != nil {
+		return fmt.Errorf("take bindings over: %w", err)
+	}
+	file, err := decodeBindings(text)
+	if err != nil && text != "" {
+		b.logger.Error("how far bindings are cannot be read: all are enforced at once", "error", err)
+	}
+	known := err == nil
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.leads, b.begun, b.written = true, known && !file.Partial, text
+	clear(b.states)
+	for _, r := range file.Bindings {
+		t := translate.Target{Kind: r.Kind, Namespace: r.Namespace, Name: r.Name}
+		b.states[t] = &bindingState{
+			waypoint: parseName(r.Waypoint), from: parseName(r.From), stage: r.Stage, since: b.now(),
+			bound: &translate.Bound{Kind: r.Kind, Namespace: r.Namespace, Name: r.Name, Waypoint: parseName(r.Waypoint), Leaving: r.Leaving},
+		}
+	}
+	return nil
+}
+
+// stop has bindings stay where they are: another process takes them on from now on.
+func (b *bindings) stop() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.leads = false
+}
+
+// Standing is translate.Bindings'. What nobody knows of is enforced.
 func (b *bindings) Standing(t translate.Target, waypoint types.NamespacedName) translate.Standing {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -129,6 +180,17 @@ func (b *bindings) readiness(one *translate.Bound) string {
 	return ""
 }
 
+// looks is called before Standing is asked for a publication; what it returns is to be
+// told what is bound in that. A publication of before this process led counts for nothing.
+func (b *bindings) looks() (published func(bound []*translate.Bound, publication uint64)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.leads {
+		return func([]*translate.Bound, uint64) {}
+	}
+	return b.published
+}
+
 // published tells what is bound in a publication.
 func (b *bindings) published(bound []*translate.Bound, publication uint64) {
 	b.mu.Lock()
@@ -176,19 +238,48 @@ func (b *bindings) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-b.wake:
-			b.check()
+			b.check(ctx)
 			continue
 		case <-ticker.C:
 		}
-		b.check()
+		b.check(ctx)
 		b.checkReady()
 	}
 }
 
 // check takes every binding on that has come far enough.
-func (b *bindings) check() {
+func (b *bindings) check(ctx context.Context) {
 	b.mu.Lock()
 	b.news = true
+	if !b.leads || !b.begun {
+		b.mu.Unlock() // what may have been enforced must be in what is written
+		return
+	}
+	forward := b.forwardLocked()
+	text, err := b.recordLocked(forward)
+	b.mu.Unlock()
+	if err == nil && text != b.written {
+		err = b.record.write(ctx, text)
+	}
+	if err != nil {
+		if ctx.Err() == nil {
+			b.logger.Error("bindings stay at their stage, which cannot be written down", "error", err)
+		}
+		return // tried again before long
+	}
+	b.written = text
+	b.move(forward)
+}
+
+// forward is where a binding goes from its stage.
+type forward struct {
+	state   *bindingState
+	next    translate.Stage // zero: it is none any more
+	inForce bool
+}
+
+// forwardLocked finds those that have come far enough.
+func (b *bindings) forwardLocked() map[translate.Target]forward {
 	known := make(map[uint64]bool)
 	acked := func(publication uint64) bool {
 		is, asked := known[publication]
@@ -198,23 +289,59 @@ func (b *bindings) check() {
 		}
 		return is
 	}
-	changed, settled := false, false
+	all := make(map[translate.Target]forward)
 	for t, s := range b.states {
 		if s.publication == 0 || s.inForce && !s.bound.Leaving {
 			continue
 		}
-		next, inForce := s.next(acked, b.held, b.now().Sub(s.since))
+		if next, inForce := s.next(acked, b.held, b.now().Sub(s.since)); next != s.stage || inForce {
+			all[t] = forward{s, next, inForce}
+		}
+	}
+	return all
+}
+
+// recordLocked is what is to be written down before those that go forward do.
+func (b *bindings) recordLocked(all map[translate.Target]forward) (string, error) {
+	recorded := make([]recordedBinding, 0, len(b.states))
+	for t, s := range b.states {
+		r := recordedBinding{
+			Kind: t.Kind, Namespace: t.Namespace, Name: t.Name,
+			Waypoint: formatName(s.waypoint), From: formatName(s.from), Stage: s.stage, Leaving: s.bound.Leaving,
+		}
+		if f, ok := all[t]; ok {
+			if f.next == 0 {
+				continue
+			}
+			if r.Stage = f.next; f.next == translate.Enforced {
+				r.From = ""
+			}
+		}
+		recorded = append(recorded, r)
+	}
+	return encodeBindings(recorded, maxBindingsBytes)
+}
+
+// move has those go forward that are still as they were.
+func (b *bindings) move(all map[translate.Target]forward) {
+	changed, settled := false, false
+	b.mu.Lock()
+	for t, f := range all {
+		s := f.state
+		if b.states[t] != s {
+			continue // a publication made another one of it meanwhile
+		}
 		switch {
-		case next == 0:
+		case f.next == 0:
 			delete(b.states, t)
 			changed = true
-		case next != s.stage:
-			s.stage, s.since, s.publication, s.inForce = next, b.now(), 0, false
-			if next == translate.Enforced {
+		case f.next != s.stage:
+			s.stage, s.since, s.publication, s.inForce = f.next, b.now(), 0, false
+			if f.next == translate.Enforced {
 				s.from = types.NamespacedName{}
 			}
 			changed = true
-		case inForce:
+		case f.inForce:
 			s.inForce, settled = true, true
 		}
 	}
@@ -254,13 +381,16 @@ func (s *bindingState) next(acked func(uint64) bool, held func(types.NamespacedN
 // checkReady looks at whose waypoint can do its part, if that may have changed.
 func (b *bindings) checkReady() {
 	b.mu.Lock()
-	if !b.news {
+	if !b.news || !b.leads {
 		b.mu.Unlock()
 		return
 	}
 	b.news = false
 	changed := false
 	for _, s := range b.states {
+		if s.bound.Stage == 0 {
+			continue // not published by this process yet
+		}
 		now := binding.Ready
 		switch {
 		case s.bound.Problem != "":

@@ -1,7 +1,11 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"log/slog"
+	"slices"
 	"testing"
 	"time"
 
@@ -21,17 +25,45 @@ type stages struct {
 	changed, settled int
 	time             time.Time
 	publication      uint64
+	record           *written
 }
 
-func newStages(t *testing.T) *stages {
-	s := &stages{t: t, held: map[string]bool{}, time: time.Unix(1000, 0)}
+// written is the record in memory.
+type written struct {
+	text   string
+	writes int
+	fail   error
+}
+
+func (w *written) read(context.Context) (string, error) { return w.text, w.fail }
+
+func (w *written) write(_ context.Context, text string) error {
+	if w.fail == nil {
+		w.text, w.writes = text, w.writes+1
+	}
+	return w.fail
+}
+
+func newStages(t *testing.T) *stages { return stagesAfter(t, &written{}) }
+
+// stagesAfter are those of a leader after the one that wrote a record.
+func stagesAfter(t *testing.T, record *written) *stages {
+	t.Helper()
+	s := &stages{t: t, held: map[string]bool{}, time: time.Unix(1000, 0), record: record}
 	s.bindings = newBindings(
+		record, slog.New(slog.DiscardHandler),
 		func(p uint64) bool { return p <= s.acked },
 		func(waypoint types.NamespacedName, target string) bool { return s.held[waypoint.Name+" "+target] },
 		func() { s.changed++ }, func() { s.settled++ })
 	s.now = func() time.Time { return s.time }
+	if err := s.takeOver(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	return s
 }
+
+// check takes bindings on.
+func (s *stages) check() { s.bindings.check(s.t.Context()) }
 
 // service is bound, or leaving, at the stage that it is to be at now.
 func (s *stages) service(name string, changes ...func(*translate.Bound)) *translate.Bound {
@@ -168,9 +200,13 @@ func TestABindingDoesNotWaitForEver(t *testing.T) {
 	s.want("no waypoint to wait for", fresh, translate.Led, false)
 }
 
-// waypoint has a Service want another one than usual.
+// waypoint has a Service want another one than usual; none if name is empty.
 func waypoint(name string) func(*translate.Bound) {
-	return func(b *translate.Bound) { b.Waypoint.Name = name }
+	return func(b *translate.Bound) {
+		if b.Waypoint.Name = name; name == "" {
+			b.Waypoint = types.NamespacedName{}
+		}
+	}
 }
 
 // moving has a Service in force at one waypoint, and then wanted at another.
@@ -235,14 +271,14 @@ func TestABindingThatMovesIsWantedOtherwise(t *testing.T) {
 	s.standing("it goes step by step", "waypoint 2 from , leaving", "")
 
 	// Clients are led to the other one: that comes to its end first.
-	led := func() *stages {
+	isLed := func() *stages {
 		s := moving(t)
 		s.held["another old"], s.acked = true, 2
 		s.standing("led", "another 2 from waypoint", "another")
 		return s
 	}
 	for wanted, want := range map[string]string{"third": "another 2 from waypoint", "waypoint": "another 2 from waypoint", "": "another 2 from waypoint, leaving"} {
-		s = led()
+		s = isLed()
 		s.publish(s.service("old", func(b *translate.Bound) {
 			if b.Waypoint.Name = wanted; wanted == "" {
 				b.Waypoint = types.NamespacedName{}
@@ -282,6 +318,167 @@ func TestABindingMovesToNothing(t *testing.T) {
 	}
 	s.publish(s.service("old", missing))
 	s.standing("no waypoint to wait for", "another 2 from waypoint", "another")
+}
+
+// A leader that takes over goes on where the one before was, at whichever step that is, and
+// whatever the label wants by now.
+func TestTheNextLeaderGoesOn(t *testing.T) {
+	const unbound = "in force, and the label is gone"
+	for _, c := range []struct {
+		at      string
+		goes    func(*stages)
+		wanted  string
+		want    string
+		further string // once everything that was published is acknowledged
+	}{
+		{"in force", func(*stages) {}, "waypoint", "waypoint 3 from ", "waypoint 3 from "},
+		{"in force, and the label is another", func(*stages) {}, "another", "another 1 from waypoint", "another 2 from waypoint"},
+		{unbound, func(*stages) {}, "", "waypoint 3 from , leaving", "waypoint 2 from , leaving"},
+		{"announced", announced, "another", "another 1 from waypoint", "another 2 from waypoint"},
+		{"announced, and back", announced, "waypoint", "waypoint 3 from ", "waypoint 3 from "},
+		{"led", led, "another", "another 2 from waypoint", "another 3 from "},
+		{"led, and back", led, "waypoint", "another 2 from waypoint", "waypoint 1 from another"},
+		{"led, and the label is gone", led, "", "another 2 from waypoint, leaving", "another 3 from , leaving"},
+		{"enforced", enforced, "another", "another 3 from ", "another 3 from "},
+		{"leaving", leaving, "", "waypoint 2 from , leaving", "waypoint 1 from , leaving"},
+		{"leaving, and back", leaving, "waypoint", "waypoint 2 from ", "waypoint 3 from "},
+		{"left", left, "", " 0 from ", " 0 from "},
+		{"left, and back", left, "waypoint", "waypoint 1 from ", "waypoint 1 from "},
+	} {
+		t.Run(c.at, func(t *testing.T) {
+			first := newStages(t)
+			first.acked = 1
+			first.publish(first.service("old"))
+			first.check()
+			c.goes(first)
+			second := stagesAfter(t, first.record)
+			second.standing("the next leader", c.want, c.wanted)
+			second.publish(second.service("old", waypoint(c.wanted)))
+			if c.at != unbound { // the first step of which waits for nobody
+				second.standing("nothing is acknowledged", c.want, c.wanted)
+			}
+			second.acked, second.held["another old"], second.time = 9, true, second.time.Add(grace)
+			second.standing("acknowledged", c.further, c.wanted)
+		})
+	}
+}
+
+// The ways to where the first leader ends.
+func announced(s *stages) {
+	s.publish(s.service("old", waypoint("another")))
+	s.check()
+}
+
+func led(s *stages) {
+	announced(s)
+	s.held["another old"], s.acked = true, 2
+	s.check()
+	s.publish(s.service("old", waypoint("another")))
+}
+
+func enforced(s *stages) {
+	led(s)
+	s.acked, s.time = 3, s.time.Add(grace)
+	s.check()
+}
+
+func leaving(s *stages) {
+	s.publish()
+	s.check()
+}
+
+func left(s *stages) {
+	leaving(s)
+	for range 2 {
+		s.publish()
+		s.acked, s.time = 9, s.time.Add(grace)
+		s.check()
+	}
+}
+
+// What is published was written down before: who cannot write stays where it is.
+func TestNoBindingGoesOnBeforeThatIsWrittenDown(t *testing.T) {
+	s := moving(t)
+	s.held["another old"], s.acked = true, 2
+	s.record.fail = errors.New("the API server is down")
+	s.standing("it cannot be written down", "another 1 from waypoint", "another")
+	s.record.fail = nil
+	s.standing("it can", "another 2 from waypoint", "another")
+	writes := s.record.writes
+	s.standing("nothing is new", "another 2 from waypoint", "another")
+	if s.record.writes != writes {
+		t.Error("written without need")
+	}
+}
+
+// What nothing can be known of may have been enforced.
+func TestWhatIsNotWrittenDownIsEnforced(t *testing.T) {
+	for name, text := range map[string]string{
+		"nothing":  "",
+		"unknown":  "{",
+		"no stage": `{"bindings":[{"kind":"Service","namespace":"shop","name":"old","waypoint":"shop/waypoint","stage":4}]}`,
+		"no name":  `{"bindings":[{"kind":"Service","namespace":"shop","name":"old","waypoint":"waypoint","stage":3}]}`,
+		"no list":  `{}`,
+		"twice": `{"bindings":[{"kind":"Service","namespace":"shop","name":"old","waypoint":"shop/waypoint","stage":3},` +
+			`{"kind":"Service","namespace":"shop","name":"old","waypoint":"shop/waypoint","stage":1}]}`,
+		"null":      `null`,
+		"no room":   `{"bindings":[],"partial":true}`,
+		"nameless":  `{"bindings":[{"kind":"Service","namespace":"shop","waypoint":"shop/waypoint","stage":3}]}`,
+		"half from": `{"bindings":[{"kind":"Service","namespace":"shop","name":"old","waypoint":"shop/waypoint","from":"x","stage":1}]}`,
+	} {
+		s := stagesAfter(t, &written{text: text})
+		s.standing(name, "waypoint 3 from ", "waypoint")
+		if s.record.writes > 0 {
+			t.Errorf("%s: written before anything is known", name)
+		}
+		s.publish(s.service("old"))
+		s.check()
+		stagesAfter(t, s.record).standing(name+", and a leader after it", "another 1 from waypoint", "another")
+	}
+	s := stagesAfter(t, &written{text: `{"bindings":[]}`})
+	s.standing("it is known that there is none", "waypoint 1 from ", "waypoint")
+}
+
+// Who does not lead takes nothing on, and what it published counts for nothing once it does.
+func TestOnlyTheLeaderTakesBindingsOn(t *testing.T) {
+	record := &written{text: `{"bindings":[]}`}
+	b := newBindings(record, slog.New(slog.DiscardHandler), func(uint64) bool { return true }, func(types.NamespacedName, string) bool { return true }, func() {}, func() {})
+	one := &translate.Bound{Kind: "Service", Namespace: "shop", Name: "old", Waypoint: types.NamespacedName{Namespace: "shop", Name: "waypoint"}, Ready: true}
+	early := b.looks()
+	one.Stage = b.Standing(one.Of(), one.Waypoint).Stage
+	b.check(t.Context())
+	if err := b.takeOver(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	early([]*translate.Bound{one}, 1)
+	if got := b.Standing(one.Of(), one.Waypoint).Stage; got != translate.Announced || record.writes > 0 {
+		t.Errorf("at stage %d, written %d times", got, record.writes)
+	}
+}
+
+// Where there is no room for all, those that are on their way are kept.
+func TestARecordHasABound(t *testing.T) {
+	all := []recordedBinding{
+		{Kind: "Service", Namespace: "shop", Name: "a", Waypoint: "shop/waypoint", Stage: translate.Enforced},
+		{Kind: "Service", Namespace: "shop", Name: "b", Waypoint: "shop/waypoint", From: "shop/other", Stage: translate.Led},
+	}
+	text, err := encodeBindings(slices.Clone(all), 200)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := decodeBindings(text)
+	if err != nil || !file.Partial || len(file.Bindings) != 1 || file.Bindings[0] != all[1] {
+		t.Errorf("%+v, %v", file, err)
+	}
+	if text, err := encodeBindings(all, 50); err == nil {
+		t.Errorf("no room for those on their way, and got %s", text)
+	}
+	if text, err = encodeBindings(all, maxBindingsBytes); err != nil {
+		t.Fatal(err)
+	}
+	if file, err = decodeBindings(text); err != nil || file.Partial || !slices.Equal(file.Bindings, all) {
+		t.Errorf("%+v, %v", file, err)
+	}
 }
 
 // What is said of a waypoint is so: it has pods that are ready, and all of them work with
@@ -326,7 +523,7 @@ func TestWhetherAWaypointIsReady(t *testing.T) {
 // A stream tells that a node answered while it holds its own lock, which whoever asks
 // what has been acknowledged takes: the two may not meet.
 func TestTellingOfAnswersNeverAsks(t *testing.T) {
-	b := newBindings(func(uint64) bool { t.Error("asked"); return false }, func(types.NamespacedName, string) bool { t.Error("asked"); return false }, func() {}, func() {})
+	b := newBindings(&written{}, slog.New(slog.DiscardHandler), func(uint64) bool { t.Error("asked"); return false }, func(types.NamespacedName, string) bool { t.Error("asked"); return false }, func() {}, func() {})
 	b.published(nil, 1)
 	b.published([]*translate.Bound{{Kind: "Service", Namespace: "shop", Name: "a", Stage: translate.Announced}}, 2)
 	for range 3 {
@@ -353,5 +550,17 @@ func TestHeardByAll(t *testing.T) {
 		if got := heardByAll(c.running, c.connected, c.behind); got != c.want {
 			t.Errorf("%s: %v", name, got)
 		}
+	}
+}
+
+// Whose term is over writes nothing any more: another leader may be further.
+func TestNoBindingGoesOnAfterTheTerm(t *testing.T) {
+	s := moving(t)
+	s.held["another old"], s.acked = true, 2
+	s.stop()
+	writes := s.record.writes
+	s.standing("another process leads", "another 1 from waypoint", "another")
+	if s.record.writes != writes {
+		t.Error("written after the term")
 	}
 }

@@ -100,7 +100,7 @@ func (p *parts) leaderWork(ctx, force context.Context) error {
 	defer p.logger.Info("no longer leading", "lease", leaseName)
 
 	group, ctx := errgroup.WithContext(ctx)
-	defer context.AfterFunc(ctx, func() { p.leadership.held.Store(false) })()
+	defer context.AfterFunc(ctx, func() { p.leadership.held.Store(false); p.bindings.stop() })()
 	group.Go(func() error { return p.keeper.RunLeader(ctx) })
 	group.Go(func() error { return p.revoker.RunLeader(ctx) })
 	group.Go(func() error { return p.reports.Run(ctx) })
@@ -118,6 +118,25 @@ func (p *parts) leaderWork(ctx, force context.Context) error {
 	return group.Wait()
 }
 
+// bindingsRetry is how soon it is tried again to find out how far bindings are.
+const bindingsRetry = time.Second
+
+// takeBindingsOver goes on where the leader before was.
+func (p *parts) takeBindingsOver(ctx context.Context) error {
+	for {
+		err := p.bindings.takeOver(ctx)
+		if err == nil {
+			return nil
+		}
+		p.logger.Error("bindings not taken over: tried again", "error", err)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(bindingsRetry):
+		}
+	}
+}
+
 // takeOver waits until what is published is no older than what the leader before
 // may have published.
 func (p *parts) takeOver(ctx context.Context) error {
@@ -130,6 +149,9 @@ func (p *parts) takeOver(ctx context.Context) error {
 		}
 	}
 	if err := p.sources.CatchUp(ctx, p.logger); err != nil {
+		return err
+	}
+	if err := p.takeBindingsOver(ctx); err != nil {
 		return err
 	}
 	if err := p.publisher.fresh(ctx); err != nil {

@@ -35,9 +35,10 @@ type publisher struct {
 	revoked   func() *meshapi.RevocationList
 	published func()                 // told of every publication
 	outcomes  func(translate.Result) // told what became of the objects in it
-	// bindings tells how far they are, and bound is told of those in a publication.
+	// bindings tells how far they are; before it is asked, looks is called, and then told
+	// of those in the publication.
 	bindings translate.Bindings
-	bound    func([]*translate.Bound, uint64)
+	looks    func() (published func([]*translate.Bound, uint64))
 	logger   *slog.Logger
 	seconds  prometheus.Histogram
 
@@ -53,7 +54,8 @@ func newPublisher(sources *watch.Sources, captures captures, server *push.Server
 	config translate.Config, logger *slog.Logger, registerer prometheus.Registerer) *publisher {
 	p := &publisher{
 		sources: sources, captures: captures, server: server, changes: changes, config: config,
-		trust: func() ca.Bundle { return ca.Bundle{} }, revoked: func() *meshapi.RevocationList { return nil }, published: func() {}, outcomes: func(translate.Result) {}, bound: func([]*translate.Bound, uint64) {}, logger: logger, another: make(chan struct{}),
+		trust: func() ca.Bundle { return ca.Bundle{} }, revoked: func() *meshapi.RevocationList { return nil }, published: func() {}, outcomes: func(translate.Result) {}, looks: func() func([]*translate.Bound, uint64) { return func([]*translate.Bound, uint64) {} },
+		logger: logger, another: make(chan struct{}),
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "ambit_translate_seconds", Help: "From a look at Kubernetes to a publication.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 4, 8), // 0.5 ms to 8 s
@@ -113,7 +115,7 @@ func (p *publisher) publish() {
 	began, number := time.Now(), p.begin()
 	// Before the objects: a withdrawal that is in this view is in the publication.
 	captured := p.captures.Captured()
-	trust := p.trust()
+	trust, bound := p.trust(), p.looks()
 	objects, err := p.sources.Objects()
 	if err != nil {
 		p.logger.Error("list objects", "error", err)
@@ -131,7 +133,7 @@ func (p *publisher) publish() {
 	p.complain(err)
 	publication := p.server.Publish(result.Resources)
 	p.captures.Published(captured.Generation(), publication)
-	p.bound(result.Bound, publication)
+	bound(result.Bound, publication)
 	p.outcomes(result)
 	p.seconds.Observe(time.Since(began).Seconds())
 	p.logger.Debug("published", "publication", publication, "captured_generation", captured.Generation(),

@@ -150,7 +150,9 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 		Answered: func() { p.policies.Changed(); p.keeper.Changed(); p.revoker.Changed(); p.bindings.answered() },
 		Logger:   logger, Registerer: registry,
 	})
+	p.authority = ca.NewAuthority(ca.AuthorityConfig{TrustDomain: s.trustDomain, SystemNamespace: s.namespace, Logger: logger})
 	p.bindings = newBindings(
+		&bindingsObject{client: client.CoreV1().ConfigMaps(s.namespace), signer: p.authority, logger: logger}, logger,
 		func(publication uint64) bool {
 			return heardByAll(p.pods.NodesWith(s.namespace, ca.TunnelServiceAccount), p.push.Connected(), p.push.AckedBy(publication))
 		},
@@ -174,7 +176,6 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 		Leases:  client.CoordinationV1().Leases(s.namespace),
 		Logger:  logger, Registerer: registry,
 	})
-	p.authority = ca.NewAuthority(ca.AuthorityConfig{TrustDomain: s.trustDomain, SystemNamespace: s.namespace, Logger: logger})
 	nodes := newTrustNodes(p.push, p.reports, p.pods, s.namespace, s.trustDomain)
 	p.keeper = ca.NewKeeper(ca.KeeperConfig{
 		Client: client, Namespace: s.namespace, TrustDomain: s.trustDomain, Root: p.root, Authority: p.authority,
@@ -200,7 +201,7 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 	}, logger, registry)
 	p.publisher.outcomes, p.publisher.trust = p.outcomes, p.authority.Bundle
 	p.publisher.revoked = p.revoker.Message
-	p.publisher.bindings, p.publisher.bound = p.bindings, p.bindings.published
+	p.publisher.bindings, p.publisher.looks = p.bindings, p.bindings.looks
 	return p, nil
 }
 

@@ -21,6 +21,7 @@
 //	request.go       what a certificate signing request may contain
 //	issue.go         sign a workload's certificate
 //	serving.go       the controller's own certificate
+//	record.go        what a leader leaves to the next one is signed too
 //	server.go        the gRPC service over all of that
 //
 // Invariants:
