@@ -42,7 +42,7 @@ func setUp() error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(netlink.LinkSetUp(lo), netlink.AddrAdd(lo, addr))
+	return errors.Join(netlink.LinkSetUp(lo), netlink.AddrReplace(lo, addr)) // a worker of a fuzzer finds it there
 }
 
 // enter runs this program again in a namespace, and returns its exit status.
