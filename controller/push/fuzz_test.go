@@ -1,10 +1,17 @@
 package push
 
 import (
+	"strings"
 	"testing"
+	"unicode/utf8"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	meshapi "github.com/ambit-mesh/ambit/api/mesh"
+	"github.com/ambit-mesh/ambit/controller/resource"
 )
 
 // FuzzSubscription: whatever requests a proxy sends, in whatever order, it gets at
@@ -49,6 +56,39 @@ func FuzzSubscription(f *testing.F) {
 					t.Fatalf("acknowledged %d of %d, %d keys", s.acked, published.publication, len(s.keys))
 				}
 			}
+		}
+	})
+}
+
+// FuzzTroubles: whatever a proxy says of its troubles, what is kept of it is bounded, and text.
+func FuzzTroubles(f *testing.F) {
+	for _, troubles := range []map[string]string{nil, {"shop/tokens": "keys at http://x: refused"}, {"": strings.Repeat("ä", maxWords)}} {
+		body, err := proto.Marshal(&meshapi.Troubles{Resources: troubles})
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(body, body, true)
+	}
+	f.Fuzz(func(t *testing.T, first, second []byte, typed bool) {
+		var before meshapi.Troubles
+		details := []*anypb.Any{{TypeUrl: "type.googleapis.com/ambit.mesh.Troubles", Value: first}, {Value: second}}
+		if typed {
+			details[1].TypeUrl = details[0].TypeUrl
+		}
+		s := newSubscription(resource.RequestAuthentication, "n1")
+		if _, _, err := s.apply(&discovery.DeltaDiscoveryRequest{ErrorDetail: &status.Status{Details: details}}); err != nil {
+			t.Fatal(err)
+		}
+		if len(s.troubles) > maxTroubles {
+			t.Fatalf("%d troubles are kept", len(s.troubles))
+		}
+		for name, words := range s.troubles {
+			if len(words) > maxWords || !utf8.ValidString(words) || !utf8.ValidString(name) {
+				t.Fatalf("%q: %q", name, words)
+			}
+		}
+		if proto.Unmarshal(first, &before) == nil && !typed && len(before.Resources) <= maxTroubles && len(s.troubles) != len(before.Resources) {
+			t.Fatalf("%d of %d troubles are kept", len(s.troubles), len(before.Resources))
 		}
 	})
 }
