@@ -45,7 +45,8 @@ func Capture(ctx context.Context, filter string, run func() error) ([]Packet, er
 	}
 	file.Close()
 	defer os.Remove(file.Name())
-	recorder := inWire(ctx, "tcpdump", "-i", wireDevice, "-n", "-s", "0", "--immediate-mode", "-U", "-w", file.Name(), "tcp and ("+filter+")")
+	// Without delay each packet takes as much of the buffer as the largest may: the usual 2 MiB are 8 packets.
+	recorder := inWire(ctx, "tcpdump", "-i", wireDevice, "-n", "-s", "65535", "-B", "65536", "--immediate-mode", "-U", "-w", file.Name(), "tcp and ("+filter+")")
 	if err := record(recorder, run); err != nil {
 		return nil, err
 	}
