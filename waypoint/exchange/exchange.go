@@ -9,6 +9,7 @@
 //	server2.go   an endpoint that speaks HTTP/2
 //	follow.go    requests under way, which are judged again when what they rest on changes
 //	approval.go  what providers say of requests
+//	budget.go    how many requests of a service may be sent again
 //	mirror.go    copies of requests, for whose responses nobody waits
 //	upgrade.go   after 101: bytes both ways
 //	flags.go     what became of a request, in the field's words
