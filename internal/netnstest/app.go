@@ -156,6 +156,10 @@ type DialOptions struct {
 	Port    uint16        // bind(2), with Source
 	Timeout time.Duration // 3 s if zero
 
+	// Hasty believes the first thing that SO_ERROR says once the socket wakes up, as many programs do. Others look whether the
+	// socket has a peer, and wait on if it has none.
+	Hasty bool
+
 	Unconnected bool // of a datagram: sendto(2) without connect(2)
 }
 

@@ -179,7 +179,7 @@ func connectSocket(to netip.AddrPort, o DialOptions) (*net.TCPConn, error) {
 	}
 	err = unix.Connect(fd, sockaddr(to, family))
 	if err == unix.EINPROGRESS {
-		err = waitConnected(fd, time.Now().Add(o.timeout()))
+		err = waitConnected(fd, time.Now().Add(o.timeout()), o.Hasty)
 	}
 	if err != nil {
 		return nil, os.NewSyscallError("connect", err)
@@ -191,7 +191,7 @@ func connectSocket(to netip.AddrPort, o DialOptions) (*net.TCPConn, error) {
 	return c.(*net.TCPConn), nil
 }
 
-func waitConnected(fd int, deadline time.Time) error {
+func waitConnected(fd int, deadline time.Time, hasty bool) error {
 	for {
 		left := time.Until(deadline)
 		if left <= 0 {
@@ -206,9 +206,17 @@ func waitConnected(fd int, deadline time.Time) error {
 			if err == nil && errno != 0 {
 				err = unix.Errno(errno)
 			}
+			if err == nil && !hasty && !hasPeer(fd) {
+				continue
+			}
 			return err
 		}
 	}
+}
+
+func hasPeer(fd int) bool {
+	_, err := unix.Getpeername(fd)
+	return err == nil
 }
 
 func prepare(fd, family int, o DialOptions) error {

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -184,13 +185,23 @@ func (h *Held) Pass() error {
 	return nil
 }
 
-// Refuse fails the application's connect(2): with errno if it is one that a network can cause, else with ECONNREFUSED.
+// unreachablePause is how long an application is given to go to sleep before an ICMP message wakes it. For IPv4 the kernel puts
+// the message into the socket's error queue first, and only then sets its error: who comes to poll(2) between the two finds an
+// event and no error, and takes that for a connection. From sleep nobody is there that fast.
+const unreachablePause = 100 * time.Microsecond
+
+// Refuse fails the application's connect(2): with errno if it is one that a network can cause, else with ECONNREFUSED. It may
+// take a moment.
 func (h *Held) Refuse(errno unix.Errno) error {
 	syn, ok := h.answer()
 	if !ok {
 		return nil
 	}
-	if err := h.hold.send(syn, syn.refusal(errno)); err != nil {
+	packet := syn.refusal(errno)
+	if syn.is4() && packet[9] == unix.IPPROTO_ICMP {
+		time.Sleep(unreachablePause)
+	}
+	if err := h.hold.send(syn, packet); err != nil {
 		return fmt.Errorf("refuse connection from %s to %s: %w", h.client, h.dst, err)
 	}
 	return nil

@@ -103,6 +103,36 @@ func testConnect(t *testing.T, withoutTCX bool) {
 	}
 }
 
+// Programs that believe the first thing that a socket says when it wakes up are not told of a connection where there is none.
+// One in a thousand may be: the kernel's own race, which is there without a mesh when the message comes from afar.
+func TestProgramsAreNotToldOfAConnectionThatFails(t *testing.T) {
+	const dials, most = 400, 4
+	a := openNode(t, netnstest.New(t, "a").Node("a"))
+	client := a.Pod("client")
+	app := client.Start()
+	if err := client.Do(addDeadEnds); err != nil {
+		t.Fatal(err)
+	}
+	a.capture(t, client)
+	for _, to := range []string{"192.0.2.1:80", "198.51.100.1:80"} {
+		var misled int
+		for range dials {
+			_, err := app.DialWith(netip.MustParseAddrPort(to), netnstest.DialOptions{Hasty: true})
+			switch errnoOf(err) {
+			case unix.EHOSTUNREACH, unix.ENETUNREACH:
+			default:
+				t.Fatalf("%s: %v", to, err)
+			}
+			if !strings.HasPrefix(err.Error(), "connect: ") {
+				misled++
+			}
+		}
+		if misled > most {
+			t.Errorf("%s: connect(2) seemed to succeed in %d of %d", to, misled, dials)
+		}
+	}
+}
+
 // addDeadEnds makes some destinations unreachable from a namespace, by the kernel's own routing.
 func addDeadEnds() error {
 	for _, dead := range []struct {
