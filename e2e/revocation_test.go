@@ -183,6 +183,7 @@ func TestAStolenKeyIsWorthNothingOnceItIsRevoked(t *testing.T) {
 	defer func() {
 		p.kubectl("-n", "ambit-system", "scale", "deployment/controller", "--replicas=2")
 		p.meshReady()
+		p.checkPasses() // every node follows it
 	}()
 	p.kubectl("-n", "ambit-system", "wait", "--for=delete", "pod", "-l", "app=controller", "--timeout=60s")
 	refused("without the controller")

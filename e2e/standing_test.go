@@ -18,6 +18,7 @@ func TestTheControllerMayBeDown(t *testing.T) {
 	defer func() {
 		p.kubectl("-n", "ambit-system", "scale", "deployment/controller", "--replicas=2")
 		p.meshReady()
+		p.checkPasses() // every node follows it
 	}()
 	p.kubectl("-n", "ambit-system", "wait", "--for=delete", "pod", "-l", "app=controller", "--timeout=60s")
 	p.assertTunnelled(func() { p.answers("client", "http://server:8080/whoami") })

@@ -10,7 +10,7 @@ import (
 // that does not lead refuses connections, so one attempt may not be enough.
 const (
 	backoffMin = 10 * time.Millisecond
-	backoffMax = 4 * time.Second
+	backoffMax = 2 * time.Second
 )
 
 // backoff doubles the wait between attempts. The zero value is ready.

@@ -9,11 +9,15 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	grpcbackoff "google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 )
 
 const (
+	// An attempt that nobody answers is given up: the address may be led to a pod that ended, and the next attempt to one
+	// that runs. Where one is, it answers in milliseconds.
+	connectTimeout = 3 * time.Second
 	// A controller that vanished without a word is noticed after 15 s, about when
 	// another one leads.
 	keepaliveInterval = 10 * time.Second
@@ -57,6 +61,7 @@ func (c *Client) connect() (*grpc.ClientConn, error) {
 		})),
 		grpc.WithPerRPCCredentials(bearer{token: c.config.Token, clusterID: c.config.Node.ClusterID}),
 		grpc.WithContextDialer(dial),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: grpcbackoff.DefaultConfig, MinConnectTimeout: connectTimeout}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveInterval, Timeout: keepaliveTimeout}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponseBytes)),
 		grpc.WithDisableServiceConfig(),

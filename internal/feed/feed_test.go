@@ -341,8 +341,8 @@ func TestBackoff(t *testing.T) {
 			t.Errorf("%d attempts in the first second, want 5 to 10", n)
 		}
 		within(5 * time.Minute)
-		if n := within(10 * time.Minute); n < 149 || n > 302 {
-			t.Errorf("%d attempts in 10 minutes, want one each 2 s to 4 s", n)
+		if n := within(10 * time.Minute); n < 299 || n > 602 {
+			t.Errorf("%d attempts in 10 minutes, want one each 1 s to 2 s", n)
 		}
 
 		c.start()
@@ -353,6 +353,29 @@ func TestBackoff(t *testing.T) {
 		c.accept()
 		if waited := time.Since(started); waited > 50*time.Millisecond {
 			t.Errorf("waited %s after a stream that lived", waited)
+		}
+	})
+}
+
+// The Service may lead to a pod of the controller that is gone, and nobody answers: the next attempt comes soon, and
+// may find the pod that runs.
+func TestAnAttemptThatNobodyAnswersIsGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newController(t)
+		var attempts atomic.Int32
+		started := time.Now()
+		run(t, c, func(config *feed.Config) {
+			config.Dial = func(ctx context.Context, address string) (net.Conn, error) {
+				if attempts.Add(1) == 1 {
+					<-ctx.Done()
+					return nil, ctx.Err()
+				}
+				return c.dial(ctx, address)
+			}
+		})
+		c.accept()
+		if waited := time.Since(started); waited > 5*time.Second {
+			t.Errorf("another attempt was made after %s", waited)
 		}
 	})
 }
