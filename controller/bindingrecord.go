@@ -117,6 +117,8 @@ type recordSigner interface {
 type bindingsObject struct {
 	client coreclient.ConfigMapInterface
 	signer recordSigner
+	// leads asks who holds the Lease; it is an error unless this process does.
+	leads  func(ctx context.Context) error
 	logger *slog.Logger
 	// found says whether there was an object when it was last read or written, and version
 	// which: what a leader that is deposed writes late replaces nothing. Owned by whoever leads.
@@ -144,7 +146,7 @@ func (o *bindingsObject) read(ctx context.Context) (string, error) {
 }
 
 // write replaces what was read or written last. If somebody else wrote it meanwhile, that is an
-// error, and the next attempt replaces theirs.
+// error, and the next attempt replaces theirs, unless they are the next leader.
 func (o *bindingsObject) write(ctx context.Context, text string) error {
 	signature, err := o.signer.SignRecord(bindingsConfigMap, []byte(text))
 	if err != nil {
@@ -166,9 +168,22 @@ func (o *bindingsObject) write(ctx context.Context, text string) error {
 		return nil
 	}
 	if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) || apierrors.IsNotFound(err) {
-		if _, again := o.read(ctx); again != nil {
-			err = errors.Join(err, again)
-		}
+		err = errors.Join(err, o.catchUp(ctx))
 	}
 	return fmt.Errorf("write ConfigMap %s: %w", bindingsConfigMap, err)
+}
+
+// catchUp has the next write replace what somebody else wrote. The Lease is asked for after
+// that was read: if it was the next leader who wrote it, the Lease is not this process's by
+// then, and what it writes goes on being refused.
+func (o *bindingsObject) catchUp(ctx context.Context) error {
+	found, version := o.found, o.version
+	if _, err := o.read(ctx); err != nil {
+		return err
+	}
+	if err := o.leads(ctx); err != nil {
+		o.found, o.version = found, version
+		return err
+	}
+	return nil
 }

@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -342,6 +342,7 @@ func TestTheNextLeaderGoesOn(t *testing.T) {
 		{"enforced", enforced, "another", "another 3 from ", "another 3 from "},
 		{"leaving", leaving, "", "waypoint 2 from , leaving", "waypoint 1 from , leaving"},
 		{"leaving, and back", leaving, "waypoint", "waypoint 2 from ", "waypoint 3 from "},
+		{"leaving, led straight, and another", straight, "another", "waypoint 1 from , leaving", "another 1 from "},
 		{"left", left, "", " 0 from ", " 0 from "},
 		{"left, and back", left, "waypoint", "waypoint 1 from ", "waypoint 1 from "},
 	} {
@@ -387,6 +388,16 @@ func leaving(s *stages) {
 	s.check()
 }
 
+// straight: no node leads clients through the waypoint any more, and older connections end.
+func straight(s *stages) {
+	leaving(s)
+	s.publish()
+	s.acked = 9
+	s.check()
+	s.publish()
+	s.check()
+}
+
 func left(s *stages) {
 	leaving(s)
 	for range 2 {
@@ -417,6 +428,8 @@ func TestWhatIsNotWrittenDownIsEnforced(t *testing.T) {
 		"nothing":  "",
 		"unknown":  "{",
 		"no stage": `{"bindings":[{"kind":"Service","namespace":"shop","name":"old","waypoint":"shop/waypoint","stage":4}]}`,
+		"stage 0":  `{"bindings":[{"kind":"Service","namespace":"shop","name":"old","waypoint":"shop/waypoint","stage":0}]}`,
+		"no kind":  `{"bindings":[{"namespace":"shop","name":"old","waypoint":"shop/waypoint","stage":3}]}`,
 		"no name":  `{"bindings":[{"kind":"Service","namespace":"shop","name":"old","waypoint":"waypoint","stage":3}]}`,
 		"no list":  `{}`,
 		"twice": `{"bindings":[{"kind":"Service","namespace":"shop","name":"old","waypoint":"shop/waypoint","stage":3},` +
@@ -439,6 +452,34 @@ func TestWhatIsNotWrittenDownIsEnforced(t *testing.T) {
 	s.standing("it is known that there is none", "waypoint 1 from ", "waypoint")
 }
 
+// What is written down is waited for: a leader that cannot read it would enforce at once what is on its way.
+func TestTakingOverWaitsForTheRecord(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first := moving(t)
+		first.check()
+		s := newStages(t)
+		s.bindings.record = first.record
+		first.record.fail = errors.New("the API server is down")
+		if err := s.takeOver(t.Context()); !errors.Is(err, first.record.fail) {
+			t.Errorf("taken over without the record: %v", err)
+		}
+		p := &parts{bindings: s.bindings, logger: slog.New(slog.DiscardHandler)}
+		over := make(chan error, 1)
+		go func() { over <- p.takeBindingsOver(t.Context()) }()
+		time.Sleep(10 * bindingsRetry)
+		select {
+		case err := <-over:
+			t.Errorf("taken over without the record: %v", err)
+		default:
+		}
+		first.record.fail = nil
+		if err := <-over; err != nil {
+			t.Error(err)
+		}
+		s.standing("the next leader", "another 1 from waypoint", "another")
+	})
+}
+
 // Who does not lead takes nothing on, and what it published counts for nothing once it does.
 func TestOnlyTheLeaderTakesBindingsOn(t *testing.T) {
 	record := &written{text: `{"bindings":[]}`}
@@ -453,31 +494,6 @@ func TestOnlyTheLeaderTakesBindingsOn(t *testing.T) {
 	early([]*translate.Bound{one}, 1)
 	if got := b.Standing(one.Of(), one.Waypoint).Stage; got != translate.Announced || record.writes > 0 {
 		t.Errorf("at stage %d, written %d times", got, record.writes)
-	}
-}
-
-// Where there is no room for all, those that are on their way are kept.
-func TestARecordHasABound(t *testing.T) {
-	all := []recordedBinding{
-		{Kind: "Service", Namespace: "shop", Name: "a", Waypoint: "shop/waypoint", Stage: translate.Enforced},
-		{Kind: "Service", Namespace: "shop", Name: "b", Waypoint: "shop/waypoint", From: "shop/other", Stage: translate.Led},
-	}
-	text, err := encodeBindings(slices.Clone(all), 200)
-	if err != nil {
-		t.Fatal(err)
-	}
-	file, err := decodeBindings(text)
-	if err != nil || !file.Partial || len(file.Bindings) != 1 || file.Bindings[0] != all[1] {
-		t.Errorf("%+v, %v", file, err)
-	}
-	if text, err := encodeBindings(all, 50); err == nil {
-		t.Errorf("no room for those on their way, and got %s", text)
-	}
-	if text, err = encodeBindings(all, maxBindingsBytes); err != nil {
-		t.Fatal(err)
-	}
-	if file, err = decodeBindings(text); err != nil || file.Partial || !slices.Equal(file.Bindings, all) {
-		t.Errorf("%+v, %v", file, err)
 	}
 }
 

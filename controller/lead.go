@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/leaderelection"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 )
@@ -91,6 +92,18 @@ func (p *parts) elector(terms chan<- context.Context) (*leaderelection.LeaderEle
 		return nil, fmt.Errorf("make leader elector: %w", err)
 	}
 	return elector, nil
+}
+
+// holdsLease is an error unless the API server says that this replica holds the Lease.
+func (p *parts) holdsLease(ctx context.Context) error {
+	lease, err := p.client.CoordinationV1().Leases(p.settings.namespace).Get(ctx, leaseName, metav1.GetOptions{})
+	if err != nil {
+		return fmt.Errorf("read Lease %s: %w", leaseName, err)
+	}
+	if holder := lease.Spec.HolderIdentity; holder == nil || *holder != p.settings.podName {
+		return errLeaseLost
+	}
+	return nil
 }
 
 // leaderWork is what only one replica may do: writing, and serving data planes,

@@ -103,6 +103,27 @@ func TestLeaseNamesItsHolder(t *testing.T) {
 	}
 }
 
+// Who holds the Lease is the API server's word.
+func TestWhoHoldsTheLease(t *testing.T) {
+	cluster := fake.NewClientset()
+	first := &parts{client: cluster, settings: settings{namespace: "ambit-system", podName: "first"}}
+	holds := func(when string, want bool) {
+		t.Helper()
+		if err := first.holdsLease(t.Context()); (err == nil) != want || err != nil && when != "there is none" && !errors.Is(err, errLeaseLost) {
+			t.Errorf("%s: %v", when, err)
+		}
+	}
+	holds("there is none", false)
+	leads, stop := replica(t, cluster, "first")
+	awaitLead(t, leads)
+	holds("it is its own", true)
+	stop()
+	holds("it let go of it", false)
+	leads, _ = replica(t, cluster, "second")
+	awaitLead(t, leads)
+	holds("it is another's", false)
+}
+
 func awaitLead(t *testing.T, leads <-chan struct{}) {
 	t.Helper()
 	select {

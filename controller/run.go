@@ -152,7 +152,7 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 	})
 	p.authority = ca.NewAuthority(ca.AuthorityConfig{TrustDomain: s.trustDomain, SystemNamespace: s.namespace, Logger: logger})
 	p.bindings = newBindings(
-		&bindingsObject{client: client.CoreV1().ConfigMaps(s.namespace), signer: p.authority, logger: logger}, logger,
+		&bindingsObject{client: client.CoreV1().ConfigMaps(s.namespace), signer: p.authority, leads: p.holdsLease, logger: logger}, logger,
 		func(publication uint64) bool {
 			return heardByAll(p.pods.NodesWith(s.namespace, ca.TunnelServiceAccount), p.push.Connected(), p.push.AckedBy(publication))
 		},

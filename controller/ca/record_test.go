@@ -49,11 +49,17 @@ func TestARecordIsTheIssuersOwn(t *testing.T) {
 		if err := a.CheckRecord("bindings", []byte("text"), signature); err != nil {
 			t.Errorf("%s: %v", kind, err)
 		}
+		// What is signed is no DER, whatever the text is.
+		algorithm, _ := recordAlgorithm(key.Public())
+		if err := cert.CheckSignature(algorithm, []byte("ambit record\n\"bindings\"\ntext"), signature); err != nil {
+			t.Errorf("%s: of something else: %v", kind, err)
+		}
 		for what, err := range map[string]error{
-			"another text": a.CheckRecord("bindings", []byte("texts"), signature),
-			"another name": a.CheckRecord("binding", []byte("text"), signature),
-			"no signature": a.CheckRecord("bindings", []byte("text"), nil),
-			"its issuer":   other.CheckRecord("bindings", []byte("text"), signature),
+			"another text":               a.CheckRecord("bindings", []byte("texts"), signature),
+			"another name":               a.CheckRecord("binding", []byte("text"), signature),
+			"another bound between them": a.CheckRecord("binding", []byte("stext"), signature),
+			"no signature":               a.CheckRecord("bindings", []byte("text"), nil),
+			"its issuer":                 other.CheckRecord("bindings", []byte("text"), signature),
 		} {
 			if err == nil {
 				t.Errorf("%s: %s counts", kind, what)
