@@ -43,7 +43,8 @@ type publisher struct {
 	seconds  prometheus.Histogram
 
 	// owned by Run
-	complaint string // what was last logged as impossible to translate
+	complaint string           // what was last logged as impossible to translate
+	enrolled  status.Enrolment // of the last publication
 
 	mu          sync.Mutex
 	begun, made uint64        // publications; guarded by mu
@@ -121,6 +122,7 @@ func (p *publisher) publish() {
 		p.logger.Error("list objects", "error", err)
 		return
 	}
+	p.enrolled = status.Enrolled(objects.Pods, objects.Namespaces, p.config.SystemNamespace, p.enrolled, began)
 	result, err := translate.Translate(translate.Input{
 		Pods: objects.Pods, Services: objects.Services, Slices: objects.Slices, Nodes: objects.Nodes, Namespaces: objects.Namespaces,
 		PeerAuthentications: objects.PeerAuthentications, AuthorizationPolicies: objects.AuthorizationPolicies,
@@ -128,7 +130,7 @@ func (p *publisher) publish() {
 		Gateways: objects.Gateways,
 		Bindings: p.bindings,
 		Routes:   translate.Routes{HTTP: objects.HTTPRoutes, GRPC: objects.GRPCRoutes, TLS: objects.TLSRoutes, TCP: objects.TCPRoutes},
-		Captured: captured, Enrolled: status.Enrolled(objects.Pods, objects.Namespaces, p.config.SystemNamespace), Roots: trust.Roots, Retiring: trust.Retiring, Revoked: p.revoked(), Config: p.config,
+		Captured: captured, Enrolled: p.enrolled, Roots: trust.Roots, Retiring: trust.Retiring, Revoked: p.revoked(), Config: p.config,
 	})
 	p.complain(err)
 	publication := p.server.Publish(result.Resources)

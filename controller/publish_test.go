@@ -28,6 +28,7 @@ import (
 	"github.com/ambit-mesh/ambit/controller/push"
 	"github.com/ambit-mesh/ambit/controller/report"
 	"github.com/ambit-mesh/ambit/controller/resource"
+	"github.com/ambit-mesh/ambit/controller/status"
 	"github.com/ambit-mesh/ambit/controller/translate"
 	"github.com/ambit-mesh/ambit/controller/watch"
 	"github.com/ambit-mesh/ambit/controller/watch/watchtest"
@@ -98,6 +99,46 @@ func TestProxiesFollowPolicies(t *testing.T) {
 	}
 	c.policies.AuthorizationPolicies.Delete(deny)
 	p.await("the policy gone from the pod", func(m mesh) bool { return len(names(m)) == 0 })
+}
+
+// Those who tell people learn since when a pod is to be captured: since this process has seen that, however often it publishes.
+func TestOutcomesKnowSinceWhenAPodIsEnrolled(t *testing.T) {
+	web := pod("web", "10.244.1.5")
+	cluster := fake.NewClientset(web)
+	c := startController(t, cluster)
+	policy := &v1alpha1.AuthorizationPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "deny", UID: "1", Generation: 1}}
+	c.policies.AuthorizationPolicies.Add(policy)
+	since := func(generation int64, enrolled int) (since time.Time) {
+		t.Helper()
+		deadline := time.After(10 * time.Second)
+		for {
+			select {
+			case got := <-c.outcomes:
+				if len(got) == 1 && got[0].Generation == generation && len(got[0].Uncaptured["n1"]) == enrolled {
+					return append(got[0].Uncaptured["n1"], time.Time{})[0]
+				}
+			case <-deadline:
+				t.Fatalf("never: generation %d with %d pods that are not captured", generation, enrolled)
+			}
+		}
+	}
+	since(1, 0)
+	web = web.DeepCopy()
+	before := time.Now()
+	web.Labels = map[string]string{status.Label: "ambient"}
+	must(t)(cluster.CoreV1().Pods("shop").Update(t.Context(), web, metav1.UpdateOptions{}))
+	first := since(1, 1)
+	if first.Before(before) || first.After(time.Now()) {
+		t.Errorf("enrolled at %s, said %s", before, first)
+	}
+	policy = policy.DeepCopy()
+	policy.Generation = 2
+	c.policies.AuthorizationPolicies.Modify(policy)
+	if second := since(2, 1); !second.Equal(first) {
+		t.Errorf("enrolled since %s, and then since %s", first, second)
+	}
+	c.reports.Seed(types.NamespacedName{Namespace: "shop", Name: "web"}, web.UID, true)
+	since(2, 0)
 }
 
 // What report waits for: a publication without the pod's HBONE, by its number.

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -42,6 +43,10 @@ type progress struct {
 	inForce  int
 	// waiting are the nodes where it is not in force yet, sorted.
 	waiting []string
+	// capturing counts by node the pods that are to be captured, run and are not, since less than
+	// captureGrace; late those since longer. nextLate is when the next of capturing is late, zero if there is none.
+	capturing, late map[string]int
+	nextLate        time.Time
 	// refusals are the words of the nodes that refused it, by node.
 	refusals map[string]string
 	// troubles are the words of the waypoints that cannot carry it out, by waypoint.
@@ -131,20 +136,16 @@ func inForce(p *translate.Policy, on progress) metav1.Condition {
 		for _, waypoint := range firstFew(slices.Sorted(maps.Keys(on.troubles))) {
 			c.Message += fmt.Sprintf("; waypoint %s refuses tokens: %s", waypoint, shorten(on.troubles[waypoint]))
 		}
-	case len(p.Uncaptured) > 0:
+	case len(on.late) > 0:
 		c.Status, c.Reason = metav1.ConditionFalse, reasonNotCaptured
-		for _, node := range firstFew(slices.Sorted(maps.Keys(p.Uncaptured))) {
-			c.Message += fmt.Sprintf("; on node %s %d pods run that are to be captured and are not: nothing enforces it for them", node, p.Uncaptured[node])
-		}
-		if more := len(p.Uncaptured) - listed; more > 0 {
-			c.Message += fmt.Sprintf("; and on %d more nodes", more)
-		}
+		c.Message += ofPods(on.late, "run that are to be captured and are not: nothing enforces it for them")
 	case on.inForce < on.required:
 		c.Status, c.Reason = metav1.ConditionFalse, reasonPending
 		c.Message += "; waiting for " + strings.Join(firstFew(on.waiting), ", ")
 		if more := len(on.waiting) - listed; more > 0 {
 			c.Message += fmt.Sprintf(" and %d more", more)
 		}
+		c.Message += ofPods(on.capturing, "are being captured: until they are, nothing enforces it for them")
 	}
 	return c
 }
@@ -158,6 +159,17 @@ func enforcers(p *translate.Policy) string {
 		return "nodes and waypoints"
 	}
 	return "nodes"
+}
+
+// ofPods says something of the pods on some nodes.
+func ofPods(byNode map[string]int, says string) (message string) {
+	for _, node := range firstFew(slices.Sorted(maps.Keys(byNode))) {
+		message += fmt.Sprintf("; on node %s %d pods %s", node, byNode[node], says)
+	}
+	if more := len(byNode) - listed; more > 0 {
+		message += fmt.Sprintf("; and on %d more nodes", more)
+	}
+	return message
 }
 
 func firstFew(nodes []string) []string { return nodes[:min(len(nodes), listed)] }

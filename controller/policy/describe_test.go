@@ -59,9 +59,14 @@ func TestAccepted(t *testing.T) {
 
 func TestInForce(t *testing.T) {
 	policy := &translate.Policy{Version: "abc"}
-	var many []string
+	var many, captureless []string
+	everywhere := make(map[string]int)
 	for i := range 12 {
-		many = append(many, fmt.Sprintf("n%02d", i))
+		node := fmt.Sprintf("n%02d", i)
+		many, everywhere[node] = append(many, node), 1
+		if i < listed {
+			captureless = append(captureless, "; on node "+node+" 1 pods run that are to be captured and are not: nothing enforces it for them")
+		}
 	}
 	for name, test := range map[string]struct {
 		on      progress
@@ -69,9 +74,13 @@ func TestInForce(t *testing.T) {
 		reason  string
 		message string
 	}{
-		"uncaptured": {progress{required: 3, inForce: 1, waiting: []string{"n1", "n2"}}, metav1.ConditionFalse, "NotCaptured",
+		"uncaptured": {progress{required: 3, inForce: 1, waiting: []string{"n1", "n2"}, capturing: map[string]int{"n1": 1}, late: map[string]int{"n2": 3}}, metav1.ConditionFalse, "NotCaptured",
 			"on 1 of 3 nodes, version abc; on node n2 3 pods run that are to be captured and are not: nothing enforces it for them"},
-		"uncaptured, and refused": {progress{required: 2, inForce: 1, waiting: []string{"n2"}, refusals: map[string]string{"n2": "rules[0]: too long"}},
+		"being captured": {progress{required: 3, inForce: 1, waiting: []string{"n1", "n2"}, capturing: map[string]int{"n2": 3}}, metav1.ConditionFalse, "Pending",
+			"on 1 of 3 nodes, version abc; waiting for n1, n2; on node n2 3 pods are being captured: until they are, nothing enforces it for them"},
+		"uncaptured on many nodes": {progress{required: 12, waiting: many, late: everywhere}, metav1.ConditionFalse, "NotCaptured",
+			"on 0 of 12 nodes, version abc" + strings.Join(captureless, "") + "; and on 2 more nodes"},
+		"uncaptured, and refused": {progress{required: 2, inForce: 1, waiting: []string{"n2"}, late: map[string]int{"n2": 3}, refusals: map[string]string{"n2": "rules[0]: too long"}},
 			metav1.ConditionFalse, "Refused", "on 1 of 2 nodes, version abc; node n2 refused it: rules[0]: too long"},
 		"everywhere": {progress{required: 3, inForce: 3}, metav1.ConditionTrue, "InForce", "on 3 of 3 nodes, version abc"},
 		"nowhere to be": {progress{}, metav1.ConditionTrue, "NoCapturedPods",
@@ -83,10 +92,6 @@ func TestInForce(t *testing.T) {
 		"refused": {progress{required: 2, inForce: 1, waiting: []string{"n2"}, refusals: map[string]string{"n2": "rules[0]: too long"}},
 			metav1.ConditionFalse, "Refused", "on 1 of 2 nodes, version abc; node n2 refused it: rules[0]: too long"},
 	} {
-		policy.Uncaptured = nil
-		if strings.HasPrefix(name, "uncaptured") {
-			policy.Uncaptured = map[string]int{"n2": 3}
-		}
 		got := inForce(policy, test.on)
 		if got.Status != test.status || got.Reason != test.reason || got.Message != test.message {
 			t.Errorf("%s: %s %s %q", name, got.Status, got.Reason, got.Message)

@@ -13,6 +13,10 @@
 // the policy and the workloads that name it. A node whose proxy connects anew
 // keeps what it had for a moment: a policy that flickers is read by nobody.
 //
+// Nor is it in force where a pod that it applies to runs, and is to be captured, and is not.
+// Where that is only just so, since the pod was enrolled while it ran, it is on its way; later
+// it is a fault, and said to be one.
+//
 // Invariants: a policy with a field that is not known is told to be Unread, and never
 // taken for what the rest of it says; only the leader writes; only changes are written, and not more
 // often than once a second for each policy; conditions of others are left as

@@ -104,22 +104,24 @@ func (k *Keeper) RunLeader(ctx context.Context) error {
 	// Whoever led before may have written since.
 	k.memory, k.written, k.began = make(memory), make(map[string]object), time.Now()
 	k.Changed()
-	ticker := time.NewTicker(lookAgain)
-	defer ticker.Stop()
+	timer := time.NewTimer(lookAgain)
+	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-k.changed:
-		case <-ticker.C:
+		case <-timer.C:
 		}
 		if !sleep(ctx, settle) {
 			return nil
 		}
-		if err := k.pass(ctx); err != nil && ctx.Err() == nil {
+		again, err := k.pass(ctx)
+		if err != nil && ctx.Err() == nil {
 			k.cfg.Logger.Warn("keep status of policies", "error", err)
 			k.Changed() // after the pause
 		}
+		timer.Reset(again)
 		if !sleep(ctx, pause) {
 			return nil
 		}
@@ -138,14 +140,14 @@ func sleep(ctx context.Context, d time.Duration) bool {
 }
 
 // pass compares every policy's status with what it shall be, and writes those
-// that differ.
-func (k *Keeper) pass(ctx context.Context) error {
+// that differ. It returns how soon to look again though nothing happens.
+func (k *Keeper) pass(ctx context.Context) (again time.Duration, err error) {
 	k.mu.Lock()
 	outcomes := k.outcomes
 	k.mu.Unlock()
 	objects, err := k.cfg.Objects.Policies()
 	if err != nil {
-		return err
+		return lookAgain, err
 	}
 	byKey := index(objects)
 	now := time.Now()
@@ -157,8 +159,12 @@ func (k *Keeper) pass(ctx context.Context) error {
 		}
 	}
 	progress := k.memory.measure(outcomes, k.cfg.Proxies, now)
+	again = lookAgain
 	var errs []error
 	for _, p := range outcomes {
+		if late := progress[p].nextLate; !late.IsZero() {
+			again = min(again, late.Sub(now))
+		}
 		key := p.ID()
 		o, ok := byKey[key]
 		if !ok || o.GetUID() != p.UID {
@@ -178,7 +184,7 @@ func (k *Keeper) pass(ctx context.Context) error {
 		k.count(p.Kind, err)
 		switch {
 		case ctx.Err() != nil:
-			return ctx.Err()
+			return again, ctx.Err()
 		case err != nil && !apierrors.IsNotFound(err):
 			errs = append(errs, fmt.Errorf("update status of %s: %w", key, err))
 		case err == nil:
@@ -190,7 +196,7 @@ func (k *Keeper) pass(ctx context.Context) error {
 			delete(k.written, key)
 		}
 	}
-	return errors.Join(errs...)
+	return again, errors.Join(errs...)
 }
 
 // wasInForce tells whether an object's status says that this very version is in

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -136,7 +137,13 @@ func lead(t *testing.T, s *server, p *proxies) *Keeper {
 	t.Helper()
 	listener := httptest.NewServer(s)
 	t.Cleanup(listener.Close)
-	client, err := NewClient(&rest.Config{Host: listener.URL})
+	return leadBy(t, s, p, &rest.Config{Host: listener.URL})
+}
+
+// leadBy writes by way of an API server that is configured.
+func leadBy(t *testing.T, s *server, p *proxies, config *rest.Config) *Keeper {
+	t.Helper()
+	client, err := NewClient(config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -243,6 +250,46 @@ func TestTakingOver(t *testing.T) {
 	if got := s.inForce(); got != "2/2" {
 		t.Errorf("taking over makes it %s", got)
 	}
+}
+
+// What is being captured is late without anything happening: the keeper looks again when that is so.
+func TestLateCapturesAreToldInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, p := newServer(), &proxies{fleet: fleet{{"n1", "a"}: {has: []string{theDeny, webPod}}, {"n2", "b"}: {has: []string{theDeny, dbPod}}}}
+		k := leadBy(t, s, p, &rest.Config{Host: "http://api", Transport: direct{s}})
+		captured, enrolled := deny(), deny()
+		enrolled.Uncaptured = map[string][]time.Time{"n2": {time.Now().Add(time.Second)}}
+		said := func(when string, status metav1.ConditionStatus, reason string) {
+			t.Helper()
+			s.do(func() {
+				if c := meta.FindStatusCondition(s.deny.Status.Conditions, "InForce"); c == nil || c.Status != status || c.Reason != reason {
+					t.Errorf("%s: %+v", when, c)
+				}
+			})
+		}
+		k.Published([]*translate.Policy{captured})
+		time.Sleep(time.Second)
+		said("before", metav1.ConditionTrue, reasonInForce)
+		k.Published([]*translate.Policy{enrolled})
+		time.Sleep(2 * time.Second)
+		said("enrolled", metav1.ConditionFalse, reasonPending)
+		time.Sleep(captureGrace - 2*time.Second)
+		said("not captured", metav1.ConditionFalse, reasonPending)
+		time.Sleep(2 * settle)
+		said("for too long", metav1.ConditionFalse, reasonNotCaptured)
+		k.Published([]*translate.Policy{captured})
+		time.Sleep(2 * time.Second)
+		said("captured", metav1.ConditionTrue, reasonInForce)
+	})
+}
+
+// direct is the way to a server without a network.
+type direct struct{ to http.Handler }
+
+func (d direct) RoundTrip(r *http.Request) (*http.Response, error) {
+	recorder := httptest.NewRecorder()
+	d.to.ServeHTTP(recorder, r)
+	return recorder.Result(), nil
 }
 
 // An outcome is of one object and one generation of it.

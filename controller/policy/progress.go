@@ -13,6 +13,10 @@ import (
 // proxy connects anew now and then, and acknowledges changes of its workloads.
 const grace = 10 * time.Second
 
+// captureGrace is what a node gets to capture a pod that runs when it is enrolled. For that long its policies
+// are on their way, like those that a node has not acknowledged; a pod that is not captured then may never be.
+const captureGrace = 10 * time.Second
+
 // Proxies know what nodes work with.
 type Proxies interface {
 	// Each visits every connected proxy. Has tells whether the proxy acknowledged
@@ -67,7 +71,11 @@ func (m memory) measure(policies []*translate.Policy, proxies Proxies, now time.
 	known := make(map[remembered]bool)
 	for _, p := range policies {
 		nodes := enforcing(p)
-		on := progress{required: len(nodes) + len(p.Waypoints), refusals: make(map[string]string), troubles: make(map[string]string)}
+		on := progress{
+			required: len(nodes) + len(p.Waypoints), refusals: make(map[string]string), troubles: make(map[string]string),
+			capturing: make(map[string]int), late: make(map[string]int),
+		}
+		on.await(p.Uncaptured, now)
 		for _, waypoint := range p.Waypoints {
 			key := keyOn(p, "waypoint "+waypoint)
 			known[key] = true
@@ -100,7 +108,7 @@ func (m memory) measure(policies []*translate.Policy, proxies Proxies, now time.
 			case f.refusal != "":
 				on.refusals[node] = f.refusal
 				on.waiting = append(on.waiting, node)
-			case p.Uncaptured[node] > 0:
+			case len(p.Uncaptured[node]) > 0:
 				on.waiting = append(on.waiting, node)
 			case remembers && now.Sub(last) < grace:
 				on.inForce++
@@ -112,6 +120,23 @@ func (m memory) measure(policies []*translate.Policy, proxies Proxies, now time.
 	}
 	maps.DeleteFunc(m, func(key remembered, _ time.Time) bool { return !known[key] })
 	return result
+}
+
+// await counts the pods that are not captured, of which is known since when they are to be.
+func (on *progress) await(uncaptured map[string][]time.Time, now time.Time) {
+	for node, pods := range uncaptured {
+		for _, since := range pods {
+			late := since.Add(captureGrace)
+			if !now.Before(late) {
+				on.late[node]++
+				continue
+			}
+			on.capturing[node]++
+			if on.nextLate.IsZero() || late.Before(on.nextLate) {
+				on.nextLate = late
+			}
+		}
+	}
 }
 
 // enforcing are the nodes where a policy ought to be enforced, sorted: where pods that it applies to are captured, or ought to be.

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/ambit-mesh/ambit/controller/resource"
 	"github.com/ambit-mesh/ambit/controller/translate"
 )
@@ -93,13 +95,53 @@ func TestMeasure(t *testing.T) {
 func TestWhereNobodyCapturesNothingIsInForce(t *testing.T) {
 	all := fleet{{"n1", "a"}: {has: []string{theDeny, webPod}}, {"n2", "b"}: {has: []string{theDeny, dbPod}}}
 	p := deny()
-	p.Uncaptured = map[string]int{"n2": 1, "n3": 2}
+	var ever time.Time
+	p.Uncaptured = map[string][]time.Time{"n2": {ever}, "n3": {ever, ever}}
 	on := memory{}.measure([]*translate.Policy{p}, all, time.Now())[p]
 	if on.required != 3 || on.inForce != 1 || !slices.Equal(on.waiting, []string{"n2", "n3"}) {
 		t.Errorf("%+v", on)
 	}
 	if c := inForce(p, on); c.Reason != reasonNotCaptured || !strings.Contains(c.Message, "on node n2 1 pods") || !strings.Contains(c.Message, "on node n3 2 pods") {
 		t.Errorf("%+v", c)
+	}
+}
+
+// What is enrolled while it runs is not captured at once: its policies are not in force meanwhile, and that is said to be on its way
+// for as long as it may take, and not any longer.
+func TestWhatWasJustEnrolledIsBeingCaptured(t *testing.T) {
+	all := fleet{{"n1", "a"}: {has: []string{theDeny, webPod}}, {"n2", "b"}: {has: []string{theDeny, dbPod}}}
+	start := time.Now()
+	early, later := start, start.Add(3*time.Second)
+	for _, c := range []struct {
+		after      time.Duration
+		uncaptured map[string][]time.Time
+		reason     string
+		next       time.Time // when to look again
+	}{
+		{0, map[string][]time.Time{"n2": {early}}, reasonPending, early.Add(captureGrace)},
+		{captureGrace - 1, map[string][]time.Time{"n2": {early}}, reasonPending, early.Add(captureGrace)},
+		{captureGrace - 1, map[string][]time.Time{"n2": {later, early, later}, "n3": {later}}, reasonPending, early.Add(captureGrace)},
+		{captureGrace, map[string][]time.Time{"n2": {early}}, reasonNotCaptured, time.Time{}},
+		{captureGrace, map[string][]time.Time{"n2": {later}, "n3": {early}}, reasonNotCaptured, later.Add(captureGrace)},
+		{0, map[string][]time.Time{"n2": {early, {}}}, reasonNotCaptured, early.Add(captureGrace)},
+		{time.Hour, map[string][]time.Time{"n2": {early}, "n1": {later}}, reasonNotCaptured, time.Time{}},
+		{0, nil, reasonInForce, time.Time{}},
+	} {
+		p := deny()
+		p.Uncaptured = c.uncaptured
+		on := memory{}.measure([]*translate.Policy{p}, all, start.Add(c.after))[p]
+		got := inForce(p, on)
+		if got.Reason != c.reason || !on.nextLate.Equal(c.next) {
+			t.Errorf("after %s, %v: %s, and again at %s: %s", c.after, c.uncaptured, got.Reason, on.nextLate, got.Message)
+		}
+		if whole := len(c.uncaptured) == 0; (got.Status == metav1.ConditionTrue) != whole || (on.inForce == on.required) != whole {
+			t.Errorf("after %s, %v: %s, %+v", c.after, c.uncaptured, got.Status, on)
+		}
+		for node, pods := range c.uncaptured {
+			if n := on.capturing[node] + on.late[node]; n != len(pods) {
+				t.Errorf("after %s, %v: of node %s %d pods are told", c.after, c.uncaptured, node, n)
+			}
+		}
 	}
 }
 

@@ -1,6 +1,8 @@
 package status
 
 import (
+	"time"
+
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
@@ -58,18 +60,20 @@ func enrolmentBy(value, kind string, none mode) enrolment {
 	}
 }
 
-// Enrolment is the pods whose capture is asked for.
-type Enrolment map[types.UID]struct{}
+// Enrolment is the pods whose capture is asked for, and since when this process has seen that; zero for those that nobody
+// is about to capture.
+type Enrolment map[types.UID]time.Time
 
-// Has tells whether the capture of a pod is asked for.
-func (e Enrolment) Has(uid types.UID) bool {
-	_, ok := e[uid]
-	return ok
+// Since tells whether the capture of a pod is asked for, and since when.
+func (e Enrolment) Since(uid types.UID) (since time.Time, enrolled bool) {
+	since, enrolled = e[uid]
+	return since, enrolled
 }
 
-// Enrolled finds the pods that are to be captured, whether they are or not. One with a label that is not understood is among
-// them: nobody captures it, and to take it for one that is left alone would be to guess.
-func Enrolled(pods []*corev1.Pod, namespaces []*corev1.Namespace, system string) Enrolment {
+// Enrolled finds the pods that are to be captured, whether they are or not; those of before have been so for longer than since
+// now. One with a label that is not understood is among them: nobody captures it, and to take it for one that is left alone would be
+// to guess.
+func Enrolled(pods []*corev1.Pod, namespaces []*corev1.Namespace, system string, before Enrolment, now time.Time) Enrolment {
 	byName := make(map[string]*corev1.Namespace, len(namespaces))
 	for _, n := range namespaces {
 		byName[n.Name] = n
@@ -83,8 +87,14 @@ func Enrolled(pods []*corev1.Pod, namespaces []*corev1.Namespace, system string)
 			continue
 		}
 		switch enrolmentOf(p, byName[p.Namespace]).mode {
-		case modeAmbient, modeUnknown:
-			all[p.UID] = struct{}{}
+		case modeAmbient:
+			since := before[p.UID]
+			if since.IsZero() {
+				since = now
+			}
+			all[p.UID] = since
+		case modeUnknown:
+			all[p.UID] = time.Time{}
 		}
 	}
 	return all

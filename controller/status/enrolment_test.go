@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -66,12 +67,35 @@ func TestEnrolled(t *testing.T) {
 		pod("ambit-system", "of-the-mesh", func(p *corev1.Pod) { p.Labels[Label] = "ambient" }),
 	}
 	namespaces := []*corev1.Namespace{namespace("shop", Label, "ambient"), namespace("ambit-system", "other", "label")}
-	got := slices.Sorted(maps.Keys(Enrolled(pods, namespaces, "ambit-system")))
+	noon := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
+	first := Enrolled(pods, namespaces, "ambit-system", nil, noon)
+	got := slices.Sorted(maps.Keys(first))
 	if want := []types.UID{"enrolled", "labelled-itself", "misunderstood"}; !slices.Equal(got, want) {
 		t.Errorf("enrolled %v, want %v", got, want)
 	}
+	// Since when is from pass to pass: that of one whose label goes, and comes back, begins anew, and that of one whose label is not
+	// understood when it is.
+	since := func(when string, e Enrolment, want map[types.UID]time.Time) {
+		t.Helper()
+		for uid, want := range want {
+			if got, ok := e.Since(uid); !got.Equal(want) || !ok {
+				t.Errorf("%s: %s since %v, %v; want %v", when, uid, got, ok, want)
+			}
+		}
+	}
+	since("at noon", first, map[types.UID]time.Time{"enrolled": noon, "labelled-itself": noon, "misunderstood": {}})
+	pods[2].Labels[Label], pods[5].Labels[Label], pods[6].Labels[Label] = "ambient", "none", "ambient"
+	second := Enrolled(pods, namespaces, "ambit-system", first, noon.Add(time.Minute))
+	since("later", second, map[types.UID]time.Time{"enrolled": noon, "misunderstood": noon.Add(time.Minute), "left-alone": noon.Add(time.Minute)})
+	if _, ok := second.Since("labelled-itself"); ok {
+		t.Error("enrolled without a label")
+	}
+	pods[5].Labels[Label] = "ambient"
+	third := Enrolled(pods, namespaces, "ambit-system", second, noon.Add(time.Hour))
+	since("much later", third, map[types.UID]time.Time{"enrolled": noon, "left-alone": noon.Add(time.Minute), "labelled-itself": noon.Add(time.Hour)})
+
 	namespaces[1] = namespace("ambit-system", RemovingLabel, "true")
-	if got := Enrolled(pods, namespaces, "ambit-system"); len(got) > 0 {
+	if got := Enrolled(pods, namespaces, "ambit-system", nil, noon); len(got) > 0 {
 		t.Errorf("while the mesh is being removed, enrolled %v", got)
 	}
 }

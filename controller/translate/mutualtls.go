@@ -193,7 +193,8 @@ func (o *output) decideMode(p *pod, applying []*peerAuth, t *targets) {
 	if len(inForce.by) > 0 {
 		a.mutualTLS = wireMode(inForce.mode)
 		ports, except := inForce.refused()
-		a.awaited = t.awaits(p) && (except || len(ports) > 0)
+		_, awaits := t.awaits(p)
+		a.awaited = awaits && (except || len(ports) > 0)
 		if !except {
 			a.strictPorts = ports
 		}

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -78,8 +79,8 @@ type Policy struct {
 	// run there. The names are of Address resources that they need besides, those
 	// that say that the policy applies.
 	Nodes map[string][]string
-	// Uncaptured counts by node the pods that it applies to, that run and are to be captured, and are not.
-	Uncaptured map[string]int
+	// Uncaptured are by node the pods that it applies to, that run and are to be captured, and are not: since when each is to be.
+	Uncaptured map[string][]time.Time
 	// Waypoints are those that have to enforce it, namespace/name of their Gateways,
 	// sorted, and AtWaypoints what they need.
 	Waypoints   []string
@@ -92,7 +93,7 @@ type Ref struct{ Type, Name string }
 func newPolicy(kind PolicyKind, o metav1.Object) *Policy {
 	p := &Policy{
 		Kind: kind, Namespace: o.GetNamespace(), Name: o.GetName(), UID: o.GetUID(), Generation: o.GetGeneration(),
-		Nodes: make(map[string][]string), Uncaptured: make(map[string]int),
+		Nodes: make(map[string][]string), Uncaptured: make(map[string][]time.Time),
 	}
 	const field = "metadata.annotations[" + v1alpha1.DryRunAnnotation + "]"
 	switch value, ok := o.GetAnnotations()[v1alpha1.DryRunAnnotation]; {
@@ -125,7 +126,7 @@ type targets struct {
 	system      string
 	clusterID   string
 	captured    Captured
-	awaits      func(*pod) bool // is to be captured, and is not
+	awaits      func(*pod) (since time.Time, awaits bool) // is to be captured, and is not
 	all         []*pod
 	byNamespace map[string][]*pod
 	attached    map[*pod]*attachment
@@ -165,8 +166,11 @@ func newTargets(in Input, pods *podIndex, w *waypoints) *targets {
 		system: in.Config.SystemNamespace, clusterID: in.Config.ClusterID, captured: in.Captured,
 		byNamespace: make(map[string][]*pod), attached: make(map[*pod]*attachment),
 	}
-	t.awaits = func(p *pod) bool {
-		return in.Enrolled != nil && in.Enrolled.Has(p.UID) && !in.Captured.Has(p.UID) && !w.IsPod(p.Pod)
+	t.awaits = func(p *pod) (since time.Time, awaits bool) {
+		if in.Enrolled == nil || in.Captured.Has(p.UID) || w.IsPod(p.Pod) {
+			return time.Time{}, false
+		}
+		return in.Enrolled.Since(p.UID)
 	}
 	for _, p := range pods.all {
 		if !p.Spec.HostNetwork {
@@ -216,8 +220,8 @@ func (t *targets) enforce(policy *Policy, p *pod, attached bool) {
 	policy.Workloads++
 	if !t.captured.Has(p.UID) {
 		// Before it runs it is held until it is captured.
-		if t.awaits(p) && p.Status.Phase == corev1.PodRunning {
-			policy.Uncaptured[p.Spec.NodeName]++
+		if since, awaits := t.awaits(p); awaits && p.Status.Phase == corev1.PodRunning {
+			policy.Uncaptured[p.Spec.NodeName] = append(policy.Uncaptured[p.Spec.NodeName], since)
 		}
 		return
 	}

@@ -43,6 +43,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -97,7 +98,8 @@ type Captured interface {
 
 // Enrolled is the set of pods whose capture is asked for.
 type Enrolled interface {
-	Has(uid types.UID) bool
+	// Since tells whether a pod is in it, and since when.
+	Since(uid types.UID) (since time.Time, enrolled bool)
 }
 
 // Config of the mesh.

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -157,6 +158,9 @@ var config = Config{TrustDomain: "cluster.local", ClusterID: "Kubernetes", Clust
 type captured map[types.UID]bool
 
 func (c captured) Has(uid types.UID) bool { return c[uid] }
+
+// Since has them enrolled for ever.
+func (c captured) Since(uid types.UID) (time.Time, bool) { return time.Time{}, c[uid] }
 
 func cases(t *testing.T) []string {
 	files, err := filepath.Glob("testdata/*.yaml")
