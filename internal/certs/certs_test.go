@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -113,98 +112,6 @@ func TestRenewalAtTwoThirdsOfLife(t *testing.T) {
 			t.Error("not renewed in its time")
 		}
 	})
-}
-
-// What chains to a root that retires is replaced within seconds, and used
-// meanwhile; what does not is left alone.
-func TestARootThatRetiresHasItsCertificatesReplaced(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		before, after := certstest.NewCA(t, "cluster.local"), certstest.NewCA(t, "cluster.local")
-		var signer atomic.Pointer[certstest.CA]
-		signer.Store(before)
-		var retiring atomic.Pointer[[]string]
-		retiring.Store(&[]string{})
-		s := store(t, certs.Config{
-			Fetch: func(ctx context.Context, id spiffe.ID, csr []byte) ([]string, error) {
-				return signer.Load().Fetch(ctx, id, csr)
-			},
-			Bundle:   func() []*x509.Certificate { return append(before.Bundle(), after.Bundle()...) },
-			Retiring: func() []string { return *retiring.Load() },
-		})
-		web := id(t, "shop", "web")
-		s.Want(web)
-		first, err := s.Get(t.Context(), web)
-		if err != nil {
-			t.Fatal(err)
-		}
-		old := s.Roots()
-		if len(old) != 1 {
-			t.Fatalf("roots %v", old)
-		}
-		signer.Store(after)
-		s.BundleChanged()
-		time.Sleep(time.Minute)
-		if now, _ := s.Get(t.Context(), web); now != first {
-			t.Fatal("replaced though nothing retires")
-		}
-		retiring.Store(&old)
-		s.BundleChanged()
-		if now, err := s.Get(t.Context(), web); err != nil || now != first {
-			t.Errorf("the old one is not used until there is another: %v", err)
-		}
-		time.Sleep(time.Minute)
-		if now := s.Roots(); len(now) != 1 || now[0] == old[0] {
-			t.Errorf("after a minute: %v", now)
-		}
-	})
-}
-
-// What is held back for pods that may come again does not keep a root in use that retires: nobody would renew it.
-func TestARootThatRetiresIsNotKeptByPodsThatAreGone(t *testing.T) {
-	for name, early := range map[string]bool{"gone before": true, "gone since": false} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				before, after := certstest.NewCA(t, "cluster.local"), certstest.NewCA(t, "cluster.local")
-				var signer atomic.Pointer[certstest.CA]
-				signer.Store(before)
-				var retiring atomic.Pointer[[]string]
-				retiring.Store(&[]string{})
-				s := store(t, certs.Config{
-					Fetch: func(ctx context.Context, id spiffe.ID, csr []byte) ([]string, error) {
-						return signer.Load().Fetch(ctx, id, csr)
-					},
-					Bundle:   func() []*x509.Certificate { return append(before.Bundle(), after.Bundle()...) },
-					Retiring: func() []string { return *retiring.Load() },
-				})
-				web := id(t, "shop", "web")
-				s.Want(web)
-				if _, err := s.Get(t.Context(), web); err != nil {
-					t.Fatal(err)
-				}
-				old := s.Roots()
-				if early {
-					s.Forget(web)
-				}
-				signer.Store(after)
-				retiring.Store(&old)
-				s.BundleChanged()
-				if !early {
-					s.Forget(web)
-				}
-				if now := s.Roots(); !slices.Equal(now, old) {
-					t.Errorf("roots %v at once, want %v: its tunnels may be there for a moment", now, old)
-				}
-				time.Sleep(10 * time.Second)
-				if now := s.Roots(); len(now) != 0 {
-					t.Errorf("roots %v are in use by nobody", now)
-				}
-				s.Want(web) // it comes again
-				if now, err := s.Get(t.Context(), web); err != nil || slices.Equal(s.Roots(), old) {
-					t.Errorf("it comes again: %v, %v, below %v", now != nil, err, s.Roots())
-				}
-			})
-		})
-	}
 }
 
 func TestTheOldOneIsUsedUntilItEndsAndNotALongerMoment(t *testing.T) {

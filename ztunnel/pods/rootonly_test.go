@@ -3,7 +3,6 @@ package pods
 import (
 	"context"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -35,16 +34,5 @@ func TestCNISocketIsForRoot(t *testing.T) {
 			t.Fatal("nobody listens")
 		}
 	}
-	served := func(conn net.Conn) bool {
-		conn.SetDeadline(time.Now().Add(5 * time.Second))
-		conn.Write([]byte("GET / HTTP/1.0\r\n\r\n"))
-		n, _ := conn.Read(make([]byte, 10))
-		return n > 0
-	}
-	if served(rootonlytest.Dial(t, path, 65534)) {
-		t.Error("another user was served")
-	}
-	if !served(rootonlytest.Dial(t, path, 0)) {
-		t.Error("root was not served")
-	}
+	rootonlytest.ServesRoot(t, path, "GET / HTTP/1.0\r\n\r\n")
 }

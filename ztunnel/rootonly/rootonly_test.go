@@ -3,11 +3,9 @@ package rootonly_test
 import (
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/ambit-mesh/ambit/ztunnel/rootonly"
 	"github.com/ambit-mesh/ambit/ztunnel/rootonly/rootonlytest"
@@ -33,15 +31,5 @@ func TestSocketsAreForRoot(t *testing.T) {
 			conn.Close()
 		}
 	}()
-	served := func(conn net.Conn) bool {
-		conn.SetReadDeadline(time.Now().Add(5 * time.Second))
-		n, _ := conn.Read(make([]byte, 10))
-		return n > 0
-	}
-	if served(rootonlytest.Dial(t, path, 65534)) {
-		t.Error("another user was served")
-	}
-	if !served(rootonlytest.Dial(t, path, 0)) {
-		t.Error("root was not served")
-	}
+	rootonlytest.ServesRoot(t, path, "")
 }

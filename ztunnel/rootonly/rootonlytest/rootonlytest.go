@@ -1,14 +1,33 @@
-// Package rootonlytest connects to unix sockets as other users do.
+// Package rootonlytest connects to unix sockets as root and as other users do.
 package rootonlytest
 
 import (
+	"io"
 	"net"
 	"os"
 	"runtime"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
+
+// nobody is a user without rights.
+const nobody = 65534
+
+// ServesRoot fails t unless who listens at path answers root, and nobody else who gets as far as connecting. What they
+// say first is hello.
+func ServesRoot(t *testing.T, path, hello string) {
+	t.Helper()
+	for user, want := range map[int]bool{nobody: false, 0: true} {
+		conn := Dial(t, path, user)
+		conn.SetDeadline(time.Now().Add(5 * time.Second))
+		io.WriteString(conn, hello)
+		if n, _ := conn.Read(make([]byte, 1)); (n > 0) != want {
+			t.Errorf("user %d is answered: %v, want %v", user, n > 0, want)
+		}
+	}
+}
 
 // Dial connects as a user to a socket whose mode, and whose folder's, do not hold him up from here on.
 func Dial(t *testing.T, path string, uid int) net.Conn {
