@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambit-mesh/ambit/bpf"
+	"github.com/ambit-mesh/ambit/ztunnel/sockdiag"
 )
 
 // A Capture is a captured pod. Its methods may be called concurrently.
@@ -106,7 +107,36 @@ func (c *Capture) Release(ctx context.Context) error {
 		return fmt.Errorf("let go of what connects to pod %s: %w", c.pod.UID, err)
 	}
 	c.waitForQueues(ctx)
+	if err := c.forgetWaits(); err != nil {
+		c.redirect.logger.Warn("clients of a pod that is let go may wait for a minute if they come from a port that was used before",
+			"pod_uid", c.pod.UID, "error", err)
+	}
 	return c.forget()
+}
+
+// forgetWaits forgets what the pod's applications have of connections that they ended (TIME_WAIT). ztunnel had made these within
+// the pod, and what answers to them stays there. A client that comes by itself now, from a port that ztunnel had given to one of
+// them, is taken for a late guest: he is answered, does not hear it, and tries in vain for a minute.
+func (c *Capture) forgetWaits() error {
+	return c.pod.NetNS.Do(func() error {
+		sockets, err := sockdiag.List(sockdiag.TimeWait, sockdiag.Listening)
+		if err != nil {
+			return err
+		}
+		served := map[uint16]bool{}
+		for _, s := range sockets {
+			if s.State == sockdiag.Listening {
+				served[s.Local.Port()] = !c.isOwnPort(s.Local.Port())
+			}
+		}
+		var errs []error
+		for _, s := range sockets {
+			if s.State == sockdiag.TimeWait && served[s.Local.Port()] {
+				errs = append(errs, s.Destroy())
+			}
+		}
+		return errors.Join(errs...)
+	})
 }
 
 // held tells whether the pod is captured by this Capture.

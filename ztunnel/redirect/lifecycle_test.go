@@ -3,6 +3,8 @@ package redirect
 import (
 	"context"
 	"errors"
+	"io"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -430,4 +432,73 @@ func benchmarkDialApp(b *testing.B, client func(*netnstest.Pod) netip.Addr) {
 		conn.SetLinger(0) // leaves no TIME_WAIT
 		conn.Close()
 	}
+}
+
+// A client comes by itself once the pod is let go, from the port that ztunnel had for him, shortly after the application has ended
+// that connection.
+func TestReleaseForgetsConnectionsThatTheApplicationEnded(t *testing.T) {
+	const connections = 8 // half of them have timestamps that seem old
+	network := netnstest.New(t, "a", "b")
+	a := openNode(t, network.Node("a"))
+	pod, client := a.Pod("pod"), network.Node("b").Pod("client")
+	c, err := a.Enroll(t.Context(), podOf(t, pod))
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := netip.AddrPortFrom(pod.IPv4, appPort)
+	farewell(t, pod, to)
+	if err := client.Do(func() error { // as of another machine, or behind a NAT that has given it another port
+		return os.WriteFile("/proc/sys/net/ipv4/tcp_timestamps", []byte("2"), 0o644)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	var ports []int
+	for range connections {
+		conn, err := c.DialApp(t.Context(), client.IPv4, to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadAll(conn); err != nil {
+			t.Fatal(err)
+		}
+		ports = append(ports, conn.LocalAddr().(*net.TCPAddr).Port)
+		conn.Close()
+	}
+	if err := c.Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, port := range ports {
+		if err := client.Do(func() error {
+			from := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(client.IPv4, uint16(port))), Timeout: 3 * time.Second}
+			conn, err := from.Dial("tcp", to.String())
+			if err == nil {
+				conn.Close()
+			}
+			return err
+		}); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// farewell has a server in the pod that ends each connection at once.
+func farewell(t *testing.T, pod *netnstest.Pod, at netip.AddrPort) {
+	t.Helper()
+	var listener net.Listener
+	if err := pod.Do(func() (err error) {
+		listener, err = net.Listen("tcp", at.String())
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			conn.Close()
+		}
+	}()
 }
