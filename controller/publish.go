@@ -20,7 +20,7 @@ import (
 // captures knows which pods are captured, and is told what became of that.
 type captures interface {
 	Captured() report.CapturedView
-	Published(generation, publication uint64)
+	Published(report.Publication)
 }
 
 // publisher translates all there is whenever something changed, and publishes it.
@@ -123,6 +123,7 @@ func (p *publisher) publish() {
 		return
 	}
 	p.enrolled = status.Enrolled(objects.Pods, objects.Namespaces, p.config.SystemNamespace, p.enrolled, began)
+	leaving, disagreed := agree(objects, captured, p.enrolled, p.config.SystemNamespace)
 	result, err := translate.Translate(translate.Input{
 		Pods: objects.Pods, Services: objects.Services, Slices: objects.Slices, Nodes: objects.Nodes, Namespaces: objects.Namespaces,
 		PeerAuthentications: objects.PeerAuthentications, AuthorizationPolicies: objects.AuthorizationPolicies,
@@ -130,11 +131,13 @@ func (p *publisher) publish() {
 		Gateways: objects.Gateways,
 		Bindings: p.bindings,
 		Routes:   translate.Routes{HTTP: objects.HTTPRoutes, GRPC: objects.GRPCRoutes, TLS: objects.TLSRoutes, TCP: objects.TCPRoutes},
-		Captured: captured, Enrolled: p.enrolled, Roots: trust.Roots, Retiring: trust.Retiring, Revoked: p.revoked(), Config: p.config,
+		Captured: captured, Enrolled: p.enrolled, Leaving: leaving, Roots: trust.Roots, Retiring: trust.Retiring, Revoked: p.revoked(), Config: p.config,
 	})
 	p.complain(err)
 	publication := p.server.Publish(result.Resources)
-	p.captures.Published(captured.Generation(), publication)
+	p.captures.Published(report.Publication{
+		Generation: captured.Generation(), Number: publication, Disagreed: disagreed,
+	})
 	bound(result.Bound, publication)
 	p.outcomes(result)
 	p.seconds.Observe(time.Since(began).Seconds())
@@ -142,6 +145,24 @@ func (p *publisher) publish() {
 		"duration", time.Since(began))
 	p.published()
 	p.finish(number)
+}
+
+// agree finds the captured pods that leave: their nodes ask to let them go, and the labels want it. Of how many
+// others only the one or the other is so, it counts. Whoever's word were enough alone, what one of both has heard of
+// late, or has wrong, would have a pod take plaintext that stays.
+func agree(objects watch.Objects, captured report.CapturedView, enrolled status.Enrolment, system string) (leaving report.Leaving, disagreed int) {
+	leaving = status.Leaving(objects.Pods, objects.Namespaces, system, captured.Leaving())
+	for uid := range status.Leaving(objects.Pods, objects.Namespaces, system, captured) {
+		if !leaving.Has(uid) {
+			disagreed++
+		}
+	}
+	for uid := range captured.Leaving() {
+		if _, stays := enrolled.Since(uid); stays {
+			disagreed++
+		}
+	}
+	return leaving, disagreed
 }
 
 // complain logs what could not be translated, each time that it changes.

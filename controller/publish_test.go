@@ -47,7 +47,7 @@ func TestProxiesFollowKubernetes(t *testing.T) {
 		return m.protocol("web") == workload.TunnelProtocol_NONE && m.serves("web", "shop") && m.service("shop") != nil
 	})
 
-	c.reports.Seed(types.NamespacedName{Namespace: "shop", Name: "web"}, web.UID, true)
+	c.reports.Seed(types.NamespacedName{Namespace: "shop", Name: "web"}, web.UID, report.Remembered{HBONE: true})
 	p.await("the captured pod as HBONE", func(m mesh) bool { return m.protocol("web") == workload.TunnelProtocol_HBONE })
 
 	second := pod("second", "10.244.1.6")
@@ -137,7 +137,7 @@ func TestOutcomesKnowSinceWhenAPodIsEnrolled(t *testing.T) {
 	if second := since(2, 1); !second.Equal(first) {
 		t.Errorf("enrolled since %s, and then since %s", first, second)
 	}
-	c.reports.Seed(types.NamespacedName{Namespace: "shop", Name: "web"}, web.UID, true)
+	c.reports.Seed(types.NamespacedName{Namespace: "shop", Name: "web"}, web.UID, report.Remembered{HBONE: true})
 	since(2, 0)
 }
 
@@ -146,11 +146,11 @@ func TestWithdrawalLearnsItsPublication(t *testing.T) {
 	web := pod("web", "10.244.1.5")
 	c := startController(t, fake.NewClientset(web))
 	name := types.NamespacedName{Namespace: "shop", Name: "web"}
-	c.reports.Seed(name, web.UID, true)
+	c.reports.Seed(name, web.UID, report.Remembered{HBONE: true})
 	p := c.connect(t)
 	p.await("HBONE", func(m mesh) bool { return m.protocol("web") == workload.TunnelProtocol_HBONE })
 
-	c.reports.Seed(name, web.UID, false)
+	c.reports.Seed(name, web.UID, report.Remembered{})
 	withdrawn := c.reports.Captured().Generation()
 	publication := c.told.await(t, withdrawn)
 	p.await("plain TCP", func(m mesh) bool { return m.protocol("web") == workload.TunnelProtocol_NONE })
@@ -178,11 +178,11 @@ type told struct {
 	publications map[uint64]uint64 // by generation; guarded by mu
 }
 
-func (t *told) Published(generation, publication uint64) {
-	t.Registry.Published(generation, publication)
+func (t *told) Published(p report.Publication) {
+	t.Registry.Published(p)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.publications[generation] = publication
+	t.publications[p.Generation] = p.Number
 }
 
 func (t *told) await(test *testing.T, generation uint64) uint64 {
@@ -392,4 +392,26 @@ func TestAFreshPublicationBeganAfterItWasAskedFor(t *testing.T) {
 			t.Errorf("with nobody who publishes: %v", err)
 		}
 	})
+}
+
+// A pod takes plaintext before it is let go if both want it to go, the labels and its node; about whom they do not agree
+// yet, others that leave wait for.
+func TestAPodLeavesIfLabelsAndNodeAgree(t *testing.T) {
+	registry := report.NewRegistry(report.RegistryConfig{})
+	var objects watch.Objects
+	for name, labelled := range map[string]bool{"both": false, "node-alone": true, "labels-alone": false, "neither": true} {
+		p := pod(name, "10.244.1.5")
+		if labelled {
+			p.Labels = map[string]string{status.Label: "ambient"}
+		}
+		objects.Pods = append(objects.Pods, p)
+		asks := name == "both" || name == "node-alone"
+		registry.Seed(types.NamespacedName{Namespace: "shop", Name: name}, p.UID, report.Remembered{HBONE: true, Leaving: asks})
+	}
+	objects.Namespaces = []*corev1.Namespace{{ObjectMeta: metav1.ObjectMeta{Name: "shop"}}}
+	enrolled := status.Enrolled(objects.Pods, objects.Namespaces, "ambit-system", nil, time.Now())
+	leaving, disagreed := agree(objects, registry.Captured(), enrolled, "ambit-system")
+	if len(leaving) != 1 || !leaving.Has("uid-both") || disagreed != 2 {
+		t.Errorf("%v leave, and %d are not agreed about", leaving, disagreed)
+	}
 }

@@ -3,8 +3,10 @@
 package e2e
 
 import (
+	"fmt"
 	"strings"
 	"testing"
+	"time"
 )
 
 // clean fails unless nothing of Ambit is left on any node.
@@ -130,5 +132,73 @@ func TestUninstallOfWaypointsFailsNoNewConnection(t *testing.T) {
 		if out := p.in("get", object, "--ignore-not-found"); out != "" {
 			t.Errorf("left: %s", out)
 		}
+	}
+}
+
+// strict has a pair of pods of two nodes that refuse plaintext.
+func strict(t *testing.T, name string) *place {
+	t.Helper()
+	p := enrolledPair(t, name)
+	p.apply(`
+apiVersion: ambit.mesh/v1alpha1
+kind: PeerAuthentication
+metadata: {name: default}
+spec: {mtls: {mode: STRICT}}
+`)
+	outside := newPlace(t, name+"-outside")
+	outside.apply(pair())
+	outside.ready("client")
+	own := p.ownAddress()
+	p.eventually("plaintext is refused", func() error {
+		if out, err := outside.tool("client", "get", "-timeout", "3s", own); err == nil {
+			return fmt.Errorf("answered %s", out)
+		}
+		return nil
+	})
+	return p
+}
+
+func (p *place) ownAddress() string { return "http://" + p.ip("server") + ":8080/work" }
+
+// loads are two: by the Service, and by the pod's own address.
+func (p *place) loads() (loads []*loading) {
+	p.Helper()
+	for _, url := range []string{"http://server:8080/work", p.ownAddress()} {
+		loads = append(loads, p.load("-workers", "2", "-pause", "5ms", "-connections", "fresh", url))
+	}
+	return loads
+}
+
+// What refuses plaintext takes it before its clients come in plaintext.
+func TestUninstallOfStrictPodsFailsNoNewConnection(t *testing.T) {
+	p := strict(t, "e2e-farewell-strict")
+	loads := p.loads()
+	t.Cleanup(func() {
+		if err := install(); err != nil {
+			t.Errorf("install again: %v", err)
+		}
+	})
+	if _, err := p.bed.Run(t.Context(), "ambit", "uninstall", "--yes"); err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range loads {
+		l.flawless("while Ambit is removed", l.end("while Ambit is removed"))
+	}
+}
+
+// A namespace that refuses plaintext leaves the mesh under load, again and again.
+func TestAStrictNamespaceLeavesAndFailsNoNewConnection(t *testing.T) {
+	t.Parallel()
+	p := strict(t, "e2e-leaves-strict")
+	for range 3 {
+		loads := p.loads()
+		p.label(modeLabel + "-")
+		p.released("client", "server")
+		time.Sleep(2 * time.Second)
+		for _, l := range loads {
+			l.flawless("while its pods leave", l.end("while its pods leave"))
+		}
+		p.enrol("client", "server")
+		p.answers("client", p.ownAddress())
 	}
 }

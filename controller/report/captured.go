@@ -6,10 +6,21 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// CapturedView is the set of pods published as HBONE at one moment. Immutable.
+// CapturedView is the set of pods published as HBONE at one moment, and of those
+// that leave. Immutable.
 type CapturedView struct {
 	uids       map[types.UID]struct{}
+	leaving    Leaving
 	generation uint64
+}
+
+// Leaving are the pods that their nodes ask to let go, published as HBONE still or not.
+type Leaving map[types.UID]struct{}
+
+// Has says whether a pod is one of them.
+func (l Leaving) Has(uid types.UID) bool {
+	_, ok := l[uid]
+	return ok
 }
 
 // Has says whether a pod is published as HBONE.
@@ -18,14 +29,24 @@ func (v CapturedView) Has(uid types.UID) bool {
 	return ok
 }
 
-// Generation counts the changes of the set. Whoever publishes a translation of
+// Leaving returns those that leave the mesh.
+func (v CapturedView) Leaving() Leaving { return v.leaving }
+
+// Generation counts the changes of the sets. Whoever publishes a translation of
 // this view hands it back with [Registry.Published].
 func (v CapturedView) Generation() uint64 { return v.generation }
 
+// Remembered is what a pod's Workload object says of how the pod is published.
+type Remembered struct {
+	HBONE bool
+	// Leaving: its node asks to let it go.
+	Leaving bool
+}
+
 // memory is what is known of one pod's protocol.
 type memory struct {
-	pod   types.NamespacedName
-	hbone bool
+	Remembered
+	pod types.NamespacedName
 	// settled: the leader has seen it written in the Workload object.
 	settled bool
 	// deciding: the leader is about to write it anew, perhaps differently.
@@ -37,48 +58,56 @@ func (r *Registry) Captured() CapturedView {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.view == nil {
-		r.view = &CapturedView{uids: maps.Clone(r.captured), generation: r.generation}
+		r.view = &CapturedView{uids: maps.Clone(r.captured), leaving: maps.Clone(r.leaving), generation: r.generation}
 	}
 	return *r.view
 }
 
-// OnCaptured sets what is called, outside of any lock, when the protocol of a
-// pod changed. Set it before anything runs.
+// OnCaptured sets what is called, outside of any lock, when what is remembered of
+// a pod changed. Set it before anything runs.
 func (r *Registry) OnCaptured(f func(types.NamespacedName)) { r.onCaptured = f }
 
-// Published tells that a translation of the view of this generation, or of a
-// later one, has the given publication number. Call it for every translation,
-// also for one that changed no resource.
-func (r *Registry) Published(generation, publication uint64) {
+// Publication is a translation of the view of a generation.
+type Publication struct {
+	Generation, Number uint64
+	// Disagreed are how many pods either the labels want let go, or their nodes: they take no
+	// plaintext in it.
+	Disagreed int
+}
+
+// Published tells of a translation of the view of this generation, or of a later
+// one. Call it for every translation, also for one that changed no resource.
+func (r *Registry) Published(p Publication) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.published == nil || generation >= r.published.generation {
-		r.published = &publishedView{generation: generation, publication: publication}
+	if r.published == nil || p.Generation >= r.published.Generation {
+		r.published = &p
 	}
 }
 
-type publishedView struct{ generation, publication uint64 }
-
-// Seed takes over the protocol that a Workload object has. It yields to what
+// Seed takes over what a Workload object says. It yields to what
 // the leader itself has written, which is newer.
-func (r *Registry) Seed(pod types.NamespacedName, uid types.UID, hbone bool) {
+func (r *Registry) Seed(pod types.NamespacedName, uid types.UID, says Remembered) {
 	r.mu.Lock()
 	m, known := r.memories[uid]
 	if known && m.settled {
 		r.mu.Unlock()
 		return
 	}
-	changed := r.setLocked(&memory{pod: pod, hbone: hbone}, uid)
+	changed := r.setLocked(&memory{Remembered: says, pod: pod}, uid)
 	r.mu.Unlock()
 	r.notifyCaptured(pod, changed)
 }
 
-// Protocol returns what is remembered of a pod's protocol.
-func (r *Registry) Protocol(uid types.UID) (hbone, known bool) {
+// Remembered returns what is remembered of a pod; nothing if it is not known.
+func (r *Registry) Remembered(uid types.UID) (says Remembered, known bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	m, known := r.memories[uid]
-	return known && m.hbone, known
+	if !known {
+		return Remembered{}, false
+	}
+	return m.Remembered, true
 }
 
 // Decide tells that the leader is about to decide on a pod's protocol and to
@@ -91,11 +120,11 @@ func (r *Registry) Decide(uid types.UID) {
 	}
 }
 
-// Remember tells that a pod's Workload object has this protocol now: the leader
+// Remember tells that a pod's Workload object says this now: the leader
 // has written or read it.
-func (r *Registry) Remember(pod types.NamespacedName, uid types.UID, hbone bool) {
+func (r *Registry) Remember(pod types.NamespacedName, uid types.UID, says Remembered) {
 	r.mu.Lock()
-	changed := r.setLocked(&memory{pod: pod, hbone: hbone, settled: true}, uid)
+	changed := r.setLocked(&memory{Remembered: says, pod: pod, settled: true}, uid)
 	r.mu.Unlock()
 	r.notifyCaptured(pod, changed)
 }
@@ -118,17 +147,24 @@ func (r *Registry) Forget(uid types.UID) {
 
 func (r *Registry) setLocked(m *memory, uid types.UID) (changed bool) {
 	r.memories[uid] = m
-	if _, was := r.captured[uid]; was == m.hbone {
+	hbone, leaving := change(r.captured, uid, m.HBONE), change(r.leaving, uid, m.Leaving)
+	if !hbone && !leaving {
 		return false
-	}
-	if m.hbone {
-		r.captured[uid] = struct{}{}
-	} else {
-		delete(r.captured, uid)
 	}
 	r.generation++
 	r.view = nil
 	return true
+}
+
+// change has uid in the set or not, and tells whether it was otherwise before.
+func change(set map[types.UID]struct{}, uid types.UID, in bool) bool {
+	_, was := set[uid]
+	if in {
+		set[uid] = struct{}{}
+	} else {
+		delete(set, uid)
+	}
+	return was != in
 }
 
 func (r *Registry) notifyCaptured(pod types.NamespacedName, changed bool) {

@@ -55,9 +55,10 @@ type Registry struct {
 	nodes      map[string]*node
 	memories   map[types.UID]*memory
 	captured   map[types.UID]struct{}
+	leaving    map[types.UID]struct{}
 	generation uint64
-	view       *CapturedView  // the set as a value; nil after a change
-	published  *publishedView // nil until the first publication
+	view       *CapturedView // the sets as a value; nil after a change
+	published  *Publication  // nil until the first one
 	// judgedFrom is when this process began to lead: no node is silent before
 	// it had the chance to find the new leader.
 	judgedFrom time.Time
@@ -97,6 +98,7 @@ func NewRegistry(cfg RegistryConfig) *Registry {
 		nodes:    map[string]*node{},
 		memories: map[types.UID]*memory{},
 		captured: map[types.UID]struct{}{},
+		leaving:  map[types.UID]struct{}{},
 	}
 	if cfg.Registerer != nil {
 		cfg.Registerer.MustRegister(

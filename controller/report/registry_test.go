@@ -152,7 +152,7 @@ func (w *world) observe(s *session, state reportapi.CaptureState) {
 func (w *world) captured(s *session) {
 	w.t.Helper()
 	w.observe(s, reportapi.CaptureState_CAPTURED)
-	w.registry.Remember(cart, uid, true)
+	w.registry.Remember(cart, uid, Remembered{HBONE: true})
 	w.publish(1)
 	w.ack(1)
 	if !w.registry.Captured().Has(uid) {
@@ -160,8 +160,12 @@ func (w *world) captured(s *session) {
 	}
 }
 
+func (w *world) publishDisagreed(number uint64, disagreed int) {
+	w.registry.Published(Publication{Generation: w.registry.Captured().Generation(), Number: number, Disagreed: disagreed})
+}
+
 func (w *world) publish(number uint64) {
-	w.registry.Published(w.registry.Captured().Generation(), number)
+	w.registry.Published(Publication{Generation: w.registry.Captured().Generation(), Number: number})
 }
 
 func (w *world) ack(number uint64, nodes ...string) {
@@ -203,7 +207,7 @@ func TestCapturedFollowsWhatIsWrittenNotWhatIsReported(t *testing.T) {
 			t.Error("captured before it was written")
 		}
 		before := w.registry.Captured()
-		w.registry.Remember(cart, uid, true)
+		w.registry.Remember(cart, uid, Remembered{HBONE: true})
 		if !w.registry.Captured().Has(uid) || before.Has(uid) {
 			t.Error("the set did not change, or a view did")
 		}
@@ -251,19 +255,19 @@ func TestNothingButWithdrawalOrDeletionEndsHBONE(t *testing.T) {
 
 func TestSeedOfARestart(t *testing.T) {
 	w := newWorld(t)
-	w.registry.Seed(cart, uid, true)
+	w.registry.Seed(cart, uid, Remembered{HBONE: true})
 	if !w.registry.Captured().Has(uid) {
 		t.Fatal("a restart forgot")
 	}
 	// The leader's own word is newer than any event of the informer.
-	w.registry.Remember(cart, uid, false)
-	w.registry.Seed(cart, uid, true)
+	w.registry.Remember(cart, uid, Remembered{})
+	w.registry.Seed(cart, uid, Remembered{HBONE: true})
 	if w.registry.Captured().Has(uid) {
 		t.Error("an old event took back a withdrawal")
 	}
 	// A follower goes with the events.
-	w.registry.Seed(cart, "uid-2", true)
-	w.registry.Seed(cart, "uid-2", false)
+	w.registry.Seed(cart, "uid-2", Remembered{HBONE: true})
+	w.registry.Seed(cart, "uid-2", Remembered{})
 	if w.registry.Captured().Has("uid-2") {
 		t.Error("a follower did not follow")
 	}

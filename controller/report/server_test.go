@@ -208,8 +208,8 @@ func TestReleaseReachesItsNode(t *testing.T) {
 		s.acks.connect(node)
 		s.acks.ack(node, 1)
 	}
-	s.registry.Remember(cart, uid, false)
-	s.registry.Published(s.registry.Captured().Generation(), 1)
+	s.registry.Remember(cart, uid, Remembered{})
+	s.registry.Published(Publication{Generation: s.registry.Captured().Generation(), Number: 1})
 	other := s.stream(t, "z2", hello("n2", "ztunnel-n2"), complete())
 	for range 2 { // A node that comes back asks again.
 		stream := s.stream(t, "z1", hello("n1", "ztunnel-n1"), workload(stateOf(reportapi.CaptureState_WITHDRAWING)), complete())

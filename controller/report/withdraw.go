@@ -26,10 +26,13 @@ type withdrawal struct {
 	since time.Time
 	// asked is the node's own time of its request, which the Release repeats.
 	asked time.Time
-	// generation of the captured set without the pod; nil until it is written.
-	generation *uint64
-	// publication that has to be acknowledged; nil until it is made.
-	publication *uint64
+	// lift is that the pod takes plaintext besides tunnels, which was first heard by all
+	// nodes at heard, if that is not zero; mayTurn: it need be reached by tunnels no longer.
+	lift    step
+	heard   time.Time
+	mayTurn bool
+	// without is the captured set without the pod.
+	without step
 	// released: the Release is on the node's stream.
 	released   bool
 	complained time.Time
@@ -42,7 +45,8 @@ type acknowledged struct {
 	behind map[uint64][]string
 }
 
-// release sends a Release for every pod that no node tunnels to any more. Push
+// release takes withdrawals on: it lets pods turn to plaintext, and sends a Release
+// for every pod that no node tunnels to any more. Push
 // is asked without the lock held: it may be about to tell of a publication.
 func (r *Registry) release() {
 	publications, pending := r.awaited()
@@ -50,6 +54,11 @@ func (r *Registry) release() {
 		return
 	}
 	acks := r.askAcks(publications)
+	for _, pod := range r.turn(acks) {
+		if r.onObserved != nil {
+			r.onObserved(pod)
+		}
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for name, n := range r.nodes {
@@ -68,7 +77,7 @@ func (r *Registry) release() {
 			w.released = true
 			n.session.release(uid, w.asked)
 			r.cfg.Logger.Info("released pod", "namespace", w.pod.Namespace, "pod", w.pod.Name, "uid", uid, "node", name,
-				"publication", *w.publication, "duration", r.cfg.Now().Sub(w.since))
+				"publication", *w.without.publication, "duration", r.cfg.Now().Sub(w.since))
 		}
 	}
 }
@@ -101,48 +110,53 @@ func (r *Registry) awaited() (publications []uint64, pending bool) {
 			}
 			pending = true
 			r.advanceLocked(uid, w)
-			if w.publication != nil && !slices.Contains(publications, *w.publication) {
-				publications = append(publications, *w.publication)
+			for _, s := range []step{w.lift, w.without} {
+				if s.publication != nil && !slices.Contains(publications, *s.publication) {
+					publications = append(publications, *s.publication)
+				}
 			}
 		}
 	}
 	return publications, pending
 }
 
-// advanceLocked finds the publication that a withdrawal has to wait for, once
-// the pod is out of the captured set, and not before that is written down.
+// advanceLocked finds the publications that a withdrawal has to wait for, once
+// it is written down that the pod leaves, and that it is out of the captured set, and
+// not before. All that leave at once take plaintext in the first of them.
 func (r *Registry) advanceLocked(uid types.UID, w *withdrawal) {
 	m, known := r.memories[uid]
-	if !known || !m.settled || m.deciding || m.hbone {
+	written := known && m.settled && !m.deciding
+	if written && m.Leaving && (r.published == nil || r.published.Disagreed == 0) {
+		w.lift.advance(r.generation, r.published)
+	}
+	if !written || m.HBONE {
 		// The pod may have been captured again meanwhile: begin anew.
-		w.generation, w.publication = nil, nil
+		w.without = step{}
 		return
 	}
-	if w.generation == nil {
-		generation := r.generation
-		w.generation = &generation
-	}
-	if w.publication == nil && r.published != nil && r.published.generation >= *w.generation {
-		publication := r.published.publication
-		w.publication = &publication
-	}
+	w.without.advance(r.generation, r.published)
 }
 
 // waitsForLocked says what a withdrawal waits for, empty for nothing.
 func (r *Registry) waitsForLocked(uid types.UID, w *withdrawal, acks acknowledged) string {
 	r.advanceLocked(uid, w)
 	switch {
-	case w.generation == nil:
+	case w.without.generation == nil:
 		return "its Workload object is not written yet"
-	case w.publication == nil:
+	case w.without.publication == nil:
 		return "the mesh without it is not published yet"
 	}
-	behind, asked := acks.behind[*w.publication]
+	return r.unheardLocked(*w.without.publication, acks)
+}
+
+// unheardLocked says who may not have heard of a publication, empty for nobody.
+func (r *Registry) unheardLocked(publication uint64, acks acknowledged) string {
+	behind, asked := acks.behind[publication]
 	switch {
 	case !asked:
 		return "its publication was not asked about yet"
 	case len(behind) > 0:
-		return fmt.Sprintf("publication %d is not acknowledged by %s", *w.publication, list(behind))
+		return fmt.Sprintf("publication %d is not acknowledged by %s", publication, list(behind))
 	}
 	if away := r.awayLocked(acks.connected); len(away) > 0 {
 		return "no configuration stream from " + list(away)

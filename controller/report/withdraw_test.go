@@ -37,7 +37,7 @@ func TestWithdrawalInItsOrder(t *testing.T) {
 			t.Error("no longer HBONE before that was written")
 		}
 		step("a publication of before", func() { w.publish(2); w.ack(2) })
-		step("written", func() { w.registry.Remember(cart, uid, false) })
+		step("written", func() { w.registry.Remember(cart, uid, Remembered{}) })
 		step("all acknowledged the one before", func() { w.ack(2) })
 		step("published", func() { w.publish(3) })
 		step("one acknowledged", func() { w.ack(3, "n1") })
@@ -62,7 +62,7 @@ func TestLaterPublicationsDoNotDelayARelease(t *testing.T) {
 		w.beating(own, busy)
 		w.captured(own)
 		w.observe(own, reportapi.CaptureState_WITHDRAWING)
-		w.registry.Remember(cart, uid, false)
+		w.registry.Remember(cart, uid, Remembered{})
 		w.publish(5)
 		_ = w.releases(own)
 		// n2 is always one behind in a mesh that changes all the time.
@@ -83,14 +83,14 @@ func TestLabelPutBackDuringWithdrawal(t *testing.T) {
 		w.beating(own)
 		w.captured(own)
 		w.observe(own, reportapi.CaptureState_WITHDRAWING)
-		w.registry.Remember(cart, uid, false)
+		w.registry.Remember(cart, uid, Remembered{})
 		w.publish(2)
 		w.observe(own, reportapi.CaptureState_CAPTURED)
 		w.ack(2)
 		if got := w.releases(own); len(got) > 0 {
 			t.Errorf("released %v although it is wanted again", got)
 		}
-		w.registry.Remember(cart, uid, true)
+		w.registry.Remember(cart, uid, Remembered{HBONE: true})
 		if !w.registry.Captured().Has(uid) {
 			t.Error("not HBONE again")
 		}
@@ -101,7 +101,7 @@ func TestLabelPutBackDuringWithdrawal(t *testing.T) {
 		if got := w.releases(own); len(got) > 0 {
 			t.Error("released on old acknowledgements")
 		}
-		w.registry.Remember(cart, uid, false)
+		w.registry.Remember(cart, uid, Remembered{})
 		w.publish(4)
 		w.ack(4)
 		if got := w.releases(own); !slices.Equal(got, []types.UID{uid}) {
@@ -116,7 +116,7 @@ func TestNoReleaseWhileTheProtocolIsBeingDecided(t *testing.T) {
 		w.lead()
 		own := w.connect("n1")
 		w.beating(own)
-		w.registry.Remember(cart, uid, false)
+		w.registry.Remember(cart, uid, Remembered{})
 		w.publish(1)
 		w.ack(1)
 		// Somebody decided on CAPTURED and is about to write HBONE.
@@ -125,7 +125,7 @@ func TestNoReleaseWhileTheProtocolIsBeingDecided(t *testing.T) {
 		if got := w.releases(own); len(got) > 0 {
 			t.Errorf("released %v in the middle of a decision", got)
 		}
-		w.registry.Remember(cart, uid, false)
+		w.registry.Remember(cart, uid, Remembered{})
 		if got := w.releases(own); !slices.Equal(got, []types.UID{uid}) {
 			t.Errorf("released %v", got)
 		}
@@ -138,7 +138,7 @@ func TestReleaseQueuedButOvertaken(t *testing.T) {
 		w.lead()
 		own := w.connect("n1")
 		w.beating(own)
-		w.registry.Remember(cart, uid, false)
+		w.registry.Remember(cart, uid, Remembered{})
 		w.publish(1)
 		w.ack(1)
 		w.observe(own, reportapi.CaptureState_WITHDRAWING)
@@ -154,7 +154,7 @@ func TestReleaseQueuedButOvertaken(t *testing.T) {
 func withdrawn(w *world, own *session) {
 	w.captured(own)
 	w.observe(own, reportapi.CaptureState_WITHDRAWING)
-	w.registry.Remember(cart, uid, false)
+	w.registry.Remember(cart, uid, Remembered{})
 	w.publish(2)
 	w.ack(2, "n1")
 }
@@ -217,9 +217,9 @@ func TestNodesOfAnEarlierLeaderHoldBackToo(t *testing.T) {
 		w.lead()
 		own := w.connect("n1")
 		w.beating(own)
-		w.registry.Seed(cart, uid, false)
+		w.registry.Seed(cart, uid, Remembered{})
 		w.observe(own, reportapi.CaptureState_WITHDRAWING)
-		w.registry.Remember(cart, uid, false)
+		w.registry.Remember(cart, uid, Remembered{})
 		w.publish(1)
 		w.ack(1, "n1")
 		if got := w.releases(own); len(got) > 0 {

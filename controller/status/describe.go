@@ -27,8 +27,10 @@ type known struct {
 	heartbeat time.Time
 	// previous is the status that the pod has, nil if none.
 	previous *v1alpha1.WorkloadStatus
-	// hbone is what is remembered of the protocol.
-	hbone bool
+	// remembered is what the pod's Workload says, to the best of this process's knowledge.
+	remembered report.Remembered
+	// mayTurn: its node asks to let it go, and it need be reached by tunnels no longer.
+	mayTurn bool
 	// waypoint is what is known of the way to the pod.
 	waypoint Waypoint
 	now      time.Time
@@ -55,23 +57,34 @@ func (k known) exists() bool {
 }
 
 // protocol is HBONE from when the node captured the pod until the node asks to
-// let it go. A node that says it has not captured a pod is believed if the
+// let it go and all nodes know that it takes plaintext. A node that says it has not captured a pod is believed if the
 // labels agree; no other statement, and no silence, ends HBONE.
 func (k known) protocol() v1alpha1.Protocol {
 	switch k.observed() {
 	case reportapi.CaptureState_CAPTURED:
 		return v1alpha1.ProtocolHBONE
 	case reportapi.CaptureState_WITHDRAWING:
-		return v1alpha1.ProtocolTCP
+		if k.mayTurn {
+			return v1alpha1.ProtocolTCP
+		}
 	case reportapi.CaptureState_NOT_ENROLLED:
 		if k.enrolment.mode != modeAmbient {
 			return v1alpha1.ProtocolTCP
 		}
 	}
-	if k.hbone {
+	if k.remembered.HBONE {
 		return v1alpha1.ProtocolHBONE
 	}
 	return v1alpha1.ProtocolTCP
+}
+
+// leaving says whether the pod's node asks to let it go: until it has sent its state
+// to this process, what is remembered of that.
+func (k known) leaving() bool {
+	if k.observation == nil && !k.reporting {
+		return k.remembered.Leaving
+	}
+	return k.observed() == reportapi.CaptureState_WITHDRAWING
 }
 
 // state is a state with its reason; since is zero when nobody said it.
@@ -150,7 +163,7 @@ const aloneAfter = time.Minute
 // alone says whether the pod runs, and was never captured, on a node of which no ztunnel was ever heard.
 func (k known) alone() bool {
 	return k.enrolment.mode == modeAmbient && k.pod.Status.Phase == corev1.PodRunning &&
-		k.heartbeat.IsZero() && k.observation == nil && !k.reporting && !k.hbone
+		k.heartbeat.IsZero() && k.observation == nil && !k.reporting && !k.remembered.HBONE
 }
 
 // alonenessLeft is how much longer a pod that is alone is merely one of a new node.
@@ -200,12 +213,15 @@ func (k known) stateObserved() state {
 	case reportapi.CaptureState_NOT_ENROLLED:
 		s.state = v1alpha1.StateNotEnrolled
 	case reportapi.CaptureState_WITHDRAWING:
-		s.state, s.reason = v1alpha1.StatePending, "Withdrawing: captured until no node tunnels to it any more"
+		s.state, s.reason = v1alpha1.StatePending, withdrawing+": captured until no node tunnels to it any more"
 	default:
 		s.state = v1alpha1.StatePending
 	}
 	return s
 }
+
+// withdrawing is the reason of what its node asks to let go.
+const withdrawing = "Withdrawing"
 
 // since is when the state began: as who stated it says, else as remembered,
 // else now.

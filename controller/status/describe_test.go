@@ -73,7 +73,7 @@ func TestState(t *testing.T) {
 		}), "Pending: Withdrawing", "Withdrawing", earlier},
 		"nobody said anything": {enrolled(func(k *known) {}), "Pending: NotReported", "node n1", now},
 		"not reported any more": {enrolled(func(k *known) {
-			k.previous, k.hbone = had(v1alpha1.StateCaptured, ""), true
+			k.previous, k.remembered.HBONE = had(v1alpha1.StateCaptured, ""), true
 		}), "Pending: NotReported", "node n1", now},
 		"not reported for long": {enrolled(func(k *known) {
 			k.previous = had(v1alpha1.StatePending, "NotReported: x")
@@ -105,7 +105,7 @@ func TestState(t *testing.T) {
 			k.reporting, k.pod.Status.StartTime, k.pod.Status.Phase = false, seconds(earlier), corev1.PodPending
 		}), "Pending: NotReported", "node n1", now},
 		"captured by an earlier node of the name": {enrolled(func(k *known) {
-			k.reporting, k.pod.Status.StartTime, k.hbone = false, seconds(earlier), true
+			k.reporting, k.pod.Status.StartTime, k.remembered.HBONE = false, seconds(earlier), true
 			k.previous = had(v1alpha1.StateCaptured, "")
 		}), "Captured", "", earlier},
 		"a node without ztunnel got one": {enrolled(func(k *known) {
@@ -130,7 +130,7 @@ func TestState(t *testing.T) {
 			k.silent, k.heartbeat = true, earlier
 		}), "NotEnrolled", "OptedOut", now},
 		"opted out, and still captured": {enrolled(func(k *known) {
-			k.enrolment.mode, k.hbone = modeOptedOut, true
+			k.enrolment.mode, k.remembered.HBONE = modeOptedOut, true
 			k.observation = said(reportapi.CaptureState_CAPTURED, "")
 		}), "Captured", "", earlier},
 		"a label that means nothing": {enrolled(func(k *known) {
@@ -159,11 +159,14 @@ func TestProtocol(t *testing.T) {
 		// what it is when nothing, and when HBONE, is remembered.
 		fresh, remembered v1alpha1.Protocol
 	}{
-		"nothing said":                      {func(*known) {}, v1alpha1.ProtocolTCP, v1alpha1.ProtocolHBONE},
-		"captured":                          {observed(reportapi.CaptureState_CAPTURED), v1alpha1.ProtocolHBONE, v1alpha1.ProtocolHBONE},
-		"pending":                           {observed(reportapi.CaptureState_PENDING), v1alpha1.ProtocolTCP, v1alpha1.ProtocolHBONE},
-		"failed":                            {observed(reportapi.CaptureState_FAILED), v1alpha1.ProtocolTCP, v1alpha1.ProtocolHBONE},
-		"withdrawing":                       {observed(reportapi.CaptureState_WITHDRAWING), v1alpha1.ProtocolTCP, v1alpha1.ProtocolTCP},
+		"nothing said": {func(*known) {}, v1alpha1.ProtocolTCP, v1alpha1.ProtocolHBONE},
+		"captured":     {observed(reportapi.CaptureState_CAPTURED), v1alpha1.ProtocolHBONE, v1alpha1.ProtocolHBONE},
+		"pending":      {observed(reportapi.CaptureState_PENDING), v1alpha1.ProtocolTCP, v1alpha1.ProtocolHBONE},
+		"failed":       {observed(reportapi.CaptureState_FAILED), v1alpha1.ProtocolTCP, v1alpha1.ProtocolHBONE},
+		"withdrawing":  {observed(reportapi.CaptureState_WITHDRAWING), v1alpha1.ProtocolTCP, v1alpha1.ProtocolHBONE},
+		"withdrawing, and all know that it takes plaintext": {func(k *known) {
+			k.mayTurn, k.observation = true, said(reportapi.CaptureState_WITHDRAWING, "")
+		}, v1alpha1.ProtocolTCP, v1alpha1.ProtocolTCP},
 		"not enrolled, the labels disagree": {observed(reportapi.CaptureState_NOT_ENROLLED), v1alpha1.ProtocolTCP, v1alpha1.ProtocolHBONE},
 		"not enrolled, the labels agree": {func(k *known) {
 			k.enrolment = enrolment{}
@@ -181,7 +184,7 @@ func TestProtocol(t *testing.T) {
 		if got := k.status().Protocol; got != c.fresh {
 			t.Errorf("%s: %s, want %s", title, got, c.fresh)
 		}
-		k.hbone = true
+		k.remembered.HBONE = true
 		if got := k.status().Protocol; got != c.remembered {
 			t.Errorf("%s, HBONE remembered: %s, want %s", title, got, c.remembered)
 		}
@@ -195,16 +198,18 @@ func TestWhichPodsHaveAWorkload(t *testing.T) {
 		known known
 		want  bool
 	}{
-		"of an enrolled namespace":          {enrolled(func(*known) {}), true},
-		"opted out":                         {with(func(k *known) { k.enrolment.mode = modeOptedOut }), true},
-		"with a label that means nothing":   {with(func(k *known) { k.enrolment.mode = modeUnknown }), true},
-		"of the node's network, enrolled":   {enrolled(func(k *known) { k.pod.Spec.HostNetwork = true }), true},
-		"of any other namespace":            {none, false},
-		"no longer enrolled, HBONE":         {with(func(k *known) { k.hbone = true }), true},
-		"no longer enrolled, captured":      {with(func(k *known) { k.observation = said(reportapi.CaptureState_CAPTURED, "") }), true},
-		"no longer enrolled, being let go":  {with(func(k *known) { k.observation = said(reportapi.CaptureState_WITHDRAWING, "") }), true},
-		"no longer enrolled, let go":        {with(func(k *known) { k.observation = said(reportapi.CaptureState_NOT_ENROLLED, "") }), false},
-		"not enrolled, node lost its power": {with(func(k *known) { k.hbone, k.observation = true, said(reportapi.CaptureState_NOT_ENROLLED, "") }), false},
+		"of an enrolled namespace":         {enrolled(func(*known) {}), true},
+		"opted out":                        {with(func(k *known) { k.enrolment.mode = modeOptedOut }), true},
+		"with a label that means nothing":  {with(func(k *known) { k.enrolment.mode = modeUnknown }), true},
+		"of the node's network, enrolled":  {enrolled(func(k *known) { k.pod.Spec.HostNetwork = true }), true},
+		"of any other namespace":           {none, false},
+		"no longer enrolled, HBONE":        {with(func(k *known) { k.remembered.HBONE = true }), true},
+		"no longer enrolled, captured":     {with(func(k *known) { k.observation = said(reportapi.CaptureState_CAPTURED, "") }), true},
+		"no longer enrolled, being let go": {with(func(k *known) { k.observation = said(reportapi.CaptureState_WITHDRAWING, "") }), true},
+		"no longer enrolled, let go":       {with(func(k *known) { k.observation = said(reportapi.CaptureState_NOT_ENROLLED, "") }), false},
+		"not enrolled, node lost its power": {with(func(k *known) {
+			k.remembered.HBONE, k.observation = true, said(reportapi.CaptureState_NOT_ENROLLED, "")
+		}), false},
 	} {
 		if got := c.known.exists(); got != c.want {
 			t.Errorf("a pod %s: %v, want %v", title, got, c.want)

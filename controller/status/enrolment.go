@@ -5,6 +5,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/ambit-mesh/ambit/controller/report"
 )
 
 // Label enrols a namespace or a pod, or opts a pod out.
@@ -70,16 +72,41 @@ func (e Enrolment) Since(uid types.UID) (since time.Time, enrolled bool) {
 	return since, enrolled
 }
 
-// Enrolled finds the pods that are to be captured, whether they are or not; those of before have been so for longer than since
-// now. One with a label that is not understood is among them: nobody captures it, and to take it for one that is left alone would be
-// to guess.
-func Enrolled(pods []*corev1.Pod, namespaces []*corev1.Namespace, system string, before Enrolment, now time.Time) Enrolment {
+// Leaving finds those that the labels want let go of some pods, as far as the labels are known.
+func Leaving(pods []*corev1.Pod, namespaces []*corev1.Namespace, system string, of interface{ Has(types.UID) bool }) report.Leaving {
+	byName := indexNamespaces(namespaces)
+	removing := isRemoving(byName[system])
+	all := make(report.Leaving)
+	for _, p := range pods {
+		if !of.Has(p.UID) || terminal(p) || byName[p.Namespace] == nil {
+			continue
+		}
+		if mode := enrolmentOf(p, byName[p.Namespace]).mode; removing || mode == modeNone || mode == modeOptedOut {
+			all[p.UID] = struct{}{}
+		}
+	}
+	return all
+}
+
+func indexNamespaces(namespaces []*corev1.Namespace) map[string]*corev1.Namespace {
 	byName := make(map[string]*corev1.Namespace, len(namespaces))
 	for _, n := range namespaces {
 		byName[n.Name] = n
 	}
+	return byName
+}
+
+func isRemoving(system *corev1.Namespace) bool {
+	return system != nil && system.Labels[RemovingLabel] == "true"
+}
+
+// Enrolled finds the pods that are to be captured, whether they are or not; those of before have been so for longer than since
+// now. One with a label that is not understood is among them: nobody captures it, and to take it for one that is left alone would be
+// to guess.
+func Enrolled(pods []*corev1.Pod, namespaces []*corev1.Namespace, system string, before Enrolment, now time.Time) Enrolment {
+	byName := indexNamespaces(namespaces)
 	all := make(Enrolment)
-	if s := byName[system]; s != nil && s.Labels[RemovingLabel] == "true" {
+	if isRemoving(byName[system]) {
 		return all
 	}
 	for _, p := range pods {

@@ -9,6 +9,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/ambit-mesh/ambit/controller/report"
 )
 
 func TestEnrolment(t *testing.T) {
@@ -97,5 +99,44 @@ func TestEnrolled(t *testing.T) {
 	namespaces[1] = namespace("ambit-system", RemovingLabel, "true")
 	if got := Enrolled(pods, namespaces, "ambit-system", nil, noon); len(got) > 0 {
 		t.Errorf("while the mesh is being removed, enrolled %v", got)
+	}
+}
+
+func TestLeaving(t *testing.T) {
+	pod := func(namespace, name, label string) *corev1.Pod {
+		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: types.UID(name)}}
+		if label != "" {
+			p.Labels = map[string]string{Label: label}
+		}
+		return p
+	}
+	namespace := func(name string, labels map[string]string) *corev1.Namespace {
+		return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}
+	}
+	ended, uncaptured := pod("bank", "ended", ""), pod("bank", "uncaptured", "")
+	ended.Status.Phase = corev1.PodFailed
+	pods := []*corev1.Pod{
+		pod("shop", "stays", ""), pod("shop", "opted-out", "none"), pod("shop", "misunderstood", "sidecar"), pod("bank", "unlabelled", ""),
+		pod("bank", "labelled", "ambient"), pod("unknown", "of-nobody-knows-what", ""), ended, uncaptured,
+	}
+	captured := report.Leaving{}
+	for _, p := range pods {
+		captured[p.UID] = struct{}{}
+	}
+	delete(captured, uncaptured.UID)
+	namespaces := []*corev1.Namespace{namespace("shop", map[string]string{Label: "ambient"}), namespace("bank", nil)}
+	for _, c := range []struct {
+		removing string
+		want     []types.UID
+	}{
+		{"", []types.UID{"opted-out", "unlabelled"}},
+		{"waypoints", []types.UID{"opted-out", "unlabelled"}},
+		{"true", []types.UID{"labelled", "misunderstood", "opted-out", "stays", "unlabelled"}},
+	} {
+		system := namespace("ambit-system", map[string]string{RemovingLabel: c.removing})
+		got := slices.Sorted(maps.Keys(Leaving(pods, append(namespaces, system), "ambit-system", captured)))
+		if !slices.Equal(got, c.want) {
+			t.Errorf("removing %q: %v leave, want %v", c.removing, got, c.want)
+		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/ambit-mesh/ambit/api/v1alpha1"
+	"github.com/ambit-mesh/ambit/controller/report"
 )
 
 // reconcile makes the Workload of one pod be as it shall be. It returns after
@@ -56,8 +57,12 @@ func (r *Reconciler) known(pod *corev1.Pod, present *v1alpha1.Workload) known {
 		k.previous = &present.Status
 	}
 	k.waypoint = r.waypoints.of(pod, present)
-	remembered, known := r.cfg.Registry.Protocol(pod.UID)
-	k.hbone = remembered || !known && present != nil && present.Status.Protocol == v1alpha1.ProtocolHBONE
+	k.mayTurn = r.cfg.Registry.MayTurn(pod.Spec.NodeName, pod.UID)
+	remembered, known := r.cfg.Registry.Remembered(pod.UID)
+	if !known && present != nil {
+		remembered = says(present)
+	}
+	k.remembered = remembered
 	return k
 }
 
@@ -68,8 +73,8 @@ func (r *Reconciler) remove(ctx context.Context, pod *corev1.Pod, present *v1alp
 			return err
 		}
 	}
-	if _, known := r.cfg.Registry.Protocol(pod.UID); known || present != nil {
-		r.cfg.Registry.Remember(keyOf(pod), pod.UID, false)
+	if _, known := r.cfg.Registry.Remembered(pod.UID); known || present != nil {
+		r.cfg.Registry.Remember(keyOf(pod), pod.UID, report.Remembered{})
 	}
 	return nil
 }
@@ -79,7 +84,7 @@ func (r *Reconciler) remove(ctx context.Context, pod *corev1.Pod, present *v1alp
 func (r *Reconciler) keep(ctx context.Context, k known, present *v1alpha1.Workload) (again time.Duration, err error) {
 	wanted, desired := spec(k.pod, r.cfg.TrustDomain), k.status()
 	wanted.Waypoint = k.waypoint.Through
-	hbone := desired.Protocol == v1alpha1.ProtocolHBONE
+	remembered := report.Remembered{HBONE: desired.Protocol == v1alpha1.ProtocolHBONE, Leaving: k.leaving()}
 	if present == nil {
 		if present, err = r.create(ctx, k.pod, wanted); err != nil || present == nil {
 			return 0, err
@@ -102,7 +107,7 @@ func (r *Reconciler) keep(ctx context.Context, k known, present *v1alpha1.Worklo
 			}
 		}
 	}
-	r.cfg.Registry.Remember(keyOf(k.pod), k.pod.UID, hbone)
+	r.cfg.Registry.Remember(keyOf(k.pod), k.pod.UID, remembered)
 	if left := k.alonenessLeft(); k.alone() && left > 0 && (again == 0 || left < again) {
 		again = left
 	}

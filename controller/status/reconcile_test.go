@@ -175,6 +175,8 @@ func (c *cluster) shows(summary string, protocol v1alpha1.Protocol) {
 
 func (c *cluster) isCaptured(uid types.UID) bool { return c.registry.Captured().Has(uid) }
 
+func (c *cluster) leaves(uid types.UID) bool { return c.registry.Captured().Leaving().Has(uid) }
+
 // allAcked is a mesh in which everybody has everything.
 type allAcked struct{}
 
@@ -271,14 +273,20 @@ func TestLifeOfAWorkload(t *testing.T) {
 
 	c.label("shop", nil)
 	n.report(pod, reportapi.CaptureState_WITHDRAWING)
+	c.shows("Pending: Withdrawing", v1alpha1.ProtocolHBONE)
+	c.eventually("it is published as one that takes plaintext", func() bool { return c.leaves(pod.UID) })
+	if !c.isCaptured(pod.UID) {
+		t.Error("it is reached in plaintext before it takes that")
+	}
+	c.registry.Published(report.Publication{Generation: c.registry.Captured().Generation(), Number: 6})
 	c.shows("Pending: Withdrawing", v1alpha1.ProtocolTCP)
-	c.eventually("it is published no more", func() bool { return !c.isCaptured(pod.UID) })
+	c.eventually("it is published no more", func() bool { return !c.isCaptured(pod.UID) && c.leaves(pod.UID) })
 	select {
 	case reply := <-n.replies:
 		t.Fatalf("%v before the mesh without it was published", reply)
 	case <-time.After(calm):
 	}
-	c.registry.Published(c.registry.Captured().Generation(), 7)
+	c.registry.Published(report.Publication{Generation: c.registry.Captured().Generation(), Number: 7})
 	select {
 	case reply := <-n.replies:
 		if reply.GetRelease().GetUid() != string(pod.UID) {
@@ -289,6 +297,33 @@ func TestLifeOfAWorkload(t *testing.T) {
 	}
 	n.report(pod, reportapi.CaptureState_NOT_ENROLLED)
 	c.eventually("the object is gone", func() bool { return c.api.get("shop/cart") == nil })
+	c.eventually("it leaves no more", func() bool { return !c.leaves(pod.UID) })
+}
+
+// A leader that takes over while a pod leaves has it take plaintext, as the one before.
+func TestAPodLeavesWhileTheLeaderChanges(t *testing.T) {
+	pod := runningPod()
+	c := newCluster(t, pod)
+	c.lead()
+	n, hangUp := c.node("n1")
+	n.report(pod, reportapi.CaptureState_CAPTURED)
+	n.complete()
+	c.shows("Captured", v1alpha1.ProtocolHBONE)
+	n.report(pod, reportapi.CaptureState_WITHDRAWING)
+	c.shows("Pending: Withdrawing", v1alpha1.ProtocolHBONE)
+	c.eventually("it leaves", func() bool { return c.leaves(pod.UID) })
+	hangUp()
+	c.stop()
+
+	c.lead()
+	time.Sleep(calm)
+	if !c.leaves(pod.UID) || !c.isCaptured(pod.UID) {
+		t.Error("before its node has spoken, the next leader takes it for one that stays")
+	}
+	n, _ = c.node("n1")
+	n.report(pod, reportapi.CaptureState_CAPTURED)
+	n.complete()
+	c.eventually("it stays", func() bool { return !c.leaves(pod.UID) && c.isCaptured(pod.UID) })
 }
 
 func TestNothingIsPublishedBeforeItIsRemembered(t *testing.T) {

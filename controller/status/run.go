@@ -294,11 +294,16 @@ func (r *Reconciler) podIs(key types.NamespacedName, uid types.UID) bool {
 	return err == nil && pod.UID == uid
 }
 
-// seed hands the protocol that an object has to the registry.
+// seed hands what an object says to the registry.
 func (r *Reconciler) seed(w *v1alpha1.Workload) {
 	if uid := owner(w); uid != "" && w.Status.Protocol != "" {
-		r.cfg.Registry.Seed(keyOf(w), uid, w.Status.Protocol == v1alpha1.ProtocolHBONE)
+		r.cfg.Registry.Seed(keyOf(w), uid, says(w))
 	}
+}
+
+// says is what an object says of how its pod is published.
+func says(w *v1alpha1.Workload) report.Remembered {
+	return report.Remembered{HBONE: w.Status.Protocol == v1alpha1.ProtocolHBONE, Leaving: word(w.Status.Reason) == withdrawing}
 }
 
 func lastKnown(object any) any {

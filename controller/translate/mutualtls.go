@@ -177,6 +177,11 @@ func (d decided) refused() (ports []uint32, except bool) {
 	return ports, except
 }
 
+// lifted is what holds for a pod that is to be let go: it takes plaintext.
+func (d decided) lifted() decided {
+	return decided{mode: v1alpha1.MutualTLSPermissive, by: d.by}
+}
+
 // decideMode attaches to a pod's workload what is in force, and what would be if
 // the dry runs were.
 func (o *output) decideMode(p *pod, applying []*peerAuth, t *targets) {
@@ -185,6 +190,9 @@ func (o *output) decideMode(p *pod, applying []*peerAuth, t *targets) {
 	}
 	enforced := slices.DeleteFunc(slices.Clone(applying), func(a *peerAuth) bool { return a.outcome.DryRun })
 	inForce := decide(enforced, func(loser, winner *peerAuth) { loser.lost[winner.outcome.key()]++ })
+	if t.leaves(p) {
+		inForce = inForce.lifted()
+	}
 	name := o.refusal(inForce, false, t)
 	a := t.of(p)
 	if name != "" {
@@ -209,6 +217,9 @@ func (o *output) decideMode(p *pod, applying []*peerAuth, t *targets) {
 			loser.lost[winner.outcome.key()]++
 		}
 	})
+	if t.leaves(p) {
+		wouldBe = wouldBe.lifted()
+	}
 	wouldBe.by = slices.DeleteFunc(wouldBe.by, func(a *peerAuth) bool { return !a.outcome.DryRun })
 	dryName := ""
 	if refused, except := wouldBe.refused(); !sameRefusal(refused, except, inForce) {

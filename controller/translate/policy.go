@@ -127,6 +127,7 @@ type targets struct {
 	clusterID   string
 	captured    Captured
 	awaits      func(*pod) (since time.Time, awaits bool) // is to be captured, and is not
+	leaves      func(*pod) bool                           // is to be let go, whether it is captured or not
 	all         []*pod
 	byNamespace map[string][]*pod
 	attached    map[*pod]*attachment
@@ -172,6 +173,7 @@ func newTargets(in Input, pods *podIndex, w *waypoints) *targets {
 		}
 		return in.Enrolled.Since(p.UID)
 	}
+	t.leaves = func(p *pod) bool { return in.Leaving != nil && in.Leaving.Has(p.UID) }
 	for _, p := range pods.all {
 		if !p.Spec.HostNetwork {
 			t.all = append(t.all, p)

@@ -28,7 +28,8 @@
 // Invariants: an address stands for one workload or one service; a pod is
 // reached through a tunnel if and only if it is in Input.Captured and has an
 // address of its own; one that is to be captured, and is not yet, is not reached
-// at all where it refuses plaintext; an object that cannot be expressed is reported and left
+// at all where it refuses plaintext; one that is to be let go refuses none, before it
+// is reached by tunnels no longer; an object that cannot be expressed is reported and left
 // out, and takes no other with it. A policy that cannot be expressed as it is
 // written is sent in a reading that lets nothing pass which it would refuse: a
 // DENY denies more, an ALLOW allows less. What narrows access is said by
@@ -81,6 +82,8 @@ type Input struct {
 	Captured Captured
 	// Enrolled pods are those that are to be captured, whether they are or not; nil: none.
 	Enrolled Enrolled
+	// Leaving pods are those that are to be let go, as labels and nodes agree: they refuse no plaintext; nil: none.
+	Leaving Leaving
 	// Roots of the mesh's certificates, PEM, one each.
 	Roots []string
 	// Retiring are the fingerprints of those that sign no more.
@@ -100,6 +103,11 @@ type Captured interface {
 type Enrolled interface {
 	// Since tells whether a pod is in it, and since when.
 	Since(uid types.UID) (since time.Time, enrolled bool)
+}
+
+// Leaving is the set of pods that are to be let go.
+type Leaving interface {
+	Has(uid types.UID) bool
 }
 
 // Config of the mesh.

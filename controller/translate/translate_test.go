@@ -28,6 +28,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/ambit-mesh/ambit/api/v1alpha1"
+	api "github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/controller/resource"
 	"github.com/ambit-mesh/ambit/internal/workload"
 )
@@ -239,6 +240,58 @@ func readInput(t *testing.T, name string) Input {
 		}
 	}
 	return in
+}
+
+// What is to be let go refuses no plaintext, by whatever port and policy, whether it is captured still or not; what stays does.
+func TestWhatLeavesTakesPlaintext(t *testing.T) {
+	for _, reached := range []captured{nil, {}} { // as the case says, and none
+		in := readInput(t, "mutualtls")
+		if reached != nil {
+			in.Captured = reached
+		}
+		leaving := captured{}
+		for i, p := range in.Pods {
+			leaving[p.UID] = i%2 == 0
+		}
+		in.Leaving, in.Enrolled = leaving, nil
+		refuses := map[types.UID]bool{}
+		for _, w := range workloadsOf(t, in) {
+			for _, name := range w.AuthorizationPolicies {
+				refuses[types.UID(w.Namespace+"/"+w.Name)] = strings.Contains(name, strictName)
+			}
+		}
+		for uid, leaves := range leaving {
+			if leaves && refuses[uid] {
+				t.Errorf("%s is to be let go, and refuses plaintext", uid)
+			}
+		}
+		stays := slices.Collect(maps.Keys(refuses))
+		if len(stays) == 0 {
+			t.Error("nothing refuses plaintext: the test shows nothing")
+		}
+		in.Leaving = nil
+		before := 0
+		for _, w := range workloadsOf(t, in) {
+			before += len(w.AuthorizationPolicies)
+		}
+		if before <= len(refuses) {
+			t.Errorf("%d authorizations refuse plaintext where nothing leaves, %d pods where half of them do", before, len(refuses))
+		}
+	}
+}
+
+func workloadsOf(t *testing.T, in Input) (all []*api.Workload) {
+	t.Helper()
+	result, err := Translate(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range result.Resources[resource.Address] {
+		if w := r.Message.(*api.Address).GetWorkload(); w != nil {
+			all = append(all, w)
+		}
+	}
+	return all
 }
 
 // render resources as YAML, addresses spelled out, without versions: those
