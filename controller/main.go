@@ -60,13 +60,18 @@ type settings struct {
 	clusterID     string
 	trustDomain   string
 	clusterDomain string
-	// podRanges besides those of the Nodes.
-	podRanges []string
+	// podRanges besides those of the Nodes, serviceRanges besides those of the ServiceCIDRs.
+	podRanges, serviceRanges []string
 	// waypoints are what all that run for Gateways have in common.
 	waypoints gateway.Settings
 
 	// Addresses to listen on.
 	grpc, admin, metrics, readiness string
+}
+
+// list is of words that are separated by commas and spaces.
+func list(text string) []string {
+	return strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == ' ' })
 }
 
 func parseSettings(args []string, getenv func(string) string) (settings, error) {
@@ -77,7 +82,8 @@ func parseSettings(args []string, getenv func(string) string) (settings, error) 
 		clusterID:     cmp.Or(getenv("CLUSTER_ID"), "Kubernetes"),
 		trustDomain:   cmp.Or(getenv("TRUST_DOMAIN"), "cluster.local"),
 		clusterDomain: cmp.Or(getenv("CLUSTER_DOMAIN"), "cluster.local"),
-		podRanges:     strings.FieldsFunc(getenv("POD_RANGES"), func(r rune) bool { return r == ',' || r == ' ' }),
+		podRanges:     list(getenv("POD_RANGES")),
+		serviceRanges: list(getenv("SERVICE_RANGES")),
 	}
 	s.waypoints = gateway.Settings{
 		Image:      cmp.Or(getenv("WAYPOINT_IMAGE"), "ambit.mesh/waypoint:dev"),

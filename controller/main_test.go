@@ -9,7 +9,7 @@ import (
 func TestSettings(t *testing.T) {
 	environment := map[string]string{
 		"POD_NAME": "controller-abc", "POD_NAMESPACE": "mesh", "TRUST_DOMAIN": "corp.example",
-		"POD_RANGES": "10.99.0.0/16, fd00::/64",
+		"POD_RANGES": "10.99.0.0/16, fd00::/64", "SERVICE_RANGES": "10.96.0.0/12",
 	}
 	s, err := parseSettings([]string{"--grpc-address", "127.0.0.1:1"}, func(key string) string { return environment[key] })
 	if err != nil {
@@ -21,7 +21,7 @@ func TestSettings(t *testing.T) {
 	if s.clusterID != "Kubernetes" || s.clusterDomain != "cluster.local" || s.readiness != ":15021" {
 		t.Errorf("defaults: %+v", s)
 	}
-	if s.grpc != "127.0.0.1:1" || !slices.Equal(s.podRanges, []string{"10.99.0.0/16", "fd00::/64"}) {
+	if s.grpc != "127.0.0.1:1" || !slices.Equal(s.podRanges, []string{"10.99.0.0/16", "fd00::/64"}) || !slices.Equal(s.serviceRanges, []string{"10.96.0.0/12"}) {
 		t.Errorf("lists and flags: %+v", s)
 	}
 }

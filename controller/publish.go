@@ -125,7 +125,7 @@ func (p *publisher) publish() {
 	p.enrolled = status.Enrolled(objects.Pods, objects.Namespaces, p.config.SystemNamespace, p.enrolled, began)
 	leaving, disagreed := agree(objects, captured, p.enrolled, p.config.SystemNamespace)
 	result, err := translate.Translate(translate.Input{
-		Pods: objects.Pods, Services: objects.Services, Slices: objects.Slices, Nodes: objects.Nodes, Namespaces: objects.Namespaces,
+		Pods: objects.Pods, Services: objects.Services, Slices: objects.Slices, Nodes: objects.Nodes, Namespaces: objects.Namespaces, ServiceCIDRs: objects.ServiceCIDRs,
 		PeerAuthentications: objects.PeerAuthentications, AuthorizationPolicies: objects.AuthorizationPolicies,
 		EgressPolicies: objects.EgressPolicies, RequestAuthentications: objects.RequestAuthentications,
 		Gateways: objects.Gateways,

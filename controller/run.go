@@ -196,7 +196,7 @@ func assemble(s settings, config *rest.Config, registry *prometheus.Registry, lo
 	}
 	p.through = &through{inForce: p.bindings.isInForce, ready: p.bindings.readiness, tell: p.status.Waypoints}
 	p.publisher = newPublisher(p.sources, p.reports, p.push, p.changes, translate.Config{
-		TrustDomain: s.trustDomain, ClusterID: s.clusterID, ClusterDomain: s.clusterDomain, PodRanges: s.podRanges,
+		TrustDomain: s.trustDomain, ClusterID: s.clusterID, ClusterDomain: s.clusterDomain, PodRanges: s.podRanges, ServiceRanges: s.serviceRanges,
 		SystemNamespace: s.namespace,
 	}, logger, registry)
 	p.publisher.outcomes, p.publisher.trust = p.outcomes, p.authority.Bundle

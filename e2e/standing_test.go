@@ -5,6 +5,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 )
@@ -15,11 +16,12 @@ func TestTheControllerMayBeDown(t *testing.T) {
 	p := enrolledPair(t, "e2e-headless")
 	time.Sleep(2 * time.Second) // for what nodes know to be on their disks
 	p.kubectl("-n", "ambit-system", "scale", "deployment/controller", "--replicas=0")
-	defer func() {
+	back := sync.OnceFunc(func() {
 		p.kubectl("-n", "ambit-system", "scale", "deployment/controller", "--replicas=2")
 		p.meshReady()
 		p.checkPasses() // every node follows it
-	}()
+	})
+	defer back()
 	p.kubectl("-n", "ambit-system", "wait", "--for=delete", "pod", "-l", "app=controller", "--timeout=60s")
 	p.assertTunnelled(func() { p.answers("client", "http://server:8080/whoami") })
 
@@ -36,6 +38,21 @@ func TestTheControllerMayBeDown(t *testing.T) {
 	if out, err := p.tool("client", "get", "-timeout", "5s", fmt.Sprintf("http://%s:8080/whoami", p.ip("late"))); err == nil {
 		t.Errorf("a pod that nobody vouches for answers: %s", out)
 	}
+
+	// Nor whose a Service is that comes now: in plaintext the node's own rules would lead to a pod.
+	p.in("expose", "pod", "server", "--name=newcomer", "--port=8080")
+	vip := p.in("get", "service", "newcomer", "-o", "jsonpath={.spec.clusterIP}")
+	for _, packet := range p.opened(func() {
+		if out, err := p.tool("client", "get", "-timeout", "5s", fmt.Sprintf("http://%s:8080/whoami", vip)); err == nil {
+			t.Errorf("a Service that nobody vouches for answers: %s", out)
+		}
+	}) {
+		if packet.Port() != "15008" {
+			t.Errorf("in plaintext: %s > %s", packet.Source, packet.Destination)
+		}
+	}
+	back()
+	p.assertTunnelled(func() { p.answers("client", fmt.Sprintf("http://%s:8080/whoami", vip)) })
 }
 
 // A controller that is killed is succeeded by the other, in seconds, and

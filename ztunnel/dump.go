@@ -47,16 +47,17 @@ func (z *ztunnel) dumpConfig() any {
 		rejected = append(rejected, r.Error())
 	}
 	return map[string]any{
-		"node":         z.settings.NodeName,
-		"controller":   z.settings.Controller,
-		"connected":    z.feed.Connected(),
-		"version":      snapshot.Version(),
-		"trust_domain": snapshot.TrustDomain(),
-		"cluster_id":   snapshot.ClusterID(),
-		"pod_ranges":   snapshot.PodRanges(),
-		"policies":     snapshot.Authorizations(),
-		"rejected":     rejected,
-		"problems":     z.observed.Problems(),
+		"node":           z.settings.NodeName,
+		"controller":     z.settings.Controller,
+		"connected":      z.feed.Connected(),
+		"version":        snapshot.Version(),
+		"trust_domain":   snapshot.TrustDomain(),
+		"cluster_id":     snapshot.ClusterID(),
+		"pod_ranges":     snapshot.PodRanges(),
+		"service_ranges": snapshot.ServiceRanges(),
+		"policies":       snapshot.Authorizations(),
+		"rejected":       rejected,
+		"problems":       z.observed.Problems(),
 	}
 }
 

@@ -438,7 +438,10 @@ type Config struct {
 	ClusterId   string                 `protobuf:"bytes,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
 	// CIDRs from which pods get their addresses: an address in one of them that
 	// is not known is asked for before it counts as outside the mesh.
-	PodRanges     []string `protobuf:"bytes,3,rep,name=pod_ranges,json=podRanges,proto3" json:"pod_ranges,omitempty"`
+	PodRanges []string `protobuf:"bytes,3,rep,name=pod_ranges,json=podRanges,proto3" json:"pod_ranges,omitempty"`
+	// CIDRs from which Services get theirs, for the same: what is sent there comes to
+	// pods, and which these are the node's own rules decide.
+	ServiceRanges []string `protobuf:"bytes,4,rep,name=service_ranges,json=serviceRanges,proto3" json:"service_ranges,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -490,6 +493,13 @@ func (x *Config) GetClusterId() string {
 func (x *Config) GetPodRanges() []string {
 	if x != nil {
 		return x.PodRanges
+	}
+	return nil
+}
+
+func (x *Config) GetServiceRanges() []string {
+	if x != nil {
+		return x.ServiceRanges
 	}
 	return nil
 }
@@ -989,13 +999,14 @@ const file_mesh_mesh_proto_rawDesc = "" +
 	"\aserials\x18\x02 \x03(\tR\aserials\"P\n" +
 	"\x0fRevokedIdentity\x12\x1a\n" +
 	"\bidentity\x18\x01 \x01(\tR\bidentity\x12!\n" +
-	"\fbegun_before\x18\x02 \x01(\x03R\vbegunBefore\"i\n" +
+	"\fbegun_before\x18\x02 \x01(\x03R\vbegunBefore\"\x90\x01\n" +
 	"\x06Config\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x02 \x01(\tR\tclusterId\x12\x1d\n" +
 	"\n" +
-	"pod_ranges\x18\x03 \x03(\tR\tpodRanges\"L\n" +
+	"pod_ranges\x18\x03 \x03(\tR\tpodRanges\x12%\n" +
+	"\x0eservice_ranges\x18\x04 \x03(\tR\rserviceRanges\"L\n" +
 	"\x0fSessionAffinity\x129\n" +
 	"\x19client_ip_timeout_seconds\x18\x01 \x01(\rR\x16clientIpTimeoutSeconds\"\xcc\x01\n" +
 	"\tMutualTLS\x12.\n" +

@@ -1,7 +1,6 @@
 // Package gatewayapi reads the objects of the Gateway API, and writes their status.
 //
 //	client.go    one client for all kinds
-//	optional.go  a kind that the cluster may not know
 //
 // A cluster may know some of these kinds, or none: as long as one is not known,
 // there are no objects of it, and once its definition is installed they are there.
@@ -12,7 +11,6 @@ package gatewayapi
 import (
 	"context"
 	"fmt"
-	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -29,8 +27,6 @@ const (
 	// The API server is asked for that many writes of status a second at most.
 	writesPerSecond = 50
 	writesBurst     = 100
-	// lookAgain is how soon a definition that was installed is seen.
-	lookAgain = 5 * time.Second
 )
 
 // Controller is what Ambit is called in the status of these objects.
@@ -66,12 +62,12 @@ func NewClient(config *rest.Config) (*Client, error) {
 // Sources of all kinds, none of which needs to be known to the cluster.
 func (c *Client) Sources() watch.GatewayAPI {
 	return watch.GatewayAPI{
-		GatewayClasses: optionally(c.GatewayClasses(), func() runtime.Object { return &gateway.GatewayClassList{} }),
-		Gateways:       optionally(c.Gateways(metav1.NamespaceAll), func() runtime.Object { return &gateway.GatewayList{} }),
-		HTTPRoutes:     optionally(c.HTTPRoutes(metav1.NamespaceAll), func() runtime.Object { return &gateway.HTTPRouteList{} }),
-		GRPCRoutes:     optionally(c.GRPCRoutes(metav1.NamespaceAll), func() runtime.Object { return &gateway.GRPCRouteList{} }),
-		TLSRoutes:      optionally(c.TLSRoutes(metav1.NamespaceAll), func() runtime.Object { return &gateway.TLSRouteList{} }),
-		TCPRoutes:      optionally(c.TCPRoutes(metav1.NamespaceAll), func() runtime.Object { return &gateway.TCPRouteList{} }),
+		GatewayClasses: watch.Optionally(c.GatewayClasses(), func() runtime.Object { return &gateway.GatewayClassList{} }),
+		Gateways:       watch.Optionally(c.Gateways(metav1.NamespaceAll), func() runtime.Object { return &gateway.GatewayList{} }),
+		HTTPRoutes:     watch.Optionally(c.HTTPRoutes(metav1.NamespaceAll), func() runtime.Object { return &gateway.HTTPRouteList{} }),
+		GRPCRoutes:     watch.Optionally(c.GRPCRoutes(metav1.NamespaceAll), func() runtime.Object { return &gateway.GRPCRouteList{} }),
+		TLSRoutes:      watch.Optionally(c.TLSRoutes(metav1.NamespaceAll), func() runtime.Object { return &gateway.TLSRouteList{} }),
+		TCPRoutes:      watch.Optionally(c.TCPRoutes(metav1.NamespaceAll), func() runtime.Object { return &gateway.TCPRouteList{} }),
 	}
 }
 

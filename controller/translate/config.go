@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/ambit-mesh/ambit/api/mesh"
@@ -49,9 +50,10 @@ func (o *output) service(s *service) {
 // mesh adds what concerns the mesh as a whole.
 func (o *output) mesh(in Input) {
 	o.add(configName, &mesh.Config{
-		TrustDomain: in.Config.TrustDomain,
-		ClusterId:   in.Config.ClusterID,
-		PodRanges:   o.podRanges(in.Nodes, in.Config.PodRanges),
+		TrustDomain:   in.Config.TrustDomain,
+		ClusterId:     in.Config.ClusterID,
+		PodRanges:     o.podRanges(in.Nodes, in.Config.PodRanges),
+		ServiceRanges: o.serviceRanges(in.ServiceCIDRs, in.Config.ServiceRanges),
 	}, resource.Relations{})
 	if len(in.Roots) > 0 {
 		o.add(in.Config.TrustDomain, &mesh.TrustBundle{
@@ -65,33 +67,54 @@ func (o *output) mesh(in Input) {
 	}
 }
 
-// podRanges are the CIDRs of all nodes and the configured ones, each once, in order.
+// podRanges are the CIDRs of all nodes and the configured ones.
 func (o *output) podRanges(nodes []*corev1.Node, configured []string) []string {
-	var prefixes []netip.Prefix
-	parse := func(of, cidr string) {
-		prefix, err := netip.ParsePrefix(cidr)
-		if err != nil {
-			o.problems = append(o.problems, fmt.Errorf("pod range of %s: %w", of, err))
-			return
-		}
-		prefixes = append(prefixes, prefix.Masked())
-	}
-	for _, cidr := range configured {
-		parse("the configuration", cidr)
-	}
+	found := ranges{kind: "pod"}
+	found.add("the configuration", configured...)
 	for _, n := range nodes {
 		cidrs := n.Spec.PodCIDRs
 		if len(cidrs) == 0 && n.Spec.PodCIDR != "" {
 			cidrs = []string{n.Spec.PodCIDR}
 		}
-		for _, cidr := range cidrs {
-			parse("node "+n.Name, cidr)
+		found.add("node "+n.Name, cidrs...)
+	}
+	return o.ranges(found)
+}
+
+// serviceRanges are those of the cluster and the configured ones.
+func (o *output) serviceRanges(cidrs []*networkingv1.ServiceCIDR, configured []string) []string {
+	found := ranges{kind: "service"}
+	found.add("the configuration", configured...)
+	for _, c := range cidrs {
+		found.add("ServiceCIDR "+c.Name, c.Spec.CIDRs...)
+	}
+	return o.ranges(found)
+}
+
+// ranges are CIDRs of addresses of a kind.
+type ranges struct {
+	kind     string
+	prefixes []netip.Prefix
+	problems []error
+}
+
+func (r *ranges) add(of string, cidrs ...string) {
+	for _, cidr := range cidrs {
+		prefix, err := netip.ParsePrefix(cidr)
+		if err != nil {
+			r.problems = append(r.problems, fmt.Errorf("%s range of %s: %w", r.kind, of, err))
+			continue
 		}
+		r.prefixes = append(r.prefixes, prefix.Masked())
 	}
-	slices.SortFunc(prefixes, netip.Prefix.Compare)
-	var ranges []string
-	for _, prefix := range slices.Compact(prefixes) {
-		ranges = append(ranges, prefix.String())
+}
+
+// ranges are those that could be read, each once, in order.
+func (o *output) ranges(found ranges) (texts []string) {
+	o.problems = append(o.problems, found.problems...)
+	slices.SortFunc(found.prefixes, netip.Prefix.Compare)
+	for _, prefix := range slices.Compact(found.prefixes) {
+		texts = append(texts, prefix.String())
 	}
-	return ranges
+	return texts
 }

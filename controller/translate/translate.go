@@ -48,6 +48,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/types"
 	gateway "sigs.k8s.io/gateway-api/apis/v1"
 
@@ -63,6 +64,8 @@ type Input struct {
 	Services []*corev1.Service
 	Slices   []*discoveryv1.EndpointSlice
 	Nodes    []*corev1.Node
+	// ServiceCIDRs, of clusters that have them.
+	ServiceCIDRs []*networkingv1.ServiceCIDR
 
 	// Namespaces, of which only names and labels are looked at.
 	Namespaces []*corev1.Namespace
@@ -123,6 +126,8 @@ type Config struct {
 	// PodRanges are CIDRs of pods besides those of Nodes' spec.podCIDRs, for
 	// networks that assign addresses their own way.
 	PodRanges []string
+	// ServiceRanges are CIDRs of Services besides those of ServiceCIDRs.
+	ServiceRanges []string
 }
 
 // Result is the mesh model, and what became of the policies that are in it.

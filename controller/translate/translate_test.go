@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/types"
@@ -223,6 +224,8 @@ func readInput(t *testing.T, name string) Input {
 			in.Nodes = append(in.Nodes, o)
 		case *corev1.Namespace:
 			in.Namespaces = append(in.Namespaces, o)
+		case *networkingv1.ServiceCIDR:
+			in.ServiceCIDRs = append(in.ServiceCIDRs, o)
 		case *v1alpha1.PeerAuthentication:
 			in.PeerAuthentications = append(in.PeerAuthentications, o)
 		case *v1alpha1.AuthorizationPolicy:
@@ -233,7 +236,7 @@ func readInput(t *testing.T, name string) Input {
 			in.RequestAuthentications = append(in.RequestAuthentications, o)
 		case *corev1.ConfigMap: // settings that are not Kubernetes objects
 			in.Roots = append(in.Roots, o.Data["root"])
-			in.Config.PodRanges = strings.Fields(o.Data["podRanges"])
+			in.Config.PodRanges, in.Config.ServiceRanges = strings.Fields(o.Data["podRanges"]), strings.Fields(o.Data["serviceRanges"])
 			in.Config.TrustDomain = o.Data["trustDomain"]
 		default:
 			t.Fatalf("%s: what is a %T?", name, o)

@@ -4,6 +4,7 @@
 //	watch.go    informers, and their contents as typed lists
 //	policies.go those of the policies that people write
 //	gatewayapi.go those of the Gateway API's objects
+//	optional.go a kind that the cluster may not know
 //	strip.go    what of an object is kept in memory
 //	trigger.go  many changes, one call
 //	catchup.go  no older than Kubernetes, for who takes over
@@ -25,6 +26,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -46,6 +48,8 @@ type Objects struct {
 	Slices     []*discoveryv1.EndpointSlice
 	Nodes      []*corev1.Node
 	Namespaces []*corev1.Namespace
+	// ServiceCIDRs are none in a cluster that is older than Kubernetes 1.33.
+	ServiceCIDRs []*networkingv1.ServiceCIDR
 	PolicyObjects
 	GatewayObjects
 }
@@ -53,14 +57,15 @@ type Objects struct {
 // Sources are the informers. Others may add handlers and indexes to them until
 // Run is called.
 type Sources struct {
-	factory    informers.SharedInformerFactory
-	pods       corelisters.PodLister
-	services   corelisters.ServiceLister
-	slices     discoverylisters.EndpointSliceLister
-	nodes      corelisters.NodeLister
-	namespaces corelisters.NamespaceLister
-	policies   *policies
-	gatewayAPI *gatewayAPI
+	factory      informers.SharedInformerFactory
+	pods         corelisters.PodLister
+	services     corelisters.ServiceLister
+	slices       discoverylisters.EndpointSliceLister
+	nodes        corelisters.NodeLister
+	namespaces   corelisters.NamespaceLister
+	serviceCIDRs cache.SharedIndexInformer
+	policies     *policies
+	gatewayAPI   *gatewayAPI
 	// restricting are those of which nothing may be missed: see CatchUp.
 	restricting []kept
 }
@@ -80,14 +85,15 @@ func New(client kubernetes.Interface, from Policies, gateways GatewayAPI, change
 		return nil, err
 	}
 	s := &Sources{
-		factory:    factory,
-		pods:       core.Pods().Lister(),
-		services:   core.Services().Lister(),
-		slices:     slices.Lister(),
-		nodes:      core.Nodes().Lister(),
-		namespaces: core.Namespaces().Lister(),
-		policies:   policies,
-		gatewayAPI: gatewayAPI,
+		factory:      factory,
+		pods:         core.Pods().Lister(),
+		services:     core.Services().Lister(),
+		slices:       slices.Lister(),
+		nodes:        core.Nodes().Lister(),
+		namespaces:   core.Namespaces().Lister(),
+		serviceCIDRs: cache.NewSharedIndexInformer(Optionally(client.NetworkingV1().ServiceCIDRs(), func() runtime.Object { return &networkingv1.ServiceCIDRList{} }), &networkingv1.ServiceCIDR{}, 0, cache.Indexers{}),
+		policies:     policies,
+		gatewayAPI:   gatewayAPI,
 	}
 	s.restricting = []kept{
 		{"namespaces", core.Namespaces().Informer().GetStore(), func(ctx context.Context) (runtime.Object, error) {
@@ -109,6 +115,7 @@ func New(client kubernetes.Interface, from Policies, gateways GatewayAPI, change
 	}
 	for _, informer := range []cache.SharedIndexInformer{
 		core.Pods().Informer(), core.Services().Informer(), slices.Informer(), core.Nodes().Informer(), core.Namespaces().Informer(),
+		s.serviceCIDRs,
 	} {
 		if _, err := informer.AddEventHandler(tell); err != nil {
 			return nil, fmt.Errorf("watch: %w", err)
@@ -182,13 +189,13 @@ func (s *Sources) WaitSynced(ctx context.Context) error {
 
 // own are the informers that the factory does not run.
 func (s *Sources) own() []cache.SharedIndexInformer {
-	return append(s.policies.all(), s.gatewayAPI.all()...)
+	return append(append(s.policies.all(), s.gatewayAPI.all()...), s.serviceCIDRs)
 }
 
 // Objects returns what is there now.
 func (s *Sources) Objects() (Objects, error) {
 	var o Objects
-	var errs [7]error
+	var errs [8]error
 	o.Pods, errs[0] = s.pods.List(labels.Everything())
 	o.Services, errs[1] = s.services.List(labels.Everything())
 	o.Slices, errs[2] = s.slices.List(labels.Everything())
@@ -196,6 +203,7 @@ func (s *Sources) Objects() (Objects, error) {
 	o.Namespaces, errs[4] = s.namespaces.List(labels.Everything())
 	o.PolicyObjects, errs[5] = s.Policies()
 	o.GatewayObjects, errs[6] = s.GatewayAPI()
+	o.ServiceCIDRs, errs[7] = list[*networkingv1.ServiceCIDR](s.serviceCIDRs)
 	if err := errors.Join(errs[:]...); err != nil {
 		return Objects{}, fmt.Errorf("list Kubernetes objects: %w", err)
 	}

@@ -10,6 +10,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	kubewatch "k8s.io/apimachinery/pkg/watch"
@@ -62,7 +64,8 @@ func TestObjectsAreCompleteOnceSynced(t *testing.T) {
 	meta := metav1.ObjectMeta{Namespace: "shop", Name: "web"}
 	client := fake.NewClientset(
 		&corev1.Pod{ObjectMeta: meta}, &corev1.Service{ObjectMeta: meta}, &discoveryv1.EndpointSlice{ObjectMeta: meta},
-		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}})
+		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}},
+		&networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"}})
 	s, changes := start(t, client)
 	if err := s.WaitSynced(t.Context()); err != nil {
 		t.Fatal(err)
@@ -71,13 +74,14 @@ func TestObjectsAreCompleteOnceSynced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(o.Pods) != 1 || len(o.Services) != 1 || len(o.Slices) != 1 || len(o.Nodes) != 1 || len(o.Namespaces) != 1 {
-		t.Errorf("%d pods, %d services, %d slices, %d nodes, %d namespaces", len(o.Pods), len(o.Services), len(o.Slices), len(o.Nodes), len(o.Namespaces))
+	if len(o.Pods) != 1 || len(o.Services) != 1 || len(o.Slices) != 1 || len(o.Nodes) != 1 || len(o.Namespaces) != 1 || len(o.ServiceCIDRs) != 1 {
+		t.Errorf("%d pods, %d services, %d slices, %d nodes, %d namespaces, %d ServiceCIDRs",
+			len(o.Pods), len(o.Services), len(o.Slices), len(o.Nodes), len(o.Namespaces), len(o.ServiceCIDRs))
 	}
 	if _, err := s.Namespaces().Lister().Get("shop"); err != nil {
 		t.Error(err)
 	}
-	await(t, "a change is told for each of the five", func() bool { return changes.Load() == 5 })
+	await(t, "a change is told for each of the six", func() bool { return changes.Load() == 6 })
 }
 
 // As long as one kind cannot be listed, nothing is complete.
@@ -91,6 +95,47 @@ func TestNotSyncedWhileOneKindIsMissing(t *testing.T) {
 	defer cancel()
 	if err := s.WaitSynced(ctx); err == nil {
 		t.Error("synced without EndpointSlices")
+	}
+}
+
+// A cluster of before Kubernetes 1.33 has no ServiceCIDRs; once it is upgraded, they are seen.
+func TestAKindThatTheClusterLearns(t *testing.T) {
+	client := fake.NewClientset()
+	var knows atomic.Bool
+	unknown := func(clienttesting.Action) error {
+		if knows.Load() {
+			return nil
+		}
+		return apierrors.NewNotFound(networkingv1.Resource("servicecidrs"), "")
+	}
+	client.PrependReactor("list", "servicecidrs", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		err := unknown(a)
+		return err != nil, nil, err
+	})
+	client.PrependWatchReactor("servicecidrs", func(a clienttesting.Action) (bool, kubewatch.Interface, error) {
+		err := unknown(a)
+		return err != nil, nil, err
+	})
+	s, _ := start(t, client)
+	if err := s.WaitSynced(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	knows.Store(true)
+	cidr := &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"}}
+	for deadline := time.Now().Add(3 * lookAgain); ; time.Sleep(100 * time.Millisecond) {
+		// Made anew as long as nobody has seen it: this API server does not tell a watch of what is there.
+		client.NetworkingV1().ServiceCIDRs().Delete(t.Context(), cidr.Name, metav1.DeleteOptions{})
+		if _, err := client.NetworkingV1().ServiceCIDRs().Create(t.Context(), cidr, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if o, err := s.Objects(); err != nil {
+			t.Fatal(err)
+		} else if len(o.ServiceCIDRs) == 1 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("it is not seen")
+		}
 	}
 }
 

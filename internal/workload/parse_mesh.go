@@ -50,12 +50,22 @@ func parseConfig(name string, c *mesh.Config) (meshConfig, error) {
 		return meshConfig{}, errors.New("trust_domain: empty")
 	}
 	out := meshConfig{trustDomain: c.GetTrustDomain(), clusterID: c.GetClusterId()}
-	for i, text := range c.GetPodRanges() {
-		prefix, err := netip.ParsePrefix(text)
-		if err != nil {
-			return meshConfig{}, fmt.Errorf("pod_ranges[%d]: %w", i, err)
-		}
-		out.podRanges = append(out.podRanges, prefix.Masked())
+	var errs [2]error
+	out.podRanges, errs[0] = parseRanges("pod_ranges", c.GetPodRanges())
+	out.serviceRanges, errs[1] = parseRanges("service_ranges", c.GetServiceRanges())
+	if err := errors.Join(errs[:]...); err != nil {
+		return meshConfig{}, err
 	}
 	return out, nil
+}
+
+func parseRanges(field string, texts []string) (ranges []netip.Prefix, err error) {
+	for i, text := range texts {
+		prefix, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, fmt.Errorf("%s[%d]: %w", field, i, err)
+		}
+		ranges = append(ranges, prefix.Masked())
+	}
+	return ranges, nil
 }

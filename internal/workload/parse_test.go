@@ -209,6 +209,7 @@ func TestMalformedResourcesAreRejected(t *testing.T) {
 		{&mesh.RevocationList{TrustDomain: "cluster.local", Identities: []*mesh.RevokedIdentity{{Identity: "web", BegunBefore: 1}}}, "identities[0].identity"},
 		{&mesh.RevocationList{TrustDomain: "cluster.local", Identities: []*mesh.RevokedIdentity{{Identity: "spiffe://cluster.local/ns/shop/sa/web"}}}, "a moment is needed"},
 		{&mesh.Config{TrustDomain: "cluster.local", PodRanges: []string{"10.244.0.0/16", "10.244"}}, "pod_ranges[1]"},
+		{&mesh.Config{TrustDomain: "cluster.local", ServiceRanges: []string{"10.96"}}, "service_ranges[0]"},
 	}
 	for _, test := range tests {
 		r := workloadtest.Resource(t, test.message)

@@ -54,10 +54,10 @@ type bundle struct {
 }
 
 type meshConfig struct {
-	trustDomain string
-	clusterID   string
-	podRanges   []netip.Prefix
-	digest      digest
+	trustDomain              string
+	clusterID                string
+	podRanges, serviceRanges []netip.Prefix
+	digest                   digest
 }
 
 func emptySnapshot() *Snapshot {
@@ -167,6 +167,15 @@ func (s *Snapshot) InPodRange(addr netip.Addr) bool {
 	addr = normal(addr)
 	return slices.ContainsFunc(s.config.podRanges, func(p netip.Prefix) bool { return p.Contains(addr) })
 }
+
+// InServiceRange tells whether Services get addresses like this one.
+func (s *Snapshot) InServiceRange(addr netip.Addr) bool {
+	addr = normal(addr)
+	return slices.ContainsFunc(s.config.serviceRanges, func(p netip.Prefix) bool { return p.Contains(addr) })
+}
+
+// ServiceRanges lists what InServiceRange looks at.
+func (s *Snapshot) ServiceRanges() []netip.Prefix { return s.config.serviceRanges }
 
 // PodRanges lists what InPodRange looks at.
 func (s *Snapshot) PodRanges() []netip.Prefix { return s.config.podRanges }

@@ -243,7 +243,7 @@ func TestConfig(t *testing.T) {
 	if s := store.Snapshot(); s.Configured() || s.TrustDomain() != "cluster.local" || s.InPodRange(addr("10.244.1.1")) {
 		t.Error("an empty store is configured")
 	}
-	workloadtest.Apply(t, store, &mesh.Config{TrustDomain: "example.org", ClusterId: "Kubernetes", PodRanges: []string{"10.244.1.5/16", "fd00:10::/56"}})
+	workloadtest.Apply(t, store, &mesh.Config{TrustDomain: "example.org", ClusterId: "Kubernetes", PodRanges: []string{"10.244.1.5/16", "fd00:10::/56"}, ServiceRanges: []string{"10.96.0.1/12"}})
 	check := func() {
 		t.Helper()
 		s := store.Snapshot()
@@ -253,6 +253,11 @@ func TestConfig(t *testing.T) {
 		for text, want := range map[string]bool{"10.244.200.1": true, "::ffff:10.244.1.1": true, "10.245.0.1": false, "fd00:10::1": true, "fd00:11::1": false} {
 			if got := s.InPodRange(addr(text)); got != want {
 				t.Errorf("InPodRange(%s) is %t", text, got)
+			}
+		}
+		for text, want := range map[string]bool{"10.111.0.1": true, "::ffff:10.96.0.1": true, "10.244.1.1": false} {
+			if got := s.InServiceRange(addr(text)); got != want {
+				t.Errorf("InServiceRange(%s) is %t", text, got)
 			}
 		}
 	}

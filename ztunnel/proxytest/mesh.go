@@ -143,7 +143,7 @@ func newMesh(t testing.TB, synced <-chan struct{}) *Mesh {
 	m.run("policy", m.Policy.Run)
 	m.Publish(&mesh.Config{
 		TrustDomain: trustDomain, ClusterId: "Kubernetes",
-		PodRanges: []string{"10.9.0.0/16", "fd09::/64"},
+		PodRanges: []string{"10.9.0.0/16", "fd09::/64"}, ServiceRanges: []string{"10.96.0.0/12"},
 	})
 	return m
 }
@@ -162,6 +162,11 @@ func (m *Mesh) Publish(resources ...proto.Message) {
 func (m *Mesh) Service(name, vip string, pods ...*Pod) {
 	m.t.Helper()
 	addAddress(m.t, vip)
+	m.publishService(name, vip, pods...)
+}
+
+func (m *Mesh) publishService(name, vip string, pods ...*Pod) {
+	m.t.Helper()
 	s := m.service(name, vip)
 	for _, p := range pods {
 		p.published.Services = map[string]*api.PortList{workload.ServiceKey(s.Namespace, s.Hostname): {Ports: s.Ports}}

@@ -217,6 +217,43 @@ func TestUnknownAddressIsAskedFor(t *testing.T) {
 	})
 }
 
+// A Service that the node has not heard of is not outside of the mesh: rules of the node would lead what is sent there to a pod.
+func TestUnknownServiceIsAskedFor(t *testing.T) {
+	vip := netip.MustParseAddr("10.96.0.1")
+	t.Run("it is of the mesh", func(t *testing.T) {
+		m := New(t)
+		addAddress(t, vip.String())
+		client, server := m.Pod("client").Start(), m.Pod("server", On("n2")).Start()
+		server.App(func(c *net.TCPConn) { io.Copy(c, c); c.Close() })
+		m.SetLookup(func(_ context.Context, addr netip.Addr) (bool, error) {
+			if addr != vip {
+				t.Errorf("asked for %s", addr)
+			}
+			m.publishService("web", vip.String(), server)
+			return true, nil
+		})
+		conn := client.Connect(vip)
+		say(t, conn, "hi")
+		hear(t, conn, "hi")
+		if dialed := client.Capture.Dialed(); len(dialed) != 1 || dialed[0].Port() != 15008 {
+			t.Errorf("dialed %v", dialed)
+		}
+	})
+	t.Run("nobody knows", func(t *testing.T) {
+		m := New(t)
+		addAddress(t, vip.String())
+		client := m.Pod("client").Start()
+		m.SetLookup(func(context.Context, netip.Addr) (bool, error) { return false, errors.New("the controller is away") })
+		client.Refused(vip)
+		if line := m.Access(1)[0]; line["reason"] != "UnknownDestination" {
+			t.Errorf("logged %v", line)
+		}
+		if dialed := client.Capture.Dialed(); len(dialed) > 0 {
+			t.Errorf("dialed %v", dialed)
+		}
+	})
+}
+
 // A service's own identities are accepted besides its endpoints'.
 func TestTunnelPeerMayHaveTheServicesIdentity(t *testing.T) {
 	m := New(t)

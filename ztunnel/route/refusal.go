@@ -19,8 +19,8 @@ const (
 	// WaypointUnavailable: the destination is behind a waypoint of which no pod can be
 	// reached, and going there without it would leave out its policy.
 	WaypointUnavailable Reason = "WaypointUnavailable"
-	// StrictUnknown: a strict source addresses what may be a pod, and nobody knows
-	// which: it is not reached in plaintext.
+	// StrictUnknown: a strict source addresses what may be a pod or a Service, and nobody
+	// knows which: it is not reached in plaintext.
 	StrictUnknown Reason = "StrictUnknown"
 	// NotCaptured: the destination refuses plaintext, and takes no tunnels before its
 	// node has captured it.

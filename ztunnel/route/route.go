@@ -10,7 +10,7 @@
 //  5. an address whose resource could not be read, any while the mesh's
 //     configuration is missing: refused
 //  6. an address that may belong to the mesh for all we know: to be asked for
-//  7. an address of the pod ranges that nobody knows, from a strict source: refused
+//  7. an address of pods' or Services' ranges that nobody knows, from a strict source: refused
 //  8. anything else is outside the mesh and reached as it is
 //
 // What is bound to a waypoint is reached through it: a tunnel to one of the
@@ -162,11 +162,12 @@ func decide(r Request, snapshot *workload.Snapshot, pick balance.Picker) (Upstre
 	if !snapshot.Configured() {
 		return Upstream{}, refuse(NotConfigured, "whether %s is outside the mesh is not known yet", dst.Addr())
 	}
-	if !r.Asked && (snapshot.Partial() || snapshot.InPodRange(dst.Addr())) {
+	clusters := snapshot.InPodRange(dst.Addr()) || snapshot.InServiceRange(dst.Addr())
+	if !r.Asked && (snapshot.Partial() || clusters) {
 		return Upstream{Kind: Ask, Address: dst}, nil
 	}
-	if strict(r.Source, snapshot) && snapshot.InPodRange(dst.Addr()) {
-		return Upstream{}, refuse(StrictUnknown, "%s is a pod's address, nobody knows whose, and the source is strict", dst.Addr())
+	if strict(r.Source, snapshot) && clusters {
+		return Upstream{}, refuse(StrictUnknown, "%s is an address of a pod or a Service, nobody knows of which, and the source is strict", dst.Addr())
 	}
 	return Upstream{Kind: Plaintext, Address: dst}, nil
 }

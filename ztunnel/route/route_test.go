@@ -85,7 +85,7 @@ func balanced(mode api.LoadBalancing_Mode, scopes ...api.LoadBalancing_Scope) fu
 	return func(s *api.Service) { s.LoadBalancing = &api.LoadBalancing{Mode: mode, RoutingPreference: scopes} }
 }
 
-var config = &mesh.Config{TrustDomain: "cluster.local", ClusterId: "Kubernetes", PodRanges: []string{"10.244.0.0/16", "fd00:10::/64"}}
+var config = &mesh.Config{TrustDomain: "cluster.local", ClusterId: "Kubernetes", PodRanges: []string{"10.244.0.0/16", "fd00:10::/64"}, ServiceRanges: []string{"10.96.0.0/12", "fd00:96::/112"}}
 
 // first picks the first endpoint, last the last one.
 func first(uint64) uint64  { return 0 }

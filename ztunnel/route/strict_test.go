@@ -23,8 +23,8 @@ func mutualTLS(t *testing.T, mode mesh.MutualTLS_Mode) func(*api.Workload) {
 	}
 }
 
-// Nobody knows an address of the pod ranges, the controller neither: a strict source
-// does not go there in plaintext. Outside the pod ranges it may.
+// Nobody knows an address of the ranges of pods and Services, the controller neither: a strict
+// source does not go there in plaintext. Outside of them it may.
 func TestStrictSourceAndUnknownAddresses(t *testing.T) {
 	strict, permissive := mesh.MutualTLS_STRICT, mesh.MutualTLS_PERMISSIVE
 	for name, c := range map[string]struct {
@@ -47,7 +47,7 @@ func TestStrictSourceAndUnknownAddresses(t *testing.T) {
 				workloadtest.Apply(t, store, web)
 				source, _ = store.Snapshot().WorkloadByUID(web.Uid)
 			}
-			for to, want := range map[string]bool{"10.244.9.9:8080": c.refused, "[fd00:10::9:9]:8080": c.refused, "203.0.113.1:443": false} {
+			for to, want := range map[string]bool{"10.244.9.9:8080": c.refused, "[fd00:10::9:9]:8080": c.refused, "10.96.9.9:80": c.refused, "[fd00:96::9]:80": c.refused, "203.0.113.1:443": false} {
 				up, err := route.Decide(route.Request{Source: source, Destination: netip.MustParseAddrPort(to), Asked: true}, store.Snapshot(), first)
 				refusal, _ := err.(*route.Refusal)
 				switch {

@@ -1,4 +1,4 @@
-package gatewayapi
+package watch
 
 import (
 	"context"
@@ -8,14 +8,14 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/watch"
+	apiwatch "k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 )
 
 // reader is the part of a client that an informer uses.
 type reader[L runtime.Object] interface {
 	List(ctx context.Context, options metav1.ListOptions) (L, error)
-	Watch(ctx context.Context, options metav1.ListOptions) (watch.Interface, error)
+	Watch(ctx context.Context, options metav1.ListOptions) (apiwatch.Interface, error)
 }
 
 // optional is a kind that the cluster may not know.
@@ -27,12 +27,15 @@ type optional struct {
 // kind is known, a watch does not.
 func (optional) IsWatchListSemanticsUnSupported() bool { return true }
 
+// lookAgain is how soon a kind is seen that the cluster learns.
+const lookAgain = 5 * time.Second
+
 // anyVersion has a watch begin with all that is there.
 const anyVersion = "0"
 
-// optionally makes a source of a kind: as long as the cluster does not know it, an
+// Optionally makes a source of a kind: as long as the cluster does not know it, an
 // empty list, and watches that end without having seen anything.
-func optionally[L runtime.Object](client reader[L], empty func() runtime.Object) cache.ListerWatcher {
+func Optionally[L runtime.Object](client reader[L], empty func() runtime.Object) cache.ListerWatcher {
 	return optional{&cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
 			list, err := client.List(ctx, options)
@@ -47,7 +50,7 @@ func optionally[L runtime.Object](client reader[L], empty func() runtime.Object)
 			accessor.SetResourceVersion(anyVersion)
 			return none, nil
 		},
-		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (apiwatch.Interface, error) {
 			w, err := client.Watch(ctx, options)
 			switch {
 			case !unknown(err):
@@ -55,7 +58,7 @@ func optionally[L runtime.Object](client reader[L], empty func() runtime.Object)
 			case options.ResourceVersion != anyVersion:
 				return nil, err // it was known until now: list again
 			}
-			return quiet(lookAgain), nil
+			return eventless(lookAgain), nil
 		},
 	}}
 }
@@ -63,20 +66,20 @@ func optionally[L runtime.Object](client reader[L], empty func() runtime.Object)
 // unknown tells that the API server has no such kind.
 func unknown(err error) bool { return apierrors.IsNotFound(err) }
 
-// quiet is a watch that ends by itself after a time, without an event.
-func quiet(d time.Duration) watch.Interface {
-	w := watch.NewFakeWithOptions(watch.FakeOptions{})
+// eventless is a watch that ends by itself after a time, without an event.
+func eventless(d time.Duration) apiwatch.Interface {
+	w := apiwatch.NewFakeWithOptions(apiwatch.FakeOptions{})
 	timer := time.AfterFunc(d, w.Stop)
-	return &silence{FakeWatcher: w, timer: timer}
+	return &eventlessWatch{FakeWatcher: w, timer: timer}
 }
 
-type silence struct {
-	*watch.FakeWatcher
+type eventlessWatch struct {
+	*apiwatch.FakeWatcher
 	timer *time.Timer
 }
 
 // Stop ends it now.
-func (s *silence) Stop() {
+func (s *eventlessWatch) Stop() {
 	s.timer.Stop()
 	s.FakeWatcher.Stop()
 }
