@@ -78,24 +78,40 @@ func TestUninstallLeavesPlainNetworking(t *testing.T) {
 	}
 }
 
-// While a shopper asks all the time, the mesh goes: not one new connection fails.
+// The mesh goes while applications ask all the time, and not one new connection fails: neither between pods that take plaintext,
+// nor behind a waypoint, where clients are led past it first, nor between pods that refuse plaintext, which take it first.
 func TestUninstallUnderLoadFailsNoNewConnection(t *testing.T) {
-	p := newPlace(t, "e2e-farewell")
 	t.Cleanup(func() {
 		if err := install(); err != nil {
 			t.Errorf("install again: %v", err)
 		}
 	})
-	p.shop()
-	p.enrol(p.pods()...)
-	before, err := p.shopStats()
+	shop := newPlace(t, "e2e-farewell")
+	shop.shop()
+	shop.enrol(shop.pods()...)
+	bound := waypointed(t, "e2e-farewell-waypoint", "server")
+	bound.in("delete", "authorizationpolicies.ambit.mesh", "nobody") // which, without a waypoint, denies the port
+	bound.in("wait", "--for=condition=ambit.mesh/Bound", "service/server", "--timeout=60s")
+	refusing := strict(t, "e2e-farewell-strict")
+
+	loads := append(refusing.loads(), bound.load("-pause", "2ms", "-connections", "fresh", "http://server:8080/work"))
+	kept := bound.load("-pause", "2ms", "-connections", "kept", "http://server:8080/work")
+	before, err := shop.shopStats()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.bed.Run(t.Context(), "ambit", "uninstall", "--yes"); err != nil {
+	out, err := shop.bed.Run(t.Context(), "ambit", "uninstall", "--yes")
+	if err != nil {
 		t.Fatal(err)
 	}
-	after, err := p.shopStats()
+	if !strings.Contains(out, "lead clients past waypoints") {
+		t.Errorf("it does not say what it does:\n%s", out)
+	}
+	for _, l := range loads {
+		l.flawless("while Ambit is removed", l.end("while Ambit is removed"))
+	}
+	kept.end("kept connections, while Ambit is removed") // those of ztunnel end with it
+	after, err := shop.shopStats()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,32 +120,8 @@ func TestUninstallUnderLoadFailsNoNewConnection(t *testing.T) {
 			t.Errorf("new %s connections: before %+v, after %+v", name, was, is)
 		}
 	}
-}
-
-// What is bound to waypoints is unbound first: whose pods are let go before those that they
-// ask would be refused there, for they come past the waypoint.
-func TestUninstallOfWaypointsFailsNoNewConnection(t *testing.T) {
-	p := waypointed(t, "e2e-farewell-waypoint", "server")
-	t.Cleanup(func() {
-		if err := install(); err != nil {
-			t.Errorf("install again: %v", err)
-		}
-	})
-	p.in("delete", "authorizationpolicies.ambit.mesh", "nobody") // which, without a waypoint, denies the port
-	p.in("wait", "--for=condition=ambit.mesh/Bound", "service/server", "--timeout=60s")
-	fresh := p.load("-pause", "2ms", "-connections", "fresh", "http://server:8080/work")
-	kept := p.load("-pause", "2ms", "-connections", "kept", "http://server:8080/work")
-	out, err := p.bed.Run(t.Context(), "ambit", "uninstall", "--yes")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !strings.Contains(out, "lead clients past waypoints") {
-		t.Errorf("it does not say what it does:\n%s", out)
-	}
-	fresh.flawless("while Ambit is removed", fresh.end("while Ambit is removed"))
-	kept.end("kept connections, while Ambit is removed") // those of ztunnel end with it
 	for _, object := range []string{"deployment/waypoint", "service/waypoint", "configmap/ambit-ca-root"} {
-		if out := p.in("get", object, "--ignore-not-found"); out != "" {
+		if out := bound.in("get", object, "--ignore-not-found"); out != "" {
 			t.Errorf("left: %s", out)
 		}
 	}
@@ -167,23 +159,6 @@ func (p *place) loads() (loads []*loading) {
 		loads = append(loads, p.load("-workers", "2", "-pause", "5ms", "-connections", "fresh", url))
 	}
 	return loads
-}
-
-// What refuses plaintext takes it before its clients come in plaintext.
-func TestUninstallOfStrictPodsFailsNoNewConnection(t *testing.T) {
-	p := strict(t, "e2e-farewell-strict")
-	loads := p.loads()
-	t.Cleanup(func() {
-		if err := install(); err != nil {
-			t.Errorf("install again: %v", err)
-		}
-	})
-	if _, err := p.bed.Run(t.Context(), "ambit", "uninstall", "--yes"); err != nil {
-		t.Fatal(err)
-	}
-	for _, l := range loads {
-		l.flawless("while Ambit is removed", l.end("while Ambit is removed"))
-	}
 }
 
 // A namespace that refuses plaintext leaves the mesh under load, again and again.
