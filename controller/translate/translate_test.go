@@ -119,6 +119,30 @@ func TestTranslateReportsWhatItLeavesOut(t *testing.T) {
 	}
 }
 
+// A range that is none is reported with who said it, and the others are there.
+func TestTranslateReportsRangesThatAreNone(t *testing.T) {
+	in := readInput(t, "mesh")
+	whole := versions(t, in)
+	in.Config.PodRanges, in.Config.ServiceRanges = append(in.Config.PodRanges, "10.1"), append(in.Config.ServiceRanges, "10.2")
+	node, cidr := in.Nodes[0].DeepCopy(), in.ServiceCIDRs[0].DeepCopy()
+	node.Name, node.Spec.PodCIDRs = "odd", []string{"10.3"}
+	cidr.Name, cidr.Spec.CIDRs = "odd", []string{"10.4"}
+	in.Nodes, in.ServiceCIDRs = append(in.Nodes, node), append(in.ServiceCIDRs, cidr)
+
+	result, err := Translate(in)
+	for _, want := range []string{
+		`pod range of the configuration: netip.ParsePrefix("10.1")`, `service range of the configuration: netip.ParsePrefix("10.2")`,
+		`pod range of node odd: netip.ParsePrefix("10.3")`, `service range of ServiceCIDR odd: netip.ParsePrefix("10.4")`,
+	} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v does not say %s", err, want)
+		}
+	}
+	if diff := cmp.Diff(whole, versionsOf(result.Resources)); diff != "" {
+		t.Errorf("the others changed:\n%s", diff)
+	}
+}
+
 func BenchmarkTranslate(b *testing.B) {
 	const pods, perService = 10_000, 20
 	in := Input{Config: config, Captured: captured{}}

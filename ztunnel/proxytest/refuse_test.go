@@ -14,6 +14,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/ambit-mesh/ambit/api/mesh"
 	api "github.com/ambit-mesh/ambit/api/workload"
 	"github.com/ambit-mesh/ambit/internal/conns"
 	"github.com/ambit-mesh/ambit/internal/hbone"
@@ -252,6 +253,34 @@ func TestUnknownServiceIsAskedFor(t *testing.T) {
 			t.Errorf("dialed %v", dialed)
 		}
 	})
+	// What is there is not of the mesh then, for all that anybody knows: a strict source does not go there.
+	for _, mode := range []mesh.MutualTLS_Mode{mesh.MutualTLS_STRICT, mesh.MutualTLS_PERMISSIVE} {
+		t.Run("it is not, and the source is "+mode.String(), func(t *testing.T) {
+			m := New(t)
+			addAddress(t, vip.String())
+			l := listen(m, netip.AddrPortFrom(vip, AppPort).String())
+			go func() {
+				for c, err := l.Accept(); err == nil; c, err = l.Accept() {
+					io.WriteString(c, "plaintext")
+					c.Close()
+				}
+			}()
+			client := m.Pod("client")
+			client.mutualTLS(t, &mesh.MutualTLS{Mode: mode})
+			client.StartOutbound()
+			if mode == mesh.MutualTLS_PERMISSIVE {
+				hear(t, client.Connect(vip), "plaintext")
+				return
+			}
+			client.Refused(vip)
+			if line := m.Access(1)[0]; line["reason"] != "StrictUnknown" {
+				t.Errorf("logged %v", line)
+			}
+			if dialed := client.Capture.Dialed(); len(dialed) > 0 {
+				t.Errorf("dialed %v", dialed)
+			}
+		})
+	}
 }
 
 // A service's own identities are accepted besides its endpoints'.
