@@ -42,6 +42,10 @@ func TestTheControllerMayBeDown(t *testing.T) {
 	// Nor whose a Service is that comes now: in plaintext the node's own rules would lead to a pod.
 	p.in("expose", "pod", "server", "--name=newcomer", "--port=8080")
 	vip := p.in("get", "service", "newcomer", "-o", "jsonpath={.spec.clusterIP}")
+	p.eventually("they do", func() error {
+		_, err := p.bed.Run(t.Context(), "cluster", "exec", "n1", "timeout", "2", "bash", "-c", "exec 3<>/dev/tcp/"+vip+"/8080")
+		return err
+	})
 	for _, packet := range p.opened(func() {
 		if out, err := p.tool("client", "get", "-timeout", "5s", fmt.Sprintf("http://%s:8080/whoami", vip)); err == nil {
 			t.Errorf("a Service that nobody vouches for answers: %s", out)

@@ -40,52 +40,42 @@ func (p *place) plain() {
 	}
 }
 
-// Whatever way Ambit goes, pods go on with plain networking, nothing is left on
-// the nodes, and it can come back.
-func TestUninstallLeavesPlainNetworking(t *testing.T) {
-	for _, c := range []struct {
-		name  string
-		first func(*place)
-	}{
-		{"as it should be", func(*place) {}},
-		{"after somebody deleted the namespace", func(p *place) {
-			p.kubectl("delete", "namespace", "ambit-system", "--wait")
-		}},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			p := enrolledPair(t, "e2e-uninstall")
-			t.Cleanup(func() {
-				if err := install(); err != nil {
-					t.Errorf("install again: %v", err)
-				}
-			})
-			c.first(p)
-			out, err := p.bed.Run(t.Context(), "ambit", "uninstall", "--yes")
-			if err != nil {
-				t.Fatal(err)
-			}
-			if !strings.Contains(out, "clean every node") {
-				t.Errorf("it does not say what it does:\n%s", out)
-			}
-			p.clean()
-			p.plain()
-			if err := install(); err != nil {
-				t.Fatal(err)
-			}
-			p.captured("client", "server")
-			p.assertTunnelled(func() { p.answers("client", "http://server:8080/whoami") })
-		})
+// plainAndBack fails unless pods go on with plain networking, nothing is left on the nodes, and Ambit can come back.
+func (p *place) plainAndBack() {
+	p.Helper()
+	p.clean()
+	p.plain()
+	if err := install(); err != nil {
+		p.Fatal(err)
 	}
+	p.captured("client", "server")
+	p.assertTunnelled(func() { p.answers("client", "http://server:8080/whoami") })
 }
 
-// The mesh goes while applications ask all the time, and not one new connection fails: neither between pods that take plaintext,
-// nor behind a waypoint, where clients are led past it first, nor between pods that refuse plaintext, which take it first.
-func TestUninstallUnderLoadFailsNoNewConnection(t *testing.T) {
+// comesBack has Ambit there for the next test, whatever becomes of this one.
+func comesBack(t *testing.T) {
 	t.Cleanup(func() {
 		if err := install(); err != nil {
 			t.Errorf("install again: %v", err)
 		}
 	})
+}
+
+// Also where nobody is left to do it in order.
+func TestUninstallAfterSomebodyDeletedTheNamespace(t *testing.T) {
+	p := enrolledPair(t, "e2e-uninstall")
+	comesBack(t)
+	p.kubectl("delete", "namespace", "ambit-system", "--wait")
+	if _, err := p.bed.Run(t.Context(), "ambit", "uninstall", "--yes"); err != nil {
+		t.Fatal(err)
+	}
+	p.plainAndBack()
+}
+
+// The mesh goes while applications ask all the time, and not one new connection fails: neither between pods that take plaintext,
+// nor behind a waypoint, where clients are led past it first, nor between pods that refuse plaintext, which take it first.
+func TestUninstallUnderLoadFailsNoNewConnection(t *testing.T) {
+	comesBack(t)
 	shop := newPlace(t, "e2e-farewell")
 	shop.shop()
 	shop.enrol(shop.pods()...)
@@ -104,8 +94,10 @@ func TestUninstallUnderLoadFailsNoNewConnection(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(out, "lead clients past waypoints") {
-		t.Errorf("it does not say what it does:\n%s", out)
+	for _, step := range []string{"lead clients past waypoints", "clean every node"} {
+		if !strings.Contains(out, step) {
+			t.Errorf("it does not say that it does %q:\n%s", step, out)
+		}
 	}
 	for _, l := range loads {
 		l.flawless("while Ambit is removed", l.end("while Ambit is removed"))
@@ -125,6 +117,7 @@ func TestUninstallUnderLoadFailsNoNewConnection(t *testing.T) {
 			t.Errorf("left: %s", out)
 		}
 	}
+	refusing.plainAndBack()
 }
 
 // strict has a pair of pods of two nodes that refuse plaintext.

@@ -85,7 +85,10 @@ func balanced(mode api.LoadBalancing_Mode, scopes ...api.LoadBalancing_Scope) fu
 	return func(s *api.Service) { s.LoadBalancing = &api.LoadBalancing{Mode: mode, RoutingPreference: scopes} }
 }
 
-var config = &mesh.Config{TrustDomain: "cluster.local", ClusterId: "Kubernetes", PodRanges: []string{"10.244.0.0/16", "fd00:10::/64"}, ServiceRanges: []string{"10.96.0.0/12", "fd00:96::/112"}}
+var config = &mesh.Config{
+	TrustDomain: "cluster.local", ClusterId: "Kubernetes",
+	PodRanges: []string{"10.244.0.0/16", "fd00:10::/64"}, ServiceRanges: []string{"10.96.0.0/16", "fd00:96::/112"},
+}
 
 // first picks the first endpoint, last the last one.
 func first(uint64) uint64  { return 0 }
@@ -269,6 +272,11 @@ func TestDecide(t *testing.T) {
 			"Plaintext 172.30.0.2:30080"},
 		{"unknown address among the pods'", nil, "10.244.9.9:8080", "Ask 10.244.9.9:8080"},
 		{"unknown address among the pods', IPv6", nil, "[fd00:10::9:9]:8080", "Ask [fd00:10::9:9]:8080"},
+		{"unknown address among the Services'", nil, "10.96.0.10:80", "Ask 10.96.0.10:80"},
+		{"unknown address among the Services', IPv6", nil, "[fd00:96::10]:80", "Ask [fd00:96::10]:80"},
+		{"unknown address among the Services', as another one is known",
+			[]proto.Message{service("cart", clusterIPs), pod("cart", "n1", "1.7", serves(cart))}, "10.96.0.11:80", "Ask 10.96.0.11:80"},
+		{"an unknown load balancer's address", nil, "192.0.2.10:80", "Plaintext 192.0.2.10:80"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -298,27 +306,29 @@ func TestUnknownSourceIsRefused(t *testing.T) {
 func TestAfterTheControllerWasAsked(t *testing.T) {
 	store := workloadtest.Store(t, config, pod("web", "n1", "1.1"))
 	web, _ := store.Snapshot().WorkloadByUID(uid("web"))
-	r := route.Request{Source: web, Destination: netip.MustParseAddrPort("10.244.9.9:8080"), Asked: true}
-	if got := say(route.Decide(r, store.Snapshot(), first)); got != "Plaintext 10.244.9.9:8080" {
-		t.Errorf("controller knows nothing: %s", got)
-	}
-	workloadtest.Apply(t, store, pod("new", "n1", "9.9"))
-	if got := say(route.Decide(r, store.Snapshot(), first)); got != "Local 10.244.9.9:8080" {
-		t.Errorf("it became known meanwhile: %s", got)
+	for to, found := range map[string]string{"10.244.9.9:8080": "Local 10.244.9.9:8080", "10.96.0.10:80": "Local 10.244.9.9:8080"} {
+		r := route.Request{Source: web, Destination: netip.MustParseAddrPort(to), Asked: true}
+		if got := say(route.Decide(r, store.Snapshot(), first)); got != "Plaintext "+to {
+			t.Errorf("controller knows nothing: %s", got)
+		}
+		after := workloadtest.Store(t, config, pod("web", "n1", "1.1"), service("cart", []string{"10.96.0.10"}), pod("new", "n1", "9.9", serves(cart)))
+		if got := say(route.Decide(r, after.Snapshot(), first)); got != found {
+			t.Errorf("it became known meanwhile: %s", got)
+		}
 	}
 }
 
-// With a partial snapshot any address may be one of the mesh, a service's too.
+// With a partial snapshot any address may be one of the mesh, an external one too.
 func TestPartialSnapshotAsksForEverything(t *testing.T) {
 	store := workloadtest.Store(t, config, pod("web", "n1", "1.1"))
 	store.SetPartial()
 	web, _ := store.Snapshot().WorkloadByUID(uid("web"))
-	r := route.Request{Source: web, Destination: netip.MustParseAddrPort("10.96.0.10:80")}
-	if got := say(route.Decide(r, store.Snapshot(), first)); got != "Ask 10.96.0.10:80" {
+	r := route.Request{Source: web, Destination: netip.MustParseAddrPort("192.0.2.10:80")}
+	if got := say(route.Decide(r, store.Snapshot(), first)); got != "Ask 192.0.2.10:80" {
 		t.Errorf("not asked: %s", got)
 	}
 	r.Asked = true
-	if got := say(route.Decide(r, store.Snapshot(), first)); got != "Plaintext 10.96.0.10:80" {
+	if got := say(route.Decide(r, store.Snapshot(), first)); got != "Plaintext 192.0.2.10:80" {
 		t.Errorf("asked: %s", got)
 	}
 }
