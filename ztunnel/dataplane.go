@@ -67,6 +67,8 @@ type dataplane struct {
 	netNSDir    string        // where the container runtime keeps pods' namespaces
 	// onNode returns the namespaces of this node's pods; false until each of them was captured, or noted as left alone, or could not be.
 	onNode func() (namespaces []string, known bool)
+	// settled is closed once what was there when the process began is captured, or could not be.
+	settled func() <-chan struct{}
 	// started and startedEgress have an element when a pod was captured, for
 	// followStrictness and for followEgress.
 	started, startedEgress chan struct{}
@@ -84,6 +86,7 @@ type dataplane struct {
 	// Guarded by mu.
 	mu       sync.Mutex
 	captures map[string]*capture // by the workload's uid
+	another  chan struct{}       // closed, and made anew, when one is added
 	unheld   error               // why a pod's connections are not held
 }
 
@@ -167,6 +170,8 @@ func (d *dataplane) serve(target pods.Target, id spiffe.ID, netns *podns.NetNS, 
 	ctx, c.stop = context.WithCancel(context.Background())
 	d.mu.Lock()
 	d.captures[c.uid] = c
+	close(d.another)
+	d.another = make(chan struct{})
 	d.mu.Unlock()
 	d.signalStarted()
 	go c.run(ctx)
@@ -294,13 +299,36 @@ func (d *dataplane) Forget(uid string) error {
 	return opened.Forget(uid)
 }
 
+// captureOf finds a pod of this node that has an address. While this process captures what was there when it began, as where it
+// takes over from another, it waits for the pod.
+func (d *dataplane) captureOf(ctx context.Context, target *workload.Workload, ip netip.Addr) (*capture, error) {
+	for {
+		settled := closed(d.settled())
+		d.mu.Lock()
+		c, ok := d.captures[target.UID]
+		another := d.another
+		d.mu.Unlock()
+		if ok && slices.Contains(c.ips, ip) {
+			return c, nil
+		}
+		err := fmt.Errorf("pod %s/%s is not captured on this node", target.Namespace, target.Name)
+		if settled {
+			return nil, err
+		}
+		select {
+		case <-another:
+		case <-d.settled():
+		case <-ctx.Done():
+			return nil, errors.Join(err, ctx.Err())
+		}
+	}
+}
+
 // Deliver hands a connection to the inbound side of a pod of this node.
 func (d *dataplane) Deliver(ctx context.Context, target *workload.Workload, src outbound.LocalSource, dst netip.AddrPort) (outbound.LocalConn, error) {
-	d.mu.Lock()
-	c, ok := d.captures[target.UID]
-	d.mu.Unlock()
-	if !ok || !slices.Contains(c.ips, dst.Addr()) {
-		return nil, fmt.Errorf("pod %s/%s is not captured on this node", target.Namespace, target.Name)
+	c, err := d.captureOf(ctx, target, dst.Addr())
+	if err != nil {
+		return nil, err
 	}
 	conn, err := c.inbound.Local(ctx, src.Workload, src.Client, dst)
 	if err != nil {

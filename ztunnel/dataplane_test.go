@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -47,6 +48,7 @@ type bed struct {
 	made    int // pods of paths
 
 	resolvers []netip.AddrPort // of the node
+	settling  chan struct{}    // closed unless a test says otherwise
 	state     string           // folder
 	*dataplane
 }
@@ -64,6 +66,8 @@ func newBed(t testing.TB) *bed {
 			t.Error(err)
 		}
 	})
+	b.settling = make(chan struct{})
+	close(b.settling)
 	b.startProcess()
 	return b
 }
@@ -109,7 +113,7 @@ func (b *bed) startProcess() {
 		endpoints: endpoints.New(endpoints.Config{Logger: logger, Registerer: prometheus.NewRegistry()}),
 		resolver:  dns.NewResolver(func() []netip.AddrPort { return b.resolvers }, dnsMetrics), dnsMetrics: dnsMetrics, egress: egress.NewMetrics(prometheus.NewRegistry()), names: readNames(filepath.Join(b.state, "names.json"), logger),
 		pools: pool.NewMetrics(prometheus.NewRegistry()), policy: everybody{}, quotas: accept.NewQuotas(accept.Limits{}), shares: quota.NewShares(1 << 20),
-		synced: func() bool { return true }, onNode: func() ([]string, bool) { return nil, true }, started: make(chan struct{}, 1), startedEgress: make(chan struct{}, 1), logger: logger, captures: map[string]*capture{},
+		synced: func() bool { return true }, onNode: func() ([]string, bool) { return nil, true }, settled: func() <-chan struct{} { return b.settling }, started: make(chan struct{}, 1), startedEgress: make(chan struct{}, 1), logger: logger, captures: map[string]*capture{}, another: make(chan struct{}),
 	}
 }
 
@@ -160,6 +164,48 @@ func TestARunningPodWaitsForItsCertificate(t *testing.T) {
 		if err := conn.Echo("hello"); err == nil {
 			t.Error("captured without a certificate, and yet its connection was carried")
 		}
+	}
+}
+
+// A process that takes over has one pod of the node captured already, and not yet another that it connects to: the connection waits
+// for that, and not for what is not there once all are captured.
+func TestConnectionWithinANodeThatIsTakenOverWaits(t *testing.T) {
+	b := newBed(t)
+	web, cart, gone := b.network.Node("a").Pod("web"), b.network.Node("a").Pod("cart"), b.network.Node("a").Pod("gone")
+	cart.Start().Listen("[::]:8080")
+	client := web.Start()
+	b.settling = make(chan struct{})
+	b.capture(web)
+	for _, pod := range []*netnstest.Pod{web, cart, gone} {
+		b.publish(pod, api.TunnelProtocol_HBONE)
+	}
+	dial := func(to *netnstest.Pod) <-chan error {
+		done := make(chan error, 1)
+		go func() {
+			_, err := client.DialWith(netip.AddrPortFrom(to.IPv4, 8080), netnstest.DialOptions{Timeout: 20 * time.Second})
+			done <- err
+		}()
+		return done
+	}
+	waits := func(what string, done <-chan error) {
+		t.Helper()
+		select {
+		case err := <-done:
+			t.Fatalf("%s: did not wait: %v", what, err)
+		case <-time.After(300 * time.Millisecond):
+		}
+	}
+	toCart := dial(cart)
+	waits("cart", toCart)
+	b.capture(cart)
+	if err := <-toCart; err != nil {
+		t.Errorf("once it is captured: %v", err)
+	}
+	toGone := dial(gone)
+	waits("gone", toGone)
+	close(b.settling)
+	if err := <-toGone; !errors.Is(err, syscall.EHOSTUNREACH) {
+		t.Errorf("once all are captured: %v, want no route to host", err)
 	}
 }
 

@@ -184,8 +184,8 @@ func (z *ztunnel) composePods() error {
 		certs: z.certs, store: z.store, feed: z.feed, conns: z.conns, relay: z.relay, endpoints: z.endpoints, pools: pool.NewMetrics(z.metrics.Registry),
 		resolver: dns.NewResolver(z.resolvers.Servers, dnsMetrics), dnsMetrics: dnsMetrics, egress: egress.NewMetrics(z.metrics.Registry), names: readNames(s.names(), z.logger),
 		policy: z.policy, grace: s.StrictGrace, synced: func() bool { return closed(z.feed.Synced()) }, netNSDir: s.NetNSDir,
-		onNode: func() ([]string, bool) { return z.pods.Namespaces(), closed(z.pods.Ready()) }, started: make(chan struct{}, 1), startedEgress: make(chan struct{}, 1),
-		quotas: accept.NewQuotas(s.Limits), shares: z.shares(), logger: z.logger, captures: make(map[string]*capture),
+		onNode: func() ([]string, bool) { return z.pods.Namespaces(), closed(z.pods.Ready()) }, settled: func() <-chan struct{} { return z.pods.Ready() }, started: make(chan struct{}, 1), startedEgress: make(chan struct{}, 1),
+		quotas: accept.NewQuotas(s.Limits), shares: z.shares(), logger: z.logger, captures: make(map[string]*capture), another: make(chan struct{}),
 		tunnelled: tunnelled{most: bpf.MaxTunnelled},
 	}
 	z.pods = pods.New(pods.Config{
