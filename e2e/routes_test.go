@@ -313,7 +313,8 @@ var routeCases = []routeCase{
 		check: func(t *testing.T, r *routing) {
 			const n = 60
 			p := r.of(t)
-			p.apply(p.endpoint("refusing", "one", 8080) + p.endpoint("refusing", "two", 7999) + p.endpoint("resetting", "one", 8080) + p.endpoint("resetting", "broken-off", 7003))
+			// The good ones last: where these answer, the others are known.
+			p.apply(p.endpoint("refusing", "two", 7999) + p.endpoint("resetting", "broken-off", 7003) + p.endpoint("refusing", "one", 8080) + p.endpoint("resetting", "one", 8080))
 			for _, path := range []string{"/refusing", "/resetting/again"} {
 				r.client.steps(t, on(getting(url("healthy", path)), by("one")))
 				for _, answer := range r.client.many(n, getting(url("healthy", path))) {
