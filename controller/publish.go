@@ -125,13 +125,15 @@ func (p *publisher) publish() {
 	p.enrolled = status.Enrolled(objects.Pods, objects.Namespaces, p.config.SystemNamespace, p.enrolled, began)
 	leaving, disagreed := agree(objects, captured, p.enrolled, p.config.SystemNamespace)
 	result, err := translate.Translate(translate.Input{
-		Pods: objects.Pods, Services: objects.Services, Slices: objects.Slices, Nodes: objects.Nodes, Namespaces: objects.Namespaces, ServiceCIDRs: objects.ServiceCIDRs,
+		Pods: objects.Pods, Services: objects.Services, Slices: objects.Slices, Nodes: objects.Nodes, Namespaces: objects.Namespaces,
+		ServiceCIDRs:        objects.ServiceCIDRs,
 		PeerAuthentications: objects.PeerAuthentications, AuthorizationPolicies: objects.AuthorizationPolicies,
 		EgressPolicies: objects.EgressPolicies, RequestAuthentications: objects.RequestAuthentications,
 		Gateways: objects.Gateways,
 		Bindings: p.bindings,
 		Routes:   translate.Routes{HTTP: objects.HTTPRoutes, GRPC: objects.GRPCRoutes, TLS: objects.TLSRoutes, TCP: objects.TCPRoutes},
-		Captured: captured, Enrolled: p.enrolled, Leaving: leaving, Roots: trust.Roots, Retiring: trust.Retiring, Revoked: p.revoked(), Config: p.config,
+		Captured: captured, Enrolled: p.enrolled, Leaving: leaving,
+		Roots: trust.Roots, Retiring: trust.Retiring, Revoked: p.revoked(), Config: p.config,
 	})
 	p.complain(err)
 	publication := p.server.Publish(result.Resources)

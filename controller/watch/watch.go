@@ -91,7 +91,7 @@ func New(client kubernetes.Interface, from Policies, gateways GatewayAPI, change
 		slices:       slices.Lister(),
 		nodes:        core.Nodes().Lister(),
 		namespaces:   core.Namespaces().Lister(),
-		serviceCIDRs: cache.NewSharedIndexInformer(Optionally(client.NetworkingV1().ServiceCIDRs(), func() runtime.Object { return &networkingv1.ServiceCIDRList{} }), &networkingv1.ServiceCIDR{}, 0, cache.Indexers{}),
+		serviceCIDRs: serviceCIDRs(client),
 		policies:     policies,
 		gatewayAPI:   gatewayAPI,
 	}
@@ -122,6 +122,12 @@ func New(client kubernetes.Interface, from Policies, gateways GatewayAPI, change
 		}
 	}
 	return s, nil
+}
+
+// serviceCIDRs of a cluster that may not know any.
+func serviceCIDRs(client kubernetes.Interface) cache.SharedIndexInformer {
+	source := Optionally(client.NetworkingV1().ServiceCIDRs(), func() runtime.Object { return &networkingv1.ServiceCIDRList{} })
+	return cache.NewSharedIndexInformer(source, &networkingv1.ServiceCIDR{}, 0, cache.Indexers{})
 }
 
 // sameContent tells whether an update changed nothing that is kept: nodes and

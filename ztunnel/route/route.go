@@ -162,11 +162,12 @@ func decide(r Request, snapshot *workload.Snapshot, pick balance.Picker) (Upstre
 	if !snapshot.Configured() {
 		return Upstream{}, refuse(NotConfigured, "whether %s is outside the mesh is not known yet", dst.Addr())
 	}
-	clusters := snapshot.InPodRange(dst.Addr()) || snapshot.InServiceRange(dst.Addr())
-	if !r.Asked && (snapshot.Partial() || clusters) {
+	// An address that the cluster gives to pods or Services.
+	ofCluster := snapshot.InPodRange(dst.Addr()) || snapshot.InServiceRange(dst.Addr())
+	if !r.Asked && (snapshot.Partial() || ofCluster) {
 		return Upstream{Kind: Ask, Address: dst}, nil
 	}
-	if strict(r.Source, snapshot) && clusters {
+	if strict(r.Source, snapshot) && ofCluster {
 		return Upstream{}, refuse(StrictUnknown, "%s is an address of a pod or a Service, nobody knows of which, and the source is strict", dst.Addr())
 	}
 	return Upstream{Kind: Plaintext, Address: dst}, nil
